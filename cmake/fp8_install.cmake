@@ -1,0 +1,1 @@
+# Placeholder until the libraries are whole: install rules, package config and pkg-config files.

@@ -1,0 +1,35 @@
+/* core/device_impl.h - private: what a device and an event are, shared by device.c and its CUDA half. */
+#ifndef FP8_CORE_DEVICE_IMPL_H
+#define FP8_CORE_DEVICE_IMPL_H
+#include "core/device.h"
+
+struct fp8_device {
+    fp8_place place;
+    int32_t index, capability;
+    fp8_pool *pool;
+    fp8_stream stream;
+    char name[256];
+};
+
+struct fp8_event {
+    fp8_device *device;
+    void *handle; /* cudaEvent_t */
+};
+
+/* The CUDA half (device_cuda.c); in a build without CUDA these are not there and not called. */
+int32_t fp8_cuda_count(const char **why); /* usable devices; 0 and why none */
+fp8_status fp8_cuda_open(fp8_device *d, int32_t index);
+void fp8_cuda_close(fp8_device *d);
+fp8_status fp8_cuda_alloc(fp8_device *d, void **out, size_t bytes);
+void fp8_cuda_free(fp8_device *d, void *p);
+fp8_status fp8_cuda_alloc_host(fp8_device *d, void **out, size_t bytes);
+void fp8_cuda_free_host(fp8_device *d, void *p);
+typedef enum fp8_copy_kind { FP8_COPY_UP, FP8_COPY_DOWN, FP8_COPY_DOWN_ASYNC, FP8_COPY_ON } fp8_copy_kind;
+fp8_status fp8_cuda_copy(fp8_device *d, void *dst, const void *src, size_t bytes, fp8_copy_kind kind);
+fp8_status fp8_cuda_fill(fp8_device *d, void *dst, int byte, size_t bytes);
+fp8_status fp8_cuda_sync(fp8_device *d);
+fp8_status fp8_cuda_event_create(fp8_event *e);
+fp8_status fp8_cuda_event_record(fp8_event *e);
+fp8_status fp8_cuda_event_wait(fp8_event *e);
+void fp8_cuda_event_destroy(fp8_event *e);
+#endif

@@ -1,0 +1,80 @@
+/* formats/config.h - config.json of a decoder model, transformers v4 and v5 dialects, as plain
+ * facts; and the textual insertion of quantization_config. */
+#ifndef FP8_FORMATS_CONFIG_H
+#define FP8_FORMATS_CONFIG_H
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/status.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* model_type -> architecture. Any other model_type is FP8_EUNSUPPORTED by name. */
+typedef enum fp8_arch {
+    FP8_ARCH_LLAMA,
+    FP8_ARCH_MISTRAL,
+    FP8_ARCH_QWEN2,
+    FP8_ARCH_QWEN3,
+    FP8_ARCH_GEMMA,
+    FP8_ARCH_GPT2
+} fp8_arch;
+
+typedef enum fp8_activation {
+    FP8_ACT_SILU,
+    FP8_ACT_GELU_TANH, /* gelu_new, gelu_pytorch_tanh, and Gemma's "gelu" of old configs */
+    FP8_ACT_GELU_ERF,
+    FP8_ACT_RELU
+} fp8_activation;
+
+typedef enum fp8_rope_type { FP8_ROPE_NONE, FP8_ROPE_DEFAULT, FP8_ROPE_LINEAR, FP8_ROPE_LLAMA3 } fp8_rope_type;
+
+typedef struct fp8_rope_config {
+    fp8_rope_type type;
+    double theta;
+    double factor;           /* LINEAR, LLAMA3 */
+    double low_freq_factor;  /* LLAMA3 */
+    double high_freq_factor; /* LLAMA3 */
+    int64_t original_max_position;
+} fp8_rope_config;
+
+enum { FP8_MAX_EOS = 16, FP8_MAX_LAYERS = 1024 };
+
+typedef struct fp8_model_config {
+    fp8_arch arch;
+    char model_type[32];
+    int64_t hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, head_dim;
+    int64_t vocab_size, max_position;
+    double norm_eps;
+    fp8_activation act;
+    fp8_rope_config rope;
+    int qkv_bias, o_bias, mlp_bias; /* biases the architecture's Linears carry */
+    int qk_norm;                    /* RMSNorm of each head's q and k before RoPE */
+    int tie_embeddings;
+    int64_t layer_window[FP8_MAX_LAYERS]; /* keys each query sees, itself included; 0 = all */
+    int64_t bos_id;                       /* -1: none */
+    int64_t eos_ids[FP8_MAX_EOS];
+    int32_t num_eos;
+    int has_quantization; /* a quantization_config key is there: formats/dialect.h reads it */
+} fp8_model_config;
+
+/* Parses and checks: every size positive and below 2^31, num_heads a multiple of num_kv_heads,
+ * head_dim even where RoPE is used ... `name` is for messages. FP8_EFORMAT, FP8_EUNSUPPORTED
+ * (architecture, activation, RoPE type: by name). */
+FP8_NODISCARD fp8_status fp8_config_parse(fp8_model_config *out, const char *name,
+                                          const char *json, size_t len);
+
+/* config.json beside a checkpoint (a folder path). FP8_ENOTFOUND when there is none. */
+FP8_NODISCARD fp8_status fp8_config_load(fp8_model_config *out, const char *folder);
+
+/* *out = json with `value` (JSON text) as top-level key "quantization_config": replaced when there,
+ * else put in before the closing brace, indented as the file is; every other byte stays. free(). */
+FP8_NODISCARD fp8_status fp8_config_insert(char **out, size_t *out_len, const char *name,
+                                           const char *json, size_t len, const char *value);
+
+const char *fp8_arch_name(fp8_arch a);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

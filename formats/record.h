@@ -1,0 +1,46 @@
+/* formats/record.h - the calibration record: the whole amax history with what made it, as a
+ * safetensors file, so that other scales can be derived and a run resumed. */
+#ifndef FP8_FORMATS_RECORD_H
+#define FP8_FORMATS_RECORD_H
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/status.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* On disk: for each point P two F32 [steps] tensors, `P.amax_history` and
+ * `P.amax_history_without_first`, one U32 [steps] `P.nonfinite`; I64 [steps] `tokens`; U8 [n]
+ * `recipe` (JSON text). __metadata__: format "fp8calib.record", version, source_bytes,
+ * source_mtime, source_crc32, steps_done, steps_total. */
+typedef struct fp8_record {
+    char **points; /* names: "model.layers.0.self_attn.q_proj.input", "...self_attn.k" ... */
+    int64_t num_points;
+    int64_t steps, steps_total; /* rows that are done; rows the run is to have */
+    float *amax;                /* [num_points][steps_total] */
+    float *amax_without_first;  /* likewise: rows that begin a sequence left out */
+    uint32_t *nonfinite;        /* likewise */
+    int64_t *tokens;            /* [steps_total] */
+    uint64_t source_bytes;
+    int64_t source_mtime; /* seconds */
+    uint32_t source_crc32;
+    char *recipe; /* JSON text of every choice that makes the history: compared on resume */
+} fp8_record;
+
+/* Allocates for num_points x steps_total, zeroed; names are copied. */
+FP8_NODISCARD fp8_status fp8_record_create(fp8_record **out, const char *const *points,
+                                           int64_t num_points, int64_t steps_total,
+                                           const char *recipe);
+void fp8_record_destroy(fp8_record *r);
+FP8_NODISCARD fp8_status fp8_record_save(const fp8_record *r, const char *path); /* whole or not */
+/* Checks shapes, that histories are finite or +Inf and >= 0, steps <= steps_total. FP8_EFORMAT. */
+FP8_NODISCARD fp8_status fp8_record_load(fp8_record **out, const char *path);
+/* FP8_EDATA with one line when `old` is of another source or recipe than `now`. */
+FP8_NODISCARD fp8_status fp8_record_check(const fp8_record *old, const fp8_record *now,
+                                          const char *path);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
