@@ -1,1 +1,0 @@
-# Placeholder until the libraries are whole: install rules, package config and pkg-config files.
