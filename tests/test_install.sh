@@ -1,0 +1,44 @@
+# The installed tree is enough for a stranger's program: examples/fp8_forward.c builds against it
+# through pkg-config and through CMake, as C and (headers) as C++, and runs on an FP8 checkpoint.
+set -eu
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+[ "$FP8_SANITIZED" = 1 ] && { echo "skipped: a sanitized library needs a sanitized program"; exit 77; }
+cmake --install "$FP8_BINARY_DIR" --prefix "$work/usr" >"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+lib=$(dirname "$(find "$work/usr" -name fp8rt.pc)")/..
+export PKG_CONFIG_PATH=$lib/pkgconfig LD_LIBRARY_PATH=$lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+
+"$work/usr/bin/fp8calib" run "$FP8_SOURCE_DIR/examples/sample-model" -o "$work/model-FP8" \
+    --device cpu --samples 4 --seq 64 --no-eval --quiet >/dev/null
+example=$FP8_SOURCE_DIR/examples/fp8_forward.c
+
+if command -v pkg-config >/dev/null; then
+    cc -std=c11 -Wall -Werror "$example" -o "$work/by-pkg-config" $(pkg-config --cflags --libs fp8rt)
+    "$work/by-pkg-config" "$work/model-FP8" model.layers.0.mlp.up_proj
+else
+    echo "pkg-config is not installed: that half is left out"
+fi
+
+mkdir "$work/project"
+cat >"$work/project/CMakeLists.txt" <<EOF
+cmake_minimum_required(VERSION 3.25)
+project(stranger C)
+find_package(fp8calib 0.1 REQUIRED COMPONENTS rt calib)
+add_executable(stranger $example)
+target_link_libraries(stranger PRIVATE fp8calib::rt)
+EOF
+cmake -S "$work/project" -B "$work/project/b" -DCMAKE_PREFIX_PATH="$work/usr" >"$work/log" 2>&1 &&
+    cmake --build "$work/project/b" >>"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+"$work/project/b/stranger" "$work/model-FP8" model.layers.0.mlp.up_proj
+
+# What the library does not have is said in one line, with status 1.
+if "$work/project/b/stranger" "$work/model-FP8" model.embed_tokens 2>"$work/err"; then exit 1; fi
+grep -q 'is no FP8 Linear' "$work/err"
+
+for header in "$work"/usr/include/fp8/*.h; do
+    name=$(basename "$header")
+    echo "#include <fp8/$name>" | cc -std=c11 -Wall -Werror -I"$work/usr/include" -x c -fsyntax-only -
+    if command -v c++ >/dev/null; then
+        echo "#include <fp8/$name>" | c++ -Wall -Werror -I"$work/usr/include" -x c++ -fsyntax-only -
+    fi
+done
