@@ -9,7 +9,8 @@
 extern "C" {
 #endif
 
-/* A read-only mapping of a regular file. An empty file maps to a valid pointer and 0 bytes. */
+/* A read-only mapping of a regular file. An empty file maps to a valid pointer and 0 bytes. As with
+ * every mapping, a file that someone shortens meanwhile faults where it is read. */
 typedef struct fp8_file {
     const unsigned char *data;
     size_t bytes;
@@ -22,7 +23,8 @@ void fp8_file_unmap(fp8_file *f); /* back to {0}; {0} is fine */
 /* Writes bytes to a sibling temporary file, fsync, rename: `path` is replaced whole or left. */
 FP8_NODISCARD fp8_status fp8_file_write(const char *path, const void *data, size_t bytes);
 
-/* "dir/name" into an allocated string (free()); dir "" or NULL gives a copy of name. NULL: memory. */
+/* "dir/name" into an allocated string (free()); dir "" or NULL gives a copy of name. NULL: no
+ * memory. */
 char *fp8_path_join(const char *dir, const char *name);
 int fp8_path_is_dir(const char *path);
 int fp8_path_exists(const char *path);

@@ -24,7 +24,7 @@ typedef enum fp8_json_type {
     FP8_JSON_STRING,
     FP8_JSON_INT,  /* no fraction, no exponent, fits int64: i64, f64 */
     FP8_JSON_UINT, /* likewise, above INT64_MAX, fits uint64: u64, f64 */
-    FP8_JSON_REAL, /* every other number: f64 (may be out of integer range; never NaN) */
+    FP8_JSON_REAL, /* every other number: f64, finite (what overflows a double is refused) */
     FP8_JSON_TRUE,
     FP8_JSON_FALSE,
     FP8_JSON_NULL
@@ -32,7 +32,7 @@ typedef enum fp8_json_type {
 
 typedef struct fp8_json_event {
     fp8_json_type type;
-    const char *text; /* KEY, STRING: unescaped bytes, NUL-terminated as well; until the next call */
+    const char *text; /* KEY, STRING: unescaped, NUL-terminated as well; until the next call */
     size_t len;
     int64_t i64;
     uint64_t u64;
