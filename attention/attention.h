@@ -40,17 +40,17 @@ typedef struct fp8_attention_options {
     fp8_dtype q_dtype, kv_dtype; /* dtype, or E4M3 with descales at run time */
     int quantize_p;    /* 1: P is rounded to E4M3 with a 2^8 offset before P V, as FP8 kernels do */
     int uniform;       /* 1: a promise that all lengths are max_q and max_kv, packed without gaps */
-    fp8_attention_backend backend; /* AUTO, or one that must serve (FP8_EUNSUPPORTED says why not) */
+    fp8_attention_backend backend; /* AUTO, or one that must serve (else FP8_EUNSUPPORTED) */
 } fp8_attention_options;
 
 /* Packed (thd) operands. Token t of sequence s is row starts[s] + t. */
 typedef struct fp8_attention_io {
-    void *o;                   /* [total_q, num_heads, d_v], row stride o_stride elements */
-    const void *q, *k, *v;     /* [total_q, num_heads, d_qk], [total_kv, num_kv_heads, d_qk | d_v] */
+    void *o;               /* [total_q, num_heads, d_v], row stride o_stride elements */
+    const void *q, *k, *v; /* [total_q, num_heads, d_qk], [total_kv, num_kv_heads, d_qk | d_v] */
     int64_t o_stride, q_stride, k_stride, v_stride; /* elements between tokens */
     const int32_t *q_starts, *kv_starts; /* [num_seqs + 1], place of the device */
     int64_t total_q, total_kv;           /* rows that may be read or written */
-    const float *q_descale, *k_descale, *v_descale; /* 1 float each, place of the device; E4M3 only */
+    const float *q_descale, *k_descale, *v_descale; /* 1 float each, same place; E4M3 only */
 } fp8_attention_io;
 
 typedef struct fp8_attention_plan fp8_attention_plan;
