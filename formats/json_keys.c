@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "formats/json_impl.h"
+#include "formats/utf8.h"
 
 #define NO_KEY UINT32_MAX
 
@@ -62,8 +63,9 @@ fp8_status json_keys_add(fp8_json *j, size_t begin) {
         if (st != FP8_OK) return st;
     }
     if (same) {
-        const int shown = (int)(j->text.len < 80 ? j->text.len : 80);
-        return fp8_json_fail(j, begin, "duplicate key '%.*s'", shown, j->text.data);
+        char shown[FP8_SHOWN_BYTES];
+        return fp8_json_fail(j, begin, "duplicate key '%s'",
+                             fp8_utf8_show(shown, j->text.data, j->text.len));
     }
     k->slots[k->num] = (json_key_slot){hash, begin, *head, (uint32_t)j->depth};
     *head = k->num++;
