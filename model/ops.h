@@ -1,8 +1,8 @@
-/* model/ops.h - private: the operations a transformer's wiring needs besides Linear and attention,
- * one table a place. ops_cpu.c is the oracle of ops_cuda.cu.
+/* model/ops.h - private: the operations a transformer's wiring needs besides Linear and
+ * attention, one table a place. ops_cpu.c is the oracle of ops_cuda.cu.
  *
- * Tensors are packed, of the compute type (BF16, on the CPU also F32) unless named otherwise, and in
- * the device's place. Arithmetic in F32, rounded once on store. All asynchronous on CUDA. */
+ * Tensors are packed, of the compute type (BF16, on the CPU also F32) unless named otherwise,
+ * and in the device's place. Arithmetic in F32, rounded once on store. All asynchronous on CUDA. */
 #ifndef FP8_MODEL_OPS_H
 #define FP8_MODEL_OPS_H
 #include <stdint.h>
@@ -20,17 +20,17 @@ typedef enum fp8_norm_kind {
 } fp8_norm_kind;
 
 typedef struct fp8_ops {
-    /* x[t,:] = round(table[ids[t],:] * multiplier) (+ positions_table[positions[t],:]). x [tokens, width];
-     * table [vocab, width]; multiplier 1 leaves bits alone; positions_table NULL = none. Ids and positions
-     * were checked. */
+    /* x[t,:] = round(table[ids[t],:] * multiplier) (+ positions_table[positions[t],:]). x
+     * [tokens, width]; table [vocab, width]; multiplier 1 leaves bits alone; positions_table
+     * NULL = none. Ids and positions were checked. */
     fp8_status (*embed)(fp8_device *d, const fp8_tensor *x, const fp8_tensor *table,
                         const int32_t *ids, float multiplier, const fp8_tensor *positions_table,
                         const int32_t *positions);
     /* y = norm(x) row by row; y may be x. w, b [cols] (b NULL unless LAYER). */
     fp8_status (*norm)(fp8_device *d, const fp8_tensor *y, const fp8_tensor *x, const fp8_tensor *w,
                        const fp8_tensor *b, fp8_norm_kind kind, float eps);
-    /* Rotates in place, rotate_half form: x [tokens, heads, dim]; cos, sin F32 [max_position, dim/2],
-     * already rounded to the compute type. row_stride: elements between tokens. */
+    /* Rotates in place, rotate_half form: x [tokens, heads, dim]; cos, sin F32 [max_position,
+     * dim/2], already rounded to the compute type. row_stride: elements between tokens. */
     fp8_status (*rope)(fp8_device *d, const fp8_tensor *x, int64_t heads, int64_t dim,
                        int64_t row_stride, const float *cos, const float *sin,
                        const int32_t *positions);
@@ -42,7 +42,8 @@ typedef struct fp8_ops {
     /* out[i,:] = x[rows[i],:]; rows in the device's place. */
     fp8_status (*gather)(fp8_device *d, const fp8_tensor *out, const fp8_tensor *x,
                          const int32_t *rows);
-    /* logits F32 [rows, vocab] rounded to the compute type's values (HF's logits are of that type). */
+    /* logits F32 [rows, vocab] rounded to the compute type's values (HF's logits are of that
+     * type). */
     fp8_status (*round)(fp8_device *d, const fp8_tensor *x, fp8_dtype to);
     /* See fp8_model_score; all pointers in the device's place; kl, top1, reference may be NULL. */
     fp8_status (*score)(fp8_device *d, const fp8_tensor *logits, const fp8_tensor *reference,
