@@ -43,12 +43,13 @@ typedef struct fp8_checkpoint_writer fp8_checkpoint_writer;
 
 typedef struct fp8_checkpoint_writer_options {
     size_t max_shard_bytes; /* 0: one file. A group never spans two shards */
-    int force;              /* replace an existing output */
+    int force; /* replace an existing folder that is empty or holds a .safetensors file */
 } fp8_checkpoint_writer_options;
 
 /* specs[i] and groups[i]: tensors of equal consecutive group number stay in one shard (a weight
  * with its scales); groups NULL = each alone. Builds everything in a temporary sibling folder of
- * `folder`. FP8_EEXIST when `folder` exists without force. */
+ * `folder`. FP8_EEXIST when `folder` exists without force, or is nothing that force replaces;
+ * FP8_ENOTFOUND when its parent does not exist; FP8_EINVAL: names, shapes; FP8_EIO. */
 FP8_NODISCARD fp8_status fp8_checkpoint_writer_create(fp8_checkpoint_writer **out,
                                                       const char *folder, const fp8_st_spec *specs,
                                                       const int64_t *groups, int64_t num_specs,
@@ -61,7 +62,9 @@ FP8_NODISCARD fp8_status fp8_checkpoint_writer_put(fp8_checkpoint_writer *w, int
 FP8_NODISCARD fp8_status fp8_checkpoint_writer_add(fp8_checkpoint_writer *w, const char *name,
                                                    const void *data, size_t bytes);
 /* Writes the index if sharded, syncs, and puts the folder in its place in one rename (an old one is
- * exchanged, then removed). Frees the writer whatever it returns. */
+ * exchanged, then removed). Frees the writer whatever it returns. FP8_EINVAL: a tensor was never
+ * put; if only the last rename fails (FP8_EEXIST, FP8_EIO) the whole folder stays where the message
+ * says, else nothing does. */
 FP8_NODISCARD fp8_status fp8_checkpoint_writer_commit(fp8_checkpoint_writer *w);
 void fp8_checkpoint_writer_abort(fp8_checkpoint_writer *w);
 /* Path of the temporary folder, for another writer to put a file into before the commit. */

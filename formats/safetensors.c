@@ -15,6 +15,8 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "tensor data is used a
 struct fp8_safetensors {
     char *path;
     fp8_file file; /* {0} when opened in memory */
+    const unsigned char *data; /* after the header */
+    size_t data_bytes, file_bytes;
     fp8_st_entry *entries;
     int64_t num_entries;
     fp8_st_pair *metadata;
@@ -247,7 +249,7 @@ static fp8_status check_layout(const st_item *items, int64_t n, size_t data_byte
 }
 
 /* Entries and their index from the sorted items. */
-static fp8_status place(fp8_safetensors *s, const st_item *items, const unsigned char *data) {
+static fp8_status place(fp8_safetensors *s, const st_item *items) {
     fp8_status st = fp8_names_create(&s->names, s->num_entries);
 
     if (st != FP8_OK) return st;
@@ -255,7 +257,7 @@ static fp8_status place(fp8_safetensors *s, const st_item *items, const unsigned
     if (!s->entries) return FP8_FAIL(FP8_ENOMEM, "no memory for the entries");
     for (int64_t i = 0; i < s->num_entries; i++) {
         s->entries[i] = items[i].entry;
-        s->entries[i].tensor.data = (void *)(uintptr_t)(data + items[i].begin);
+        s->entries[i].tensor.data = (void *)(uintptr_t)(s->data + items[i].begin);
         fp8_names_add(&s->names, s->entries[i].name, i); /* JSON has refused duplicates */
     }
     return FP8_OK;
@@ -277,8 +279,11 @@ static fp8_status parse(fp8_safetensors *s, const unsigned char *bytes, size_t l
                         (unsigned long long)header, len - 8);
     FP8_TRY(read_header(&p, (const char *)bytes + 8, (size_t)header));
     if (s->num_entries > 0) qsort(p.items, (size_t)s->num_entries, sizeof *p.items, by_offset);
-    FP8_TRY(check_layout(p.items, s->num_entries, len - 8 - (size_t)header));
-    FP8_TRY(place(s, p.items, bytes + 8 + header));
+    s->data = bytes + 8 + header;
+    s->data_bytes = len - 8 - (size_t)header;
+    s->file_bytes = len;
+    FP8_TRY(check_layout(p.items, s->num_entries, s->data_bytes));
+    FP8_TRY(place(s, p.items));
 done:
     fp8_json_close(p.json);
     free(p.items);
@@ -344,6 +349,13 @@ const fp8_st_entry *fp8_safetensors_find(const fp8_safetensors *s, const char *n
     const int64_t i = fp8_names_find(&s->names, name);
     return i < 0 ? NULL : &s->entries[i];
 }
+
+const unsigned char *fp8_safetensors_data(const fp8_safetensors *s, size_t *bytes) {
+    *bytes = s->data_bytes;
+    return s->data;
+}
+
+size_t fp8_safetensors_file_bytes(const fp8_safetensors *s) { return s->file_bytes; }
 
 const char *fp8_safetensors_metadata(const fp8_safetensors *s, const char *key) {
     for (int64_t i = 0; i < s->num_metadata; i++)

@@ -57,36 +57,34 @@ done:
 
 /* ---- the header ---------------------------------------------------------------------------- */
 
-static fp8_status check_specs(fp8_st_writer *w, const fp8_st_spec *specs) {
+fp8_status fp8_st_check_specs(const fp8_st_spec *specs, int64_t num_specs) {
     fp8_names names = {0};
     fp8_status st;
 
-    FP8_TRY(fp8_names_create(&names, w->num_slots));
-    for (int64_t i = 0; i < w->num_slots; i++) {
-        st_slot *slot = &w->slots[i];
-        FP8_TRY(fp8_st_check_name(FP8_EINVAL, specs[i].name, strlen(specs[i].name)));
-        if (strcmp(specs[i].name, "__metadata__") == 0)
+    FP8_TRY(fp8_names_create(&names, num_specs));
+    for (int64_t i = 0; i < num_specs; i++) {
+        const char *name = specs[i].name;
+        size_t bytes;
+        FP8_TRY(fp8_st_check_name(FP8_EINVAL, name, strlen(name)));
+        if (strcmp(name, "__metadata__") == 0)
             FP8_TRY(FP8_FAIL(FP8_EINVAL, "a tensor may not be named __metadata__"));
-        slot->spec = specs[i];
-        slot->spec.name = slot->name = strdup(specs[i].name);
-        if (!slot->name) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "no memory for the tensors' names"));
-        if (fp8_names_add(&names, slot->name, i) >= 0)
-            FP8_TRY(FP8_FAIL(FP8_EINVAL, "two tensors are named '%s'", slot->name));
-        if (fp8_shape_bytes(&slot->bytes, specs[i].dtype, specs[i].shape, specs[i].ndim) != FP8_OK)
-            FP8_TRY(FP8_FAIL(FP8_EINVAL, "'%s': %s", slot->name, fp8_last_message()));
+        if (fp8_names_add(&names, name, i) >= 0)
+            FP8_TRY(FP8_FAIL(FP8_EINVAL, "two tensors are named '%s'", name));
+        if (fp8_shape_bytes(&bytes, specs[i].dtype, specs[i].shape, specs[i].ndim) != FP8_OK)
+            FP8_TRY(FP8_FAIL(FP8_EINVAL, "'%s': %s", name, fp8_last_message()));
     }
 done:
     fp8_names_free(&names);
     return st;
 }
 
-static fp8_status check_metadata(const fp8_st_pair *metadata, int64_t n) {
+fp8_status fp8_st_check_metadata(const fp8_st_pair *metadata, int64_t num_metadata) {
     fp8_names names = {0};
     char shown[FP8_SHOWN_BYTES];
     fp8_status st;
 
-    FP8_TRY(fp8_names_create(&names, n));
-    for (int64_t i = 0; i < n; i++) {
+    FP8_TRY(fp8_names_create(&names, num_metadata));
+    for (int64_t i = 0; i < num_metadata; i++) {
         const char *key = metadata[i].key, *value = metadata[i].value;
         fp8_utf8_show(shown, key, strlen(key));
         if (fp8_utf8_prefix(key, strlen(key)) != strlen(key) ||
@@ -97,6 +95,20 @@ static fp8_status check_metadata(const fp8_st_pair *metadata, int64_t n) {
     }
 done:
     fp8_names_free(&names);
+    return st;
+}
+
+static fp8_status copy_specs(fp8_st_writer *w, const fp8_st_spec *specs) {
+    fp8_status st = FP8_OK;
+
+    for (int64_t i = 0; i < w->num_slots; i++) {
+        st_slot *slot = &w->slots[i];
+        slot->spec = specs[i];
+        slot->spec.name = slot->name = strdup(specs[i].name);
+        if (!slot->name) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "no memory for the tensors' names"));
+        FP8_TRY(fp8_shape_bytes(&slot->bytes, specs[i].dtype, specs[i].shape, specs[i].ndim));
+    }
+done:
     return st;
 }
 
@@ -154,8 +166,9 @@ static fp8_status plan(fp8_st_writer *w, const fp8_st_spec *specs, const fp8_st_
 
     w->slots = calloc((size_t)w->num_slots + 1, sizeof *w->slots);
     if (!order || !w->slots) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "no memory for the tensors"));
-    FP8_TRY(check_specs(w, specs));
-    FP8_TRY(check_metadata(metadata, num_metadata));
+    FP8_TRY(fp8_st_check_specs(specs, w->num_slots));
+    FP8_TRY(fp8_st_check_metadata(metadata, num_metadata));
+    FP8_TRY(copy_specs(w, specs));
     FP8_TRY(place(w, order, &has_page));
     FP8_TRY(build_header(w, order, metadata, num_metadata, has_page ? PAGE : 8, header));
     w->data_start = header->len;
