@@ -27,7 +27,12 @@ typedef enum fp8_activation {
     FP8_ACT_RELU
 } fp8_activation;
 
-typedef enum fp8_rope_type { FP8_ROPE_NONE, FP8_ROPE_DEFAULT, FP8_ROPE_LINEAR, FP8_ROPE_LLAMA3 } fp8_rope_type;
+typedef enum fp8_rope_type {
+    FP8_ROPE_NONE,
+    FP8_ROPE_DEFAULT,
+    FP8_ROPE_LINEAR,
+    FP8_ROPE_LLAMA3
+} fp8_rope_type;
 
 typedef struct fp8_rope_config {
     fp8_rope_type type;
@@ -59,16 +64,20 @@ typedef struct fp8_model_config {
 } fp8_model_config;
 
 /* Parses and checks: every size positive and below 2^31, num_heads a multiple of num_kv_heads,
- * head_dim even where RoPE is used ... `name` is for messages. FP8_EFORMAT, FP8_EUNSUPPORTED
- * (architecture, activation, RoPE type: by name). */
+ * head_dim even where RoPE is used ... An absent key means what transformers' configuration class
+ * of that model_type takes for it; unknown keys are ignored, those that would change the arithmetic
+ * refused. `name` is for messages. FP8_EFORMAT, FP8_EUNSUPPORTED (architecture, activation, RoPE
+ * type: by name). */
 FP8_NODISCARD fp8_status fp8_config_parse(fp8_model_config *out, const char *name,
                                           const char *json, size_t len);
 
 /* config.json beside a checkpoint (a folder path). FP8_ENOTFOUND when there is none. */
 FP8_NODISCARD fp8_status fp8_config_load(fp8_model_config *out, const char *folder);
 
-/* *out = json with `value` (JSON text) as top-level key "quantization_config": replaced when there,
- * else put in before the closing brace, indented as the file is; every other byte stays. free(). */
+/* *out = json (an object) with `value` (JSON text) as top-level key "quantization_config": replaced
+ * when there, else put in before the closing brace; laid out as the file is (its indentation and
+ * line ends; one line in a one-line file); every other byte stays. NUL-terminated as well; free().
+ * FP8_EFORMAT: json or value is not JSON. */
 FP8_NODISCARD fp8_status fp8_config_insert(char **out, size_t *out_len, const char *name,
                                            const char *json, size_t len, const char *value);
 
