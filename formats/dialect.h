@@ -50,25 +50,27 @@ typedef struct fp8_quant_config {
     int32_t num_ignore;
 } fp8_quant_config;
 
-/* Reads config.json's "quantization_config". Absent: scheme NONE. FP8_EUNSUPPORTED names the
- * quant_method, status or strategy we do not read; FP8_EFORMAT. The ignore list is allocated. */
+/* Reads config.json's "quantization_config". Absent or null: scheme NONE. Unknown keys are passed
+ * over; `attention` and `format` are not in it (NONE, E4M3: the model's loader fills them in).
+ * FP8_EUNSUPPORTED names the quant_method, format, status, strategy or ignore pattern we do not
+ * read; FP8_EFORMAT. The ignore list is allocated; on failure *out is empty. */
 FP8_NODISCARD fp8_status fp8_quant_config_parse(fp8_quant_config *out, const char *name,
                                                 const char *json, size_t len);
 void fp8_quant_config_free(fp8_quant_config *q);
 
-/* The JSON value for "quantization_config" (built with cJSON), `indent` spaces before each line but
- * the first; free(). */
+/* The JSON value for "quantization_config", two spaces a level; free(). Only keys that every reader
+ * of the dialect knows. FP8_EINVAL: scheme NONE. */
 FP8_NODISCARD fp8_status fp8_quant_config_print(char **out, const fp8_quant_config *q);
 
 /* 1 when `module` is named by the ignore list: equal, or a "re:" pattern that matches at its start
- * (the subset: literal characters, `.`, `.*`, `\.`, `^`, `$`, `[0-9]+`). */
+ * (the subset: literal characters, `.`, `.*`, `\.`, `^` first, `$` last, `[0-9]+`). */
 int fp8_quant_config_ignores(const fp8_quant_config *q, const char *module);
 
-/* snprintf of a row's pattern into buf. FP8_EOVERFLOW when it does not fit. */
+/* A row's pattern with `module` for its %s. FP8_EOVERFLOW: it does not fit; FP8_EINVAL: NULL. */
 FP8_NODISCARD fp8_status fp8_dialect_format(char *buf, size_t bytes, const char *pattern,
                                             const char *module);
 
-/* Names of the enums as flags and metadata spell them, and back ("dpa", "hybrid"). */
+/* Names of the enums as flags and metadata spell them ("dpa", "hybrid"), and back: FP8_EINVAL. */
 const char *fp8_attention_mode_name(fp8_attention_mode m);
 const char *fp8_fp8_format_name(fp8_fp8_format f);
 FP8_NODISCARD fp8_status fp8_attention_mode_parse(fp8_attention_mode *out, const char *text);
