@@ -12,8 +12,9 @@ extern "C" {
 
 /* On disk: for each point P two F32 [steps] tensors, `P.amax_history` and
  * `P.amax_history_without_first`, one U32 [steps] `P.nonfinite`; I64 [steps] `tokens`; U8 [n]
- * `recipe` (JSON text). __metadata__: format "fp8calib.record", version, source_bytes,
- * source_mtime, source_crc32, steps_done, steps_total. */
+ * `recipe` (JSON text); nothing else. __metadata__: format "fp8calib.record", version "1",
+ * source_bytes, source_mtime, source_crc32, steps_done, steps_total (decimal), points (their names
+ * in order, a newline between). */
 typedef struct fp8_record {
     char **points; /* names: "model.layers.0.self_attn.q_proj.input", "...self_attn.k" ... */
     int64_t num_points;
@@ -28,15 +29,23 @@ typedef struct fp8_record {
     char *recipe; /* JSON text of every choice that makes the history: compared on resume */
 } fp8_record;
 
-/* Allocates for num_points x steps_total, zeroed; names are copied. */
+/* Allocates for num_points x steps_total, zeroed, steps 0; names are copied. FP8_EINVAL: a name
+ * that is empty, given twice or unfit for a tensor; a recipe that is not JSON. */
 FP8_NODISCARD fp8_status fp8_record_create(fp8_record **out, const char *const *points,
                                            int64_t num_points, int64_t steps_total,
                                            const char *recipe);
 void fp8_record_destroy(fp8_record *r);
-FP8_NODISCARD fp8_status fp8_record_save(const fp8_record *r, const char *path); /* whole or not */
-/* Checks shapes, that histories are finite or +Inf and >= 0, steps <= steps_total. FP8_EFORMAT. */
+
+/* Writes the rows that are done; the file appears whole or not. FP8_EIO, FP8_ENOTFOUND
+ * (no such folder). */
+FP8_NODISCARD fp8_status fp8_record_save(const fp8_record *r, const char *path);
+
+/* Checks names, shapes and dtypes, that histories are finite or +Inf and >= 0, that steps <=
+ * steps_total. FP8_ENOTFOUND, FP8_EIO, FP8_EFORMAT. */
 FP8_NODISCARD fp8_status fp8_record_load(fp8_record **out, const char *path);
-/* FP8_EDATA with one line when `old` is of another source or recipe than `now`. */
+
+/* FP8_EDATA with one line when `old`, read from path, is of another source (size, mtime or CRC32),
+ * recipe, set of points or number of steps than `now`. */
 FP8_NODISCARD fp8_status fp8_record_check(const fp8_record *old, const fp8_record *now,
                                           const char *path);
 
