@@ -1,0 +1,27 @@
+/* quant/gemm_cpu.h - private: the CPU matrix product over one version of the row primitives, which
+ * tests choose. Arguments were checked. */
+#ifndef FP8_QUANT_GEMM_CPU_H
+#define FP8_QUANT_GEMM_CPU_H
+#include "quant/gemm.h"
+#include "quant/simd.h"
+
+/* Up to this many rows of A the product is limited by reading B once: no packing, no workspace. */
+enum { FP8_GEMM_SMALL_M = 8 };
+
+size_t fp8_cpu_gemm_workspace_size(const fp8_simd *s, int32_t threads, const fp8_gemm *g);
+fp8_status fp8_cpu_gemm_run(const fp8_simd *s, fp8_pool *p, const fp8_gemm *g, void *workspace,
+                            size_t workspace_bytes);
+
+/* m <= FP8_GEMM_SMALL_M, b not b_is_kn. */
+fp8_status fp8_cpu_gemm_small(const fp8_simd *s, fp8_pool *p, const fp8_gemm *g);
+
+/* Pointer to element [row, col] of product `batch` of an operand. */
+static inline const char *fp8_gemm_at(const void *x, fp8_dtype t, int64_t ld, int64_t stride,
+                                      int64_t batch, int64_t row, int64_t col) {
+    return (const char *)x + (batch * stride + row * ld + col) * (int64_t)fp8_dtype_size(t);
+}
+
+/* Stores acc [n] as d[row, col ..]: descales, alpha and bias applied in F32, rounded once. */
+void fp8_gemm_store(const fp8_simd *s, const fp8_gemm *g, int64_t batch, int64_t row, int64_t col,
+                    const float *acc, int64_t n);
+#endif

@@ -1,0 +1,20 @@
+/* quant/scale_pair.h - private: the one place where an amax becomes a scale and a descale; shared by
+ * the recipe, the CPU and the CUDA quantizers, so that all agree to the bit. */
+#ifndef FP8_QUANT_SCALE_PAIR_H
+#define FP8_QUANT_SCALE_PAIR_H
+#include <float.h>
+
+#ifdef __CUDACC__
+#define FP8_HOST_DEVICE __host__ __device__
+#else
+#define FP8_HOST_DEVICE
+#endif
+
+/* amax > 0 and finite. Each quotient rounded once; neither Inf nor 0 comes out. */
+static inline FP8_HOST_DEVICE void fp8_scale_pair(float q_max, float amax, float *scale,
+                                                  float *descale) {
+    const float up = q_max / amax, down = amax / q_max;
+    *scale = up > FLT_MAX ? FLT_MAX : up;
+    *descale = down > 0.0f ? down : FLT_MIN;
+}
+#endif
