@@ -1,8 +1,8 @@
-/* model/model.h - a decoder transformer from a checkpoint: its forward, with or without a KV cache,
- * BF16, F32 or FP8 as the checkpoint says, on the CPU or CUDA; greedy generation.
+/* model/model.h - a decoder transformer from a checkpoint: its forward, with or without a KV
+ * cache, BF16, F32 or FP8 as the checkpoint says, on the CPU or CUDA; greedy generation.
  *
- * The wiring of a transformer is written once (model/forward.c) over a table of operations with a CPU
- * and a CUDA version. One thread drives a model at a time. */
+ * The wiring of a transformer is written once (model/forward.c) over a table of operations with
+ * a CPU and a CUDA version. One thread drives a model at a time. */
 #ifndef FP8_MODEL_MODEL_H
 #define FP8_MODEL_MODEL_H
 #include <stddef.h>
@@ -27,9 +27,10 @@ typedef struct fp8_model_options {
     const char *config_json; /* NULL: config.json beside the checkpoint; else this file's path */
 } fp8_model_options;
 
-/* Loads the weights onto `d` (kept, must outlive the model). `c` must outlive the model too: on the CPU
- * weights stay in its mapping. FP8_ENOTFOUND names a missing tensor, FP8_EFORMAT a tensor of the wrong
- * shape or dtype (expected, found), FP8_EDATA a scale that is not finite and positive. */
+/* Loads the weights onto `d` (kept, must outlive the model). `c` must outlive the model too: on
+ * the CPU weights stay in its mapping. FP8_ENOTFOUND names a missing tensor, FP8_EFORMAT a
+ * tensor of the wrong shape or dtype (expected, found), FP8_EDATA a scale that is not finite and
+ * positive. */
 FP8_NODISCARD fp8_status fp8_model_load(fp8_model **out, fp8_device *d, const fp8_checkpoint *c,
                                         const fp8_model_options *options);
 void fp8_model_destroy(fp8_model *m);
@@ -45,7 +46,8 @@ typedef enum fp8_linear_kind {
 
 /* Where an activation is seen. Layer -1 for LM_HEAD_INPUT. */
 typedef enum fp8_point {
-    FP8_POINT_HIDDEN,     /* the residual stream entering the layer (layer num_layers: final norm's output) */
+    FP8_POINT_HIDDEN,     /* the residual stream entering the layer; layer num_layers: the output
+                           * of the final norm */
     FP8_POINT_QKV_INPUT,  /* input of q, k, v */
     FP8_POINT_Q,          /* after q norm and RoPE */
     FP8_POINT_K,
@@ -92,8 +94,8 @@ void fp8_kv_cache_clear(fp8_kv_cache *c);
 
 typedef enum fp8_logits { FP8_LOGITS_NONE, FP8_LOGITS_ALL, FP8_LOGITS_LAST } fp8_logits;
 
-/* Packed sequences. Host arrays. Without a cache each sequence starts at position 0; with one there is
- * one sequence, and it goes on where the cache ends. */
+/* Packed sequences. Host arrays. Without a cache each sequence starts at position 0; with one
+ * there is one sequence, and it goes on where the cache ends. */
 typedef struct fp8_batch {
     const int32_t *ids;     /* [num_tokens] */
     int64_t num_tokens;
@@ -101,12 +103,13 @@ typedef struct fp8_batch {
     int64_t num_seqs;
 } fp8_batch;
 
-/* *logits (may be NULL with NONE) = F32 [num_tokens or num_seqs, vocab] in the device's place, the
- * model's own memory until its next forward. Asynchronous on CUDA. FP8_EINVAL: batch malformed, more
- * tokens than max_tokens, an id outside the vocabulary, a position past max_position where positions
- * are learned, cache full. */
-FP8_NODISCARD fp8_status fp8_model_forward(fp8_model *m, const fp8_batch *batch, fp8_kv_cache *cache,
-                                           const fp8_tap *tap, fp8_logits want, fp8_tensor *logits);
+/* *logits (may be NULL with NONE) = F32 [num_tokens or num_seqs, vocab] in the device's place,
+ * the model's own memory until its next forward. Asynchronous on CUDA. FP8_EINVAL: batch
+ * malformed, more tokens than max_tokens, an id outside the vocabulary, a position past
+ * max_position where positions are learned, cache full. */
+FP8_NODISCARD fp8_status fp8_model_forward(fp8_model *m, const fp8_batch *batch,
+                                           fp8_kv_cache *cache, const fp8_tap *tap,
+                                           fp8_logits want, fp8_tensor *logits);
 
 /* Scores of logits rows, on the device; host arrays out (waits). Each may be NULL but nll.
  *   nll[r]  -log softmax(logits[r])[targets[r]]

@@ -1,0 +1,157 @@
+/* The table of families, and the names it makes. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "model/model_impl.h"
+
+#define LLAMA_NAMES                                                                                \
+    .prefixes = {"model."}, .embed = "embed_tokens", .layers = "layers", .final_norm = "norm",     \
+    .norm1 = "input_layernorm", .norm2 = "post_attention_layernorm", .attention = "self_attn",     \
+    .linears = {                                                                                   \
+        [FP8_LINEAR_Q] = "self_attn.q_proj",                                                       \
+        [FP8_LINEAR_K] = "self_attn.k_proj",                                                       \
+        [FP8_LINEAR_V] = "self_attn.v_proj",                                                       \
+        [FP8_LINEAR_O] = "self_attn.o_proj",                                                       \
+        [FP8_LINEAR_GATE] = "mlp.gate_proj",                                                       \
+        [FP8_LINEAR_UP] = "mlp.up_proj",                                                           \
+        [FP8_LINEAR_DOWN] = "mlp.down_proj",                                                       \
+    }
+
+const fp8_family *fp8_family_of(fp8_arch arch) {
+    static const fp8_family llama = {
+        LLAMA_NAMES,
+        .q_norm = "self_attn.q_norm", /* where config.qk_norm is set */
+        .k_norm = "self_attn.k_norm",
+        .norm = FP8_NORM_RMS,
+        .layout = FP8_WEIGHT_OUT_IN,
+    };
+    static const fp8_family gemma = {
+        LLAMA_NAMES,
+        .norm = FP8_NORM_RMS_PLUS,
+        .layout = FP8_WEIGHT_OUT_IN,
+        .scale_embeddings = 1,
+    };
+    static const fp8_family gpt2 = {
+        .prefixes = {"transformer.", ""},
+        .embed = "wte",
+        .positions = "wpe",
+        .layers = "h",
+        .final_norm = "ln_f",
+        .norm1 = "ln_1",
+        .norm2 = "ln_2",
+        .attention = "attn",
+        .linears = {
+            [FP8_LINEAR_QKV] = "attn.c_attn",
+            [FP8_LINEAR_O] = "attn.c_proj",
+            [FP8_LINEAR_UP] = "mlp.c_fc",
+            [FP8_LINEAR_DOWN] = "mlp.c_proj",
+        },
+        .norm = FP8_NORM_LAYER,
+        .layout = FP8_WEIGHT_IN_OUT,
+    };
+    switch (arch) {
+    case FP8_ARCH_LLAMA:
+    case FP8_ARCH_MISTRAL:
+    case FP8_ARCH_QWEN2:
+    case FP8_ARCH_QWEN3: return &llama;
+    case FP8_ARCH_GEMMA: return &gemma;
+    case FP8_ARCH_GPT2: return &gpt2;
+    }
+    return &llama;
+}
+
+const char *fp8_family_prefix(const fp8_family *f, const fp8_checkpoint *c) {
+    for (size_t i = 0; i < sizeof f->prefixes / sizeof *f->prefixes && f->prefixes[i]; i++) {
+        char name[FP8_NAME_BYTES];
+        snprintf(name, sizeof name, "%s%s.weight", f->prefixes[i], f->embed);
+        if (fp8_checkpoint_find(c, name)) return f->prefixes[i];
+    }
+    return f->prefixes[0];
+}
+
+void fp8_family_layer_name(char *buf, const fp8_family *f, const char *prefix, int64_t layer,
+                           const char *part) {
+    snprintf(buf, FP8_NAME_BYTES, "%s%s.%lld.%s", prefix, f->layers, (long long)layer, part);
+}
+
+/* What each kind reads; Linears that read one point share one weight amax. */
+static fp8_point input_of(fp8_linear_kind kind) {
+    static const fp8_point points[FP8_NUM_LINEAR_KINDS] = {
+        [FP8_LINEAR_Q] = FP8_POINT_QKV_INPUT,   [FP8_LINEAR_K] = FP8_POINT_QKV_INPUT,
+        [FP8_LINEAR_V] = FP8_POINT_QKV_INPUT,   [FP8_LINEAR_QKV] = FP8_POINT_QKV_INPUT,
+        [FP8_LINEAR_O] = FP8_POINT_O_INPUT,     [FP8_LINEAR_GATE] = FP8_POINT_UP_INPUT,
+        [FP8_LINEAR_UP] = FP8_POINT_UP_INPUT,   [FP8_LINEAR_DOWN] = FP8_POINT_DOWN_INPUT,
+    };
+    return points[kind];
+}
+
+static void size_of(const fp8_model_config *c, fp8_linear_kind kind, int64_t *in, int64_t *out) {
+    const int64_t q = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;
+    const int64_t hidden = c->hidden_size, inner = c->intermediate_size;
+
+    *in = kind == FP8_LINEAR_O ? q : kind == FP8_LINEAR_DOWN ? inner : hidden;
+    switch (kind) {
+    case FP8_LINEAR_Q: *out = q; return;
+    case FP8_LINEAR_K:
+    case FP8_LINEAR_V: *out = kv; return;
+    case FP8_LINEAR_QKV: *out = q + 2 * kv; return;
+    case FP8_LINEAR_O:
+    case FP8_LINEAR_DOWN: *out = hidden; return;
+    case FP8_LINEAR_GATE:
+    case FP8_LINEAR_UP: *out = inner; return;
+    }
+}
+
+fp8_status fp8_model_list_linears(fp8_linear_info **out, int64_t *count,
+                                  const fp8_model_config *config, const fp8_checkpoint *c) {
+    const fp8_family *f = fp8_family_of(config->arch);
+    const char *prefix = fp8_family_prefix(f, c);
+    fp8_linear_info *list = calloc((size_t)config->num_layers * FP8_NUM_LINEAR_KINDS, sizeof *list);
+    int64_t n = 0;
+
+    *out = NULL;
+    *count = 0;
+    if (!list)
+        return FP8_FAIL(FP8_ENOMEM, "list of Linears of %lld layers",
+                        (long long)config->num_layers);
+    for (int32_t layer = 0; layer < config->num_layers; layer++)
+        for (int kind = 0; kind < FP8_NUM_LINEAR_KINDS; kind++) {
+            fp8_linear_info *info = &list[n];
+            if (!f->linears[kind]) continue;
+            fp8_family_layer_name(info->name, f, prefix, layer, f->linears[kind]);
+            info->layer = layer;
+            info->kind = (fp8_linear_kind)kind;
+            info->input = input_of(info->kind);
+            info->in_out = f->layout == FP8_WEIGHT_IN_OUT;
+            size_of(config, info->kind, &info->in, &info->out);
+            info->group = layer * FP8_NUM_POINTS + (int32_t)info->input;
+            n++;
+        }
+    *out = list;
+    *count = n;
+    return FP8_OK;
+}
+
+fp8_status fp8_model_attention_name(char *buf, size_t bytes, const fp8_model_config *config,
+                                    const fp8_checkpoint *c, int32_t layer) {
+    const fp8_family *f = fp8_family_of(config->arch);
+    char name[FP8_NAME_BYTES];
+
+    if (layer < 0 || layer >= config->num_layers)
+        return FP8_FAIL(FP8_EINVAL, "layer %d of %lld", layer, (long long)config->num_layers);
+    fp8_family_layer_name(name, f, fp8_family_prefix(f, c), layer, f->attention);
+    if (strlen(name) >= bytes)
+        return FP8_FAIL(FP8_EOVERFLOW, "'%s' needs %zu bytes, found %zu", name, strlen(name) + 1,
+                        bytes);
+    memcpy(buf, name, strlen(name) + 1);
+    return FP8_OK;
+}
+
+const char *fp8_point_name(fp8_point p) {
+    static const char *const names[FP8_NUM_POINTS] = {
+        "hidden",  "qkv_input", "q",          "k",           "v",
+        "o_input", "up_input",  "down_input", "lm_head_input",
+    };
+    return (unsigned)p < FP8_NUM_POINTS ? names[p] : "?";
+}

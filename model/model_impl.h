@@ -1,0 +1,137 @@
+/* model/model_impl.h - private: what a model, a layer and a KV cache are made of, and what the
+ * files of model/ do for each other. Every pointer named "place" is in the device's place. */
+#ifndef FP8_MODEL_MODEL_IMPL_H
+#define FP8_MODEL_MODEL_IMPL_H
+#include "attention/attention.h"
+#include "core/device.h"
+#include "model/model.h"
+#include "model/ops.h"
+#include "quant/quant.h"
+
+/* ---- families of architectures (family.c) ---------------------------------------------------- */
+
+enum { FP8_NUM_LINEAR_KINDS = FP8_LINEAR_DOWN + 1, FP8_NAME_BYTES = 256 };
+
+/* Names on disk, and the quirks of the forward that config.json does not spell out. NULL: the
+ * family has no such thing. A layer's tensor is PREFIX LAYERS "." i "." NAME ".weight". */
+typedef struct fp8_family {
+    const char *prefixes[2]; /* the first under which the embedding is found */
+    const char *embed, *positions, *layers, *final_norm;
+    const char *norm1, *norm2, *attention, *q_norm, *k_norm;
+    const char *linears[FP8_NUM_LINEAR_KINDS];
+    fp8_norm_kind norm;
+    fp8_weight_layout layout;
+    int scale_embeddings; /* times sqrt(hidden_size), rounded to the compute type */
+} fp8_family;
+
+const fp8_family *fp8_family_of(fp8_arch arch);
+/* The prefix in use; the first one when the embedding is not found at all. */
+const char *fp8_family_prefix(const fp8_family *f, const fp8_checkpoint *c);
+/* "model.layers.3.input_layernorm" into buf [FP8_NAME_BYTES]. */
+void fp8_family_layer_name(char *buf, const fp8_family *f, const char *prefix, int64_t layer,
+                           const char *part);
+
+/* ---- a model --------------------------------------------------------------------------------- */
+
+/* Device memory that grows on demand and is reused; {0} is empty. */
+typedef struct fp8_buffer {
+    void *data;
+    size_t bytes;
+} fp8_buffer;
+
+typedef struct fp8_layer {
+    fp8_tensor norm1, norm1_bias, norm2, norm2_bias, q_norm, k_norm; /* data NULL: none */
+    fp8_linear *linears[FP8_NUM_LINEAR_KINDS]; /* a fused QKV is split when loaded */
+    int share_qkv, share_up; /* q/k/v, gate/up take one quantized input */
+    /* place: scale and descale of Q, K, V in turn, 1 float each; NULL without FP8 keys */
+    float *kv_scales;
+} fp8_layer;
+
+/* What a forward is given, on its way to the device (inputs.c): [max_tokens] ids, positions, last
+ * rows; [max_tokens + 1] starts; [2] starts of the keys of a cached sequence. */
+typedef struct fp8_inputs {
+    int32_t *host[2]; /* used in turn, so that nothing waits for the previous forward */
+    fp8_event *sent[2];
+    int turn;
+    int32_t *ids, *positions, *starts, *last, *kv_starts; /* place; one allocation, at ids */
+} fp8_inputs;
+
+typedef struct fp8_scratch { /* place; [max_tokens, ...] */
+    void *x, *y;             /* hidden: the residual stream; a norm's or a block's output */
+    void *q, *k, *v, *attn;  /* heads * head_dim */
+    void *gate, *up;         /* intermediate */
+    uint8_t *codes;          /* hidden: the shared quantized input */
+    float *descales;         /* [max_tokens] of codes */
+    uint8_t *q_codes, *k_codes, *v_codes;
+} fp8_scratch;
+
+/* Attention plans, found again by what a batch looks like (plans.c). */
+enum { FP8_MAX_PLANS = 16 };
+typedef struct fp8_plan_slot {
+    fp8_attention_plan *plan;
+    fp8_attention_options options;
+    uint64_t used; /* the tick of its last use: the oldest gives way */
+} fp8_plan_slot;
+
+struct fp8_model {
+    fp8_device *device;
+    const fp8_ops *ops;
+    const fp8_family *family;
+    fp8_model_config config;
+    fp8_quant_config quant;
+    fp8_dtype type; /* the compute type: BF16 or F32 */
+    int64_t max_tokens;
+
+    fp8_tensor embed, positions, final_norm, final_norm_bias, lm_head;
+    fp8_layer *layers;
+    float embed_multiplier;
+
+    float *rope_cos, *rope_sin; /* place; [rope_positions, head_dim / 2], in one buffer */
+    fp8_buffer rope;
+    int64_t rope_positions;
+
+    fp8_inputs inputs;
+    fp8_scratch scratch;
+    fp8_buffer workspace, logits, scores;
+    fp8_plan_slot plans[FP8_MAX_PLANS];
+    uint64_t tick;
+
+    void **owned; /* place: freed with the model */
+    int64_t num_owned, cap_owned;
+};
+
+struct fp8_kv_cache {
+    fp8_model *model;
+    int64_t capacity, length;
+    size_t row_bytes; /* one token of K, or of V, of a layer */
+    unsigned char *data; /* place; [num_layers][2: K, V][capacity][kv_heads * head_dim] */
+};
+
+/* Memory that lives as long as the model. */
+FP8_NODISCARD fp8_status fp8_model_alloc(fp8_model *m, void **out, size_t bytes);
+/* At least `bytes`; what was in it is lost when it grows. */
+FP8_NODISCARD fp8_status fp8_buffer_reserve(fp8_device *d, fp8_buffer *b, size_t bytes);
+
+/* Weights of `c` into m, whose config, quant, family and device are set (weights.c). */
+FP8_NODISCARD fp8_status fp8_model_load_weights(fp8_model *m, const fp8_checkpoint *c);
+
+/* logits F32 [rows, vocab] = x lm_head^T, rounded to the compute type (model.c). */
+FP8_NODISCARD fp8_status fp8_model_lm_head(fp8_model *m, const fp8_tensor *logits,
+                                           const fp8_tensor *x);
+
+/* Position tables up to `positions` (rope.c); does nothing when they are there, or not needed. */
+FP8_NODISCARD fp8_status fp8_rope_extend(fp8_model *m, int64_t positions);
+/* Frequencies [dim / 2] as transformers computes them, in F32. */
+void fp8_rope_frequencies(float *out, const fp8_rope_config *rope, int64_t dim);
+
+FP8_NODISCARD fp8_status fp8_inputs_create(fp8_model *m);
+void fp8_inputs_destroy(fp8_model *m);
+/* Checks the batch and sends it; `past` tokens are in the cache. */
+FP8_NODISCARD fp8_status fp8_inputs_send(fp8_model *m, const fp8_batch *batch, int64_t past);
+
+/* A plan for `options`, whose max_q and max_kv may be rounded up; the workspace is large enough. */
+FP8_NODISCARD fp8_status fp8_plan_get(fp8_model *m, fp8_attention_plan **out,
+                                      const fp8_attention_options *options);
+void fp8_plans_destroy(fp8_model *m);
+
+#endif
