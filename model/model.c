@@ -1,0 +1,211 @@
+/* A model's life: config, weights, scratch. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/half.h"
+#include "model/model_impl.h"
+
+enum { DEFAULT_MAX_TOKENS = 4096 };
+
+fp8_status fp8_buffer_reserve(fp8_device *d, fp8_buffer *b, size_t bytes) {
+    fp8_status st = FP8_OK;
+
+    if (bytes <= b->bytes && b->data) return FP8_OK;
+    fp8_device_free(d, b->data);
+    *b = (fp8_buffer){0};
+    FP8_TRY(fp8_device_alloc(d, &b->data, bytes));
+    b->bytes = bytes;
+done:
+    return st;
+}
+
+fp8_status fp8_model_alloc(fp8_model *m, void **out, size_t bytes) {
+    fp8_status st = FP8_OK;
+
+    *out = NULL;
+    if (m->num_owned == m->cap_owned) {
+        const int64_t cap = m->cap_owned ? 2 * m->cap_owned : 64;
+        void **grown = realloc(m->owned, (size_t)cap * sizeof *grown);
+        if (!grown) return FP8_FAIL(FP8_ENOMEM, "list of %lld buffers", (long long)cap);
+        m->owned = grown;
+        m->cap_owned = cap;
+    }
+    FP8_TRY(fp8_device_alloc(m->device, out, bytes));
+    m->owned[m->num_owned++] = *out;
+done:
+    return st;
+}
+
+/* ---- scratch --------------------------------------------------------------------------------- */
+
+static fp8_gemm lm_head_product(const fp8_model *m, int64_t rows) {
+    const int64_t hidden = m->config.hidden_size, vocab = m->config.vocab_size;
+    return (fp8_gemm){
+        .m = rows, .n = vocab, .k = hidden, .lda = hidden, .ldb = hidden, .ldd = vocab,
+        .a_dtype = m->type, .b_dtype = m->type, .d_dtype = FP8_DTYPE_F32, .alpha = 1.0f,
+        .b = m->lm_head.data,
+    };
+}
+
+fp8_status fp8_model_lm_head(fp8_model *m, const fp8_tensor *logits, const fp8_tensor *x) {
+    fp8_gemm g = lm_head_product(m, x->shape[0]);
+    fp8_status st = FP8_OK;
+
+    g.a = x->data;
+    g.d = logits->data;
+    FP8_TRY(fp8_gemm_run(m->device, &g, m->workspace.data, m->workspace.bytes));
+    FP8_TRY(m->ops->round(m->device, logits, m->type));
+done:
+    return st;
+}
+
+static size_t workspace_bytes(const fp8_model *m) {
+    const fp8_gemm g = lm_head_product(m, m->max_tokens);
+    size_t most = fp8_gemm_workspace_size(m->device, &g);
+
+    for (int64_t i = 0; i < m->config.num_layers; i++)
+        for (int k = 0; k < FP8_NUM_LINEAR_KINDS; k++) {
+            const fp8_linear *l = m->layers[i].linears[k];
+            const size_t bytes = l ? fp8_linear_workspace_size(l, m->max_tokens) : 0;
+            if (bytes > most) most = bytes;
+        }
+    return most;
+}
+
+static fp8_status alloc_rows(fp8_model *m, void **out, int64_t width, size_t element) {
+    fp8_status st = FP8_OK;
+    size_t bytes = 0;
+    FP8_TRY(fp8_mul_size(&bytes, (size_t)m->max_tokens, (size_t)width * element));
+    FP8_TRY(fp8_model_alloc(m, out, bytes));
+done:
+    return st;
+}
+
+static fp8_status create_scratch(fp8_model *m) {
+    const fp8_model_config *c = &m->config;
+    const int64_t q = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;
+    const int quantized = m->quant.scheme != FP8_SCHEME_NONE;
+    fp8_scratch *s = &m->scratch;
+    const struct {
+        void **out;
+        int64_t width;
+        size_t element; /* 0: the compute type's */
+        int wanted;
+    } buffers[] = {
+        {&s->x, c->hidden_size, 0, 1},
+        {&s->y, c->hidden_size, 0, 1},
+        {&s->q, q, 0, 1},
+        {&s->k, kv, 0, 1},
+        {&s->v, kv, 0, 1},
+        {&s->attn, q, 0, 1},
+        {&s->gate, c->intermediate_size, 0, m->family->linears[FP8_LINEAR_GATE] != NULL},
+        {&s->up, c->intermediate_size, 0, 1},
+        {(void **)&s->codes, c->hidden_size, 1, quantized},
+        {(void **)&s->descales, 1, sizeof(float), quantized},
+        {(void **)&s->q_codes, q, 1, m->quant.attention != FP8_ATTENTION_NONE},
+        {(void **)&s->k_codes, kv, 1, m->quant.kv_fp8},
+        {(void **)&s->v_codes, kv, 1, m->quant.kv_fp8},
+    };
+    fp8_status st = FP8_OK;
+
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
+        const size_t element = buffers[i].element ? buffers[i].element : fp8_dtype_size(m->type);
+        void *data = NULL;
+        if (!buffers[i].wanted) continue;
+        FP8_TRY(alloc_rows(m, &data, buffers[i].width, element));
+        memcpy(buffers[i].out, &data, sizeof data);
+    }
+    FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace, workspace_bytes(m)));
+    FP8_TRY(fp8_inputs_create(m));
+    FP8_TRY(fp8_rope_extend(m, m->max_tokens));
+done:
+    return st;
+}
+
+/* ---- load ------------------------------------------------------------------------------------ */
+
+static fp8_status read_config(fp8_model *m, const fp8_checkpoint *c, const char *config_json) {
+    fp8_status st = FP8_OK;
+    fp8_file file = {0};
+    char *beside = NULL;
+    const char *path = config_json;
+
+    if (!path) {
+        beside = fp8_path_join(fp8_checkpoint_folder(c), "config.json");
+        if (!beside) return FP8_FAIL(FP8_ENOMEM, "path of config.json");
+        path = beside;
+    }
+    FP8_TRY(fp8_file_map(&file, path));
+    FP8_TRY(fp8_config_parse(&m->config, path, (const char *)file.data, file.bytes));
+    FP8_TRY(fp8_quant_config_parse(&m->quant, path, (const char *)file.data, file.bytes));
+done:
+    fp8_file_unmap(&file);
+    free(beside);
+    return st;
+}
+
+static fp8_status choose_ops(fp8_model *m) {
+    m->ops = fp8_ops_cpu();
+    if (fp8_device_place(m->device) == FP8_PLACE_CPU) return FP8_OK;
+    if (m->type != FP8_DTYPE_BF16)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "compute in F32 on %s: only the CPU does that",
+                        fp8_device_name(m->device));
+#if FP8_CUDA
+    m->ops = fp8_ops_cuda();
+#endif
+    return FP8_OK;
+}
+
+fp8_status fp8_model_load(fp8_model **out, fp8_device *d, const fp8_checkpoint *c,
+                          const fp8_model_options *options) {
+    const fp8_model_options o = options ? *options : (fp8_model_options){0};
+    fp8_model *m = NULL;
+    fp8_status st = FP8_OK;
+
+    *out = NULL;
+    if (o.max_tokens < 0 || o.max_tokens > INT32_MAX / 4)
+        return FP8_FAIL(FP8_EINVAL, "max_tokens %lld, expected 0 to %d", (long long)o.max_tokens,
+                        INT32_MAX / 4);
+    m = calloc(1, sizeof *m);
+    if (!m) return FP8_FAIL(FP8_ENOMEM, "model");
+    m->device = d;
+    m->type = o.compute == FP8_COMPUTE_F32 ? FP8_DTYPE_F32 : FP8_DTYPE_BF16;
+    m->max_tokens = o.max_tokens ? o.max_tokens : DEFAULT_MAX_TOKENS;
+    FP8_TRY(choose_ops(m));
+    FP8_TRY(read_config(m, c, o.config_json));
+    m->family = fp8_family_of(m->config.arch);
+    m->embed_multiplier = 1.0f;
+    if (m->family->scale_embeddings) { /* the multiplier itself is of the compute type */
+        const float root = (float)sqrt((double)m->config.hidden_size);
+        m->embed_multiplier = m->type == FP8_DTYPE_BF16 ? fp8_round_bf16(root) : root;
+    }
+    FP8_TRY(fp8_model_load_weights(m, c));
+    FP8_TRY(create_scratch(m));
+    *out = m;
+    m = NULL;
+done:
+    fp8_model_destroy(m);
+    return st;
+}
+
+void fp8_model_destroy(fp8_model *m) {
+    if (!m) return;
+    fp8_plans_destroy(m);
+    for (int64_t i = 0; m->layers && i < m->config.num_layers; i++)
+        for (int k = 0; k < FP8_NUM_LINEAR_KINDS; k++) fp8_linear_destroy(m->layers[i].linears[k]);
+    for (int64_t i = 0; i < m->num_owned; i++) fp8_device_free(m->device, m->owned[i]);
+    fp8_inputs_destroy(m);
+    fp8_device_free(m->device, m->rope.data);
+    fp8_device_free(m->device, m->workspace.data);
+    fp8_device_free(m->device, m->logits.data);
+    fp8_device_free(m->device, m->scores.data);
+    fp8_quant_config_free(&m->quant);
+    free(m->layers);
+    free(m->owned);
+    free(m);
+}
+
+const fp8_model_config *fp8_model_get_config(const fp8_model *m) { return &m->config; }
+const fp8_quant_config *fp8_model_get_quant(const fp8_model *m) { return &m->quant; }
+fp8_device *fp8_model_device(const fp8_model *m) { return m->device; }

@@ -1,0 +1,440 @@
+/* Weights from a checkpoint: every tensor the wiring needs is found by name, its shape and dtype
+ * checked against the config, and put where the forward wants it. What the wiring does not need
+ * (rotary inv_freq, GPT-2's attention masks) is not looked at. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/half.h"
+#include "model/model_impl.h"
+
+/* ---- tensors by name ------------------------------------------------------------------------- */
+
+/* `cols` < 0: a vector. */
+static fp8_status find(const fp8_checkpoint *c, const char *name, int64_t rows, int64_t cols,
+                       const fp8_st_entry **out) {
+    const fp8_st_entry *e = fp8_checkpoint_find(c, name);
+    const fp8_tensor want = fp8_tensor_view(NULL, FP8_DTYPE_BF16, FP8_PLACE_CPU, rows, cols);
+    char expected[64], found[160];
+
+    if (!e) return FP8_FAIL(FP8_ENOTFOUND, "%s: no tensor '%s'", fp8_checkpoint_path(c), name);
+    if (e->tensor.ndim != want.ndim ||
+        memcmp(e->tensor.shape, want.shape, (size_t)want.ndim * sizeof *want.shape) != 0)
+        return FP8_FAIL(FP8_EFORMAT, "'%s': expected shape %s as config.json says, found %s", name,
+                        fp8_shape_text(expected, sizeof expected, want.shape, want.ndim),
+                        fp8_shape_text(found, sizeof found, e->tensor.shape, e->tensor.ndim));
+    *out = e;
+    return FP8_OK;
+}
+
+static int is_dense(fp8_dtype t) {
+    return t == FP8_DTYPE_BF16 || t == FP8_DTYPE_F16 || t == FP8_DTYPE_F32;
+}
+
+static fp8_status check_dense(const fp8_st_entry *e) {
+    if (is_dense(e->tensor.dtype)) return FP8_OK;
+    return FP8_FAIL(FP8_EFORMAT, "'%s': expected BF16, F16 or F32, found %s", e->name,
+                    fp8_dtype_name(e->tensor.dtype));
+}
+
+/* One element of a dense tensor that need not be aligned. */
+static float element(const fp8_tensor *t, int64_t i) {
+    const unsigned char *p = t->data;
+    uint16_t half;
+    float f;
+
+    if (t->dtype == FP8_DTYPE_F32) {
+        memcpy(&f, p + i * 4, sizeof f);
+        return f;
+    }
+    memcpy(&half, p + i * 2, sizeof half);
+    return t->dtype == FP8_DTYPE_BF16 ? fp8_bf16_to_f32(half) : fp8_f16_to_f32(half);
+}
+
+static int is_aligned(const fp8_tensor *t) {
+    return (uintptr_t)t->data % fp8_dtype_size(t->dtype) == 0;
+}
+
+/* *out = the tensor in the compute type, in the device's place; on the CPU the mapping itself where
+ * it fits. */
+static fp8_status load_dense(fp8_model *m, const fp8_checkpoint *c, const char *name, int64_t rows,
+                             int64_t cols, fp8_tensor *out) {
+    const fp8_place place = fp8_device_place(m->device);
+    const fp8_st_entry *e = NULL;
+    fp8_status st = FP8_OK;
+    void *data = NULL, *host = NULL;
+    int64_t n;
+    size_t bytes;
+
+    FP8_TRY(find(c, name, rows, cols, &e));
+    FP8_TRY(check_dense(e));
+    *out = fp8_tensor_view(e->tensor.data, m->type, place, rows, cols);
+    n = fp8_tensor_count(out);
+    bytes = (size_t)n * fp8_dtype_size(m->type);
+    if (e->tensor.dtype == m->type) {
+        if (place == FP8_PLACE_CPU && is_aligned(&e->tensor)) goto done;
+        FP8_TRY(fp8_model_alloc(m, &data, bytes));
+        FP8_TRY(fp8_device_upload(m->device, data, e->tensor.data, bytes));
+    } else {
+        host = malloc(bytes ? bytes : 1);
+        if (!host) {
+            st = FP8_FAIL(FP8_ENOMEM, "'%s': %zu bytes", name, bytes);
+            goto done;
+        }
+        for (int64_t i = 0; i < n; i++) {
+            if (m->type == FP8_DTYPE_F32) ((float *)host)[i] = element(&e->tensor, i);
+            else ((uint16_t *)host)[i] = fp8_f32_to_bf16(element(&e->tensor, i));
+        }
+        FP8_TRY(fp8_model_alloc(m, &data, bytes));
+        FP8_TRY(fp8_device_upload(m->device, data, host, bytes));
+    }
+    out->data = data;
+done:
+    free(host);
+    return st;
+}
+
+/* Descales of a tensor: 1, or `channels` of them; *out is allocated, free(). */
+static fp8_status load_descales(const fp8_checkpoint *c, const char *pattern, const char *module,
+                                int64_t channels, float **out, int64_t *count) {
+    const fp8_st_entry *e = NULL;
+    fp8_status st = FP8_OK;
+    char name[FP8_NAME_BYTES + 32], shape[160];
+    int64_t n = 1;
+
+    FP8_TRY(fp8_dialect_format(name, sizeof name, pattern, module));
+    e = fp8_checkpoint_find(c, name);
+    if (!e) return FP8_FAIL(FP8_ENOTFOUND, "%s: no tensor '%s'", fp8_checkpoint_path(c), name);
+    FP8_TRY(check_dense(e));
+    if (e->tensor.ndim > 0) n = e->tensor.shape[0];
+    if (fp8_tensor_count(&e->tensor) != n || (n != 1 && n != channels)) {
+        fp8_shape_text(shape, sizeof shape, e->tensor.shape, e->tensor.ndim);
+        return FP8_FAIL(FP8_EFORMAT, "'%s': expected shape [], [1] or [%lld, 1], found %s", name,
+                        (long long)channels, shape);
+    }
+    *out = malloc((size_t)n * sizeof **out);
+    if (!*out) return FP8_FAIL(FP8_ENOMEM, "'%s'", name);
+    for (int64_t i = 0; i < n; i++) {
+        (*out)[i] = element(&e->tensor, i);
+        if (!isfinite((*out)[i]) || (*out)[i] <= 0.0f)
+            return FP8_FAIL(FP8_EDATA, "'%s': descale %lld is %g, expected finite and positive",
+                            name, (long long)i, (double)(*out)[i]);
+    }
+    *count = n;
+done:
+    return st;
+}
+
+static fp8_status load_descale(const fp8_checkpoint *c, const char *pattern, const char *module,
+                               float *out) {
+    float *one = NULL;
+    int64_t count = 0;
+    const fp8_status st = load_descales(c, pattern, module, 1, &one, &count);
+    if (st == FP8_OK) *out = one[0];
+    free(one);
+    return st;
+}
+
+/* ---- Linears --------------------------------------------------------------------------------- */
+
+/* A Linear as it lies on disk. */
+typedef struct disk_linear {
+    const fp8_linear_info *info;
+    fp8_tensor weight, bias; /* bias.data NULL: none */
+    float *descales;         /* NULL: dense */
+    int64_t num_descales;
+    fp8_input_scaling input;
+    float input_descale;
+} disk_linear;
+
+static int has_bias(const fp8_model_config *c, fp8_linear_kind kind) {
+    switch (kind) {
+    case FP8_LINEAR_Q:
+    case FP8_LINEAR_K:
+    case FP8_LINEAR_V:
+    case FP8_LINEAR_QKV: return c->qkv_bias;
+    case FP8_LINEAR_O: return c->o_bias;
+    case FP8_LINEAR_GATE:
+    case FP8_LINEAR_UP:
+    case FP8_LINEAR_DOWN: return c->mlp_bias;
+    }
+    return 0;
+}
+
+static fp8_status read_linear(const fp8_model *m, const fp8_checkpoint *c,
+                              const fp8_linear_info *info, disk_linear *out) {
+    const fp8_dialect_row *row = fp8_dialect_get(m->quant.dialect);
+    const int quantized = m->quant.scheme != FP8_SCHEME_NONE &&
+                          !fp8_quant_config_ignores(&m->quant, info->name);
+    const fp8_st_entry *e = NULL;
+    char name[FP8_NAME_BYTES + 32];
+    fp8_status st = FP8_OK;
+
+    *out = (disk_linear){.info = info, .input = FP8_INPUT_DENSE};
+    snprintf(name, sizeof name, "%s.weight", info->name);
+    FP8_TRY(info->in_out ? find(c, name, info->in, info->out, &e)
+                         : find(c, name, info->out, info->in, &e));
+    out->weight = e->tensor;
+    if (quantized) {
+        if (e->tensor.dtype != FP8_DTYPE_E4M3 && e->tensor.dtype != FP8_DTYPE_E5M2)
+            return FP8_FAIL(FP8_EFORMAT, "'%s': expected F8_E4M3 as quantization_config says, "
+                            "found %s", name, fp8_dtype_name(e->tensor.dtype));
+        FP8_TRY(load_descales(c, row->weight_descale, info->name, info->out, &out->descales,
+                              &out->num_descales));
+        out->input = m->quant.scheme == FP8_SCHEME_TENSOR ? FP8_INPUT_STATIC : FP8_INPUT_DYNAMIC;
+        if (out->input == FP8_INPUT_STATIC)
+            FP8_TRY(load_descale(c, row->input_descale, info->name, &out->input_descale));
+    } else FP8_TRY(check_dense(e));
+    if (has_bias(&m->config, info->kind)) {
+        snprintf(name, sizeof name, "%s.bias", info->name);
+        FP8_TRY(find(c, name, info->out, -1, &e));
+        FP8_TRY(check_dense(e));
+        out->bias = e->tensor;
+    }
+done:
+    return st;
+}
+
+/* Output channels [begin, end) of a weight, packed and aligned: the mapping itself where that is so
+ * already, else a copy (*copy, free()). */
+static fp8_status slice_weight(const disk_linear *l, int64_t begin, int64_t end, fp8_tensor *out,
+                               void **copy) {
+    const int64_t rows = l->weight.shape[0], cols = l->weight.shape[1], n = end - begin;
+    const size_t size = fp8_dtype_size(l->weight.dtype);
+    const int by_column = l->info->in_out && n != cols;
+    const unsigned char *from = l->weight.data;
+
+    *out = l->weight;
+    if (l->info->in_out) out->shape[1] = n;
+    else {
+        out->shape[0] = n;
+        from += (size_t)(begin * cols) * size;
+        out->data = (void *)(uintptr_t)from;
+    }
+    if (!by_column && is_aligned(out)) return FP8_OK;
+    *copy = malloc((size_t)fp8_tensor_count(out) * size);
+    if (!*copy) return FP8_FAIL(FP8_ENOMEM, "'%s.weight'", l->info->name);
+    if (!by_column) memcpy(*copy, from, (size_t)fp8_tensor_count(out) * size);
+    for (int64_t r = 0; by_column && r < rows; r++)
+        memcpy((unsigned char *)*copy + (size_t)(r * n) * size,
+               from + (size_t)(r * cols + begin) * size, (size_t)n * size);
+    out->data = *copy;
+    return FP8_OK;
+}
+
+/* A bias or descale list is cut alongside. */
+static fp8_status make_linear(fp8_model *m, const disk_linear *l, int64_t begin, int64_t end,
+                              fp8_linear **out) {
+    void *weight_copy = NULL, *bias_copy = NULL;
+    fp8_status st = FP8_OK;
+    fp8_linear_spec spec = {
+        .name = l->info->name,
+        .in = l->info->in,
+        .out = end - begin,
+        .layout = l->info->in_out ? FP8_WEIGHT_IN_OUT : FP8_WEIGHT_OUT_IN,
+        .weight_descale = l->num_descales > 1 ? l->descales + begin : l->descales,
+        .num_weight_descales = l->num_descales > 1 ? end - begin : l->num_descales,
+        .input = l->input,
+        .input_descale = l->input_descale,
+        .bias = l->bias,
+        .compute = m->type,
+    };
+
+    FP8_TRY(slice_weight(l, begin, end, &spec.weight, &weight_copy));
+    spec.borrow_weight = !weight_copy;
+    if (l->bias.data) {
+        const size_t size = fp8_dtype_size(l->bias.dtype), bytes = (size_t)(end - begin) * size;
+        spec.bias.shape[0] = end - begin;
+        bias_copy = malloc(bytes);
+        if (!bias_copy) {
+            st = FP8_FAIL(FP8_ENOMEM, "'%s.bias'", l->info->name);
+            goto done;
+        }
+        memcpy(bias_copy, (const char *)l->bias.data + (size_t)begin * size, bytes);
+        spec.bias.data = bias_copy;
+    }
+    FP8_TRY(fp8_linear_create(out, m->device, &spec));
+done:
+    free(weight_copy);
+    free(bias_copy);
+    return st;
+}
+
+/* Loads one Linear; a fused QKV becomes three, so that the wiring knows one form only. */
+static fp8_status load_linear(fp8_model *m, const fp8_checkpoint *c, const fp8_linear_info *info) {
+    const int64_t q = m->config.num_heads * m->config.head_dim;
+    const int64_t kv = m->config.num_kv_heads * m->config.head_dim;
+    fp8_linear **linears = m->layers[info->layer].linears;
+    fp8_status st = FP8_OK;
+    disk_linear l = {0};
+
+    FP8_TRY(read_linear(m, c, info, &l));
+    if (info->kind != FP8_LINEAR_QKV) {
+        FP8_TRY(make_linear(m, &l, 0, info->out, &linears[info->kind]));
+    } else {
+        FP8_TRY(make_linear(m, &l, 0, q, &linears[FP8_LINEAR_Q]));
+        FP8_TRY(make_linear(m, &l, q, q + kv, &linears[FP8_LINEAR_K]));
+        FP8_TRY(make_linear(m, &l, q + kv, q + 2 * kv, &linears[FP8_LINEAR_V]));
+    }
+done:
+    free(l.descales);
+    return st;
+}
+
+/* ---- layers ---------------------------------------------------------------------------------- */
+
+/* NAME.weight and, for a LayerNorm, NAME.bias. */
+static fp8_status load_norm(fp8_model *m, const fp8_checkpoint *c, const char *module, int64_t size,
+                            fp8_tensor *weight, fp8_tensor *bias) {
+    char name[FP8_NAME_BYTES + 32];
+    fp8_status st = FP8_OK;
+
+    snprintf(name, sizeof name, "%s.weight", module);
+    FP8_TRY(load_dense(m, c, name, size, -1, weight));
+    if (bias && m->family->norm == FP8_NORM_LAYER) {
+        snprintf(name, sizeof name, "%s.bias", module);
+        FP8_TRY(load_dense(m, c, name, size, -1, bias));
+    }
+done:
+    return st;
+}
+
+/* scale and descale of Q, K and V; Q's are 1 where Q stays as it is. */
+static fp8_status load_kv_scales(fp8_model *m, const fp8_checkpoint *c, const char *module,
+                                 float **out) {
+    const fp8_dialect_row *row = fp8_dialect_get(m->quant.dialect);
+    float descales[3] = {1.0f, 1.0f, 1.0f}, pairs[6];
+    fp8_status st = FP8_OK;
+    void *data = NULL;
+
+    if (m->quant.attention != FP8_ATTENTION_NONE)
+        FP8_TRY(load_descale(c, row->q_descale, module, &descales[0]));
+    FP8_TRY(load_descale(c, row->k_descale, module, &descales[1]));
+    FP8_TRY(load_descale(c, row->v_descale, module, &descales[2]));
+    for (int i = 0; i < 3; i++) {
+        pairs[2 * i] = 1.0f / descales[i];
+        pairs[2 * i + 1] = descales[i];
+    }
+    FP8_TRY(fp8_model_alloc(m, &data, sizeof pairs));
+    FP8_TRY(fp8_device_upload(m->device, data, pairs, sizeof pairs));
+    *out = data;
+done:
+    return st;
+}
+
+static fp8_status load_layer(fp8_model *m, const fp8_checkpoint *c, const char *prefix,
+                             int64_t index) {
+    const fp8_family *f = m->family;
+    const fp8_model_config *config = &m->config;
+    fp8_layer *layer = &m->layers[index];
+    char module[FP8_NAME_BYTES];
+    fp8_status st = FP8_OK;
+
+    fp8_family_layer_name(module, f, prefix, index, f->norm1);
+    FP8_TRY(load_norm(m, c, module, config->hidden_size, &layer->norm1, &layer->norm1_bias));
+    fp8_family_layer_name(module, f, prefix, index, f->norm2);
+    FP8_TRY(load_norm(m, c, module, config->hidden_size, &layer->norm2, &layer->norm2_bias));
+    if (config->qk_norm && f->q_norm) {
+        fp8_family_layer_name(module, f, prefix, index, f->q_norm);
+        FP8_TRY(load_norm(m, c, module, config->head_dim, &layer->q_norm, NULL));
+        fp8_family_layer_name(module, f, prefix, index, f->k_norm);
+        FP8_TRY(load_norm(m, c, module, config->head_dim, &layer->k_norm, NULL));
+    }
+    if (m->quant.kv_fp8) {
+        fp8_family_layer_name(module, f, prefix, index, f->attention);
+        FP8_TRY(load_kv_scales(m, c, module, &layer->kv_scales));
+    }
+done:
+    return st;
+}
+
+/* 1 when the Linears may take one quantized input: all dynamic, or all static with one descale. */
+static int shares_input(fp8_linear *const *linears, int first, int last) {
+    const fp8_linear *one = NULL;
+    for (int k = first; k <= last; k++) {
+        const fp8_linear *l = linears[k];
+        if (!l) continue;
+        if (!one) one = l;
+        if (fp8_linear_input_scaling(l) != fp8_linear_input_scaling(one)) return 0;
+        if (fp8_linear_input_scaling(l) == FP8_INPUT_STATIC &&
+            fp8_linear_input_descale(l) != fp8_linear_input_descale(one))
+            return 0;
+    }
+    return one && fp8_linear_input_scaling(one) != FP8_INPUT_DENSE;
+}
+
+/* How attention and format are written down: in our metadata; a checkpoint of another tool that has
+ * query scales asks for FP8 attention by them. */
+static fp8_status read_attention_mode(fp8_model *m, const fp8_checkpoint *c, const char *prefix) {
+    const char *mode = fp8_checkpoint_metadata(c, "fp8calib.attention");
+    const char *format = fp8_checkpoint_metadata(c, "fp8calib.format");
+    char module[FP8_NAME_BYTES], name[FP8_NAME_BYTES + 32];
+    fp8_status st = FP8_OK;
+
+    if (format && fp8_fp8_format_parse(&m->quant.format, format) != FP8_OK)
+        return FP8_FAIL(FP8_EFORMAT, "%s: metadata fp8calib.format: '%s' is unknown",
+                        fp8_checkpoint_path(c), format);
+    if (mode && fp8_attention_mode_parse(&m->quant.attention, mode) != FP8_OK)
+        return FP8_FAIL(FP8_EFORMAT, "%s: metadata fp8calib.attention: '%s' is unknown",
+                        fp8_checkpoint_path(c), mode);
+    if (!mode && m->quant.kv_fp8) {
+        fp8_family_layer_name(module, m->family, prefix, 0, m->family->attention);
+        FP8_TRY(fp8_dialect_format(name, sizeof name,
+                                   fp8_dialect_get(m->quant.dialect)->q_descale, module));
+        if (fp8_checkpoint_find(c, name)) m->quant.attention = FP8_ATTENTION_DPA;
+    }
+    if (m->quant.attention != FP8_ATTENTION_NONE && !m->quant.kv_fp8)
+        return FP8_FAIL(FP8_EFORMAT, "%s: attention '%s' needs the k and v scales of a "
+                        "kv_cache_scheme, found none", fp8_checkpoint_path(c),
+                        fp8_attention_mode_name(m->quant.attention));
+done:
+    return st;
+}
+
+static fp8_status load_ends(fp8_model *m, const fp8_checkpoint *c, const char *prefix) {
+    const fp8_family *f = m->family;
+    const int64_t hidden = m->config.hidden_size, vocab = m->config.vocab_size;
+    char name[FP8_NAME_BYTES];
+    fp8_status st = FP8_OK;
+
+    snprintf(name, sizeof name, "%s%s.weight", prefix, f->embed);
+    FP8_TRY(load_dense(m, c, name, vocab, hidden, &m->embed));
+    if (f->positions) {
+        snprintf(name, sizeof name, "%s%s.weight", prefix, f->positions);
+        FP8_TRY(load_dense(m, c, name, m->config.max_position, hidden, &m->positions));
+    }
+    snprintf(name, sizeof name, "%s%s", prefix, f->final_norm);
+    FP8_TRY(load_norm(m, c, name, hidden, &m->final_norm, &m->final_norm_bias));
+    /* Tied means tied: transformers uses the embedding even where a lm_head.weight lies beside
+     * it. */
+    m->lm_head = m->embed;
+    if (!m->config.tie_embeddings)
+        FP8_TRY(load_dense(m, c, "lm_head.weight", vocab, hidden, &m->lm_head));
+done:
+    return st;
+}
+
+fp8_status fp8_model_load_weights(fp8_model *m, const fp8_checkpoint *c) {
+    const char *prefix = fp8_family_prefix(m->family, c);
+    fp8_linear_info *linears = NULL;
+    fp8_status st = FP8_OK;
+    int64_t count = 0;
+
+    m->layers = calloc((size_t)m->config.num_layers, sizeof *m->layers);
+    if (!m->layers)
+        return FP8_FAIL(FP8_ENOMEM, "%lld layers", (long long)m->config.num_layers);
+    FP8_TRY(read_attention_mode(m, c, prefix));
+    FP8_TRY(load_ends(m, c, prefix));
+    for (int64_t i = 0; i < m->config.num_layers; i++) FP8_TRY(load_layer(m, c, prefix, i));
+    FP8_TRY(fp8_model_list_linears(&linears, &count, &m->config, c));
+    for (int64_t i = 0; i < count; i++) FP8_TRY(load_linear(m, c, &linears[i]));
+    for (int64_t i = 0; i < m->config.num_layers; i++) {
+        fp8_layer *layer = &m->layers[i];
+        layer->share_qkv = shares_input(layer->linears, FP8_LINEAR_Q, FP8_LINEAR_V);
+        layer->share_up = shares_input(layer->linears, FP8_LINEAR_GATE, FP8_LINEAR_UP);
+    }
+done:
+    free(linears);
+    return st;
+}
