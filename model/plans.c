@@ -1,0 +1,55 @@
+/* Attention plans. Making one may take long and may need a larger workspace, so they are kept, a
+ * few of them, by what the batch looks like. Lengths that vary are rounded up to powers of two:
+ * a growing cache then asks for a new plan only when its length doubles. */
+#include "model/model_impl.h"
+
+static int64_t power_of_two(int64_t n) {
+    int64_t p = 16;
+    while (p < n) p *= 2;
+    return p;
+}
+
+/* The options that vary between the batches and layers of one model. */
+static int same(const fp8_attention_options *a, const fp8_attention_options *b) {
+    return a->num_seqs == b->num_seqs && a->max_q == b->max_q && a->max_kv == b->max_kv &&
+           a->window == b->window && a->uniform == b->uniform;
+}
+
+fp8_status fp8_plan_get(fp8_model *m, fp8_attention_plan **out,
+                        const fp8_attention_options *options) {
+    fp8_attention_options wanted = *options;
+    fp8_plan_slot *slot = &m->plans[0];
+    fp8_attention_plan *plan = NULL;
+    fp8_status st = FP8_OK;
+
+    if (!wanted.uniform) {
+        wanted.max_q = wanted.max_q > 1 ? power_of_two(wanted.max_q) : 1;
+        wanted.max_kv = power_of_two(wanted.max_kv);
+    }
+    m->tick++;
+    for (int i = 0; i < FP8_MAX_PLANS; i++) {
+        fp8_plan_slot *s = &m->plans[i];
+        if (s->plan && same(&s->options, &wanted)) {
+            s->used = m->tick;
+            *out = s->plan;
+            return FP8_OK;
+        }
+        if (s->used < slot->used) slot = s;
+    }
+    FP8_TRY(fp8_attention_plan_create(&plan, m->device, &wanted));
+    FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace, fp8_attention_workspace_size(plan)));
+    fp8_attention_plan_destroy(slot->plan);
+    *slot = (fp8_plan_slot){plan, wanted, m->tick};
+    *out = plan;
+    plan = NULL;
+done:
+    fp8_attention_plan_destroy(plan);
+    return st;
+}
+
+void fp8_plans_destroy(fp8_model *m) {
+    for (int i = 0; i < FP8_MAX_PLANS; i++) {
+        fp8_attention_plan_destroy(m->plans[i].plan);
+        m->plans[i] = (fp8_plan_slot){0};
+    }
+}
