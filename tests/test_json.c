@@ -79,6 +79,8 @@ static void test_refused(void) {
         {"signed hex", TEXT("\"\\u+123\""), "expected four hex digits after \\u"},
         {"lone high", TEXT("\"\\ud800\""), "lone surrogate \\ud800"},
         {"lone low", TEXT("\"\\udc00\\ud800\""), "column 2: lone surrogate \\udc00"},
+        {"two lows", TEXT("\"\\udc00\\udc00\""), "lone surrogate \\udc00"},
+        {"high and no low", TEXT("\"\\ud800\\ue000\""), "lone surrogate \\ud800"},
         {"two highs", TEXT("\"\\ud800\\ud800\""), "lone surrogate \\ud800"},
         {"high and text", TEXT("\"\\ud800abcdef\""), "lone surrogate \\ud800"},
         {"stray byte", TEXT("\"\x80\""), "byte 0x80 does not begin a UTF-8 character"},
@@ -309,7 +311,8 @@ static void test_limits(void) {
     free(nested);
 }
 
-/* A host program may have chosen a locale with a decimal comma. */
+/* A host program may have chosen a locale with a decimal comma. Where none is installed:
+ * localedef -i de_DE -f UTF-8 FOLDER/de_DE.UTF-8 && LOCPATH=FOLDER test_json */
 static void test_locale(void) {
     static const char *const names[] = {"de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8"};
     fp8_json *j = NULL;
@@ -318,6 +321,7 @@ static void test_locale(void) {
     check_case = "locale";
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (setlocale(LC_ALL, names[i])) break;
+    if (*localeconv()->decimal_point != ',') printf("locale: none here has a decimal comma\n");
     CHECK_STATUS(fp8_json_open(&j, "t", TEXT("0.25"), NULL), FP8_OK);
     CHECK_STATUS(fp8_json_get_number(j, "x", &x), FP8_OK);
     CHECK(x == 0.25);
