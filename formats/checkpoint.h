@@ -17,7 +17,8 @@ typedef struct fp8_checkpoint fp8_checkpoint;
 
 /* path: a .safetensors file, a *.index.json, or a folder that holds model.safetensors.index.json or
  * model.safetensors (or exactly one .safetensors file). Every shard of the index is opened and
- * checked: each listed tensor must be in the shard named, shard names may hold no path separator.
+ * checked: each listed tensor must be in the shard named, no tensor in two of them (one that is not
+ * listed counts too), shard names may hold no path separator; metadata.total_size is not relied on.
  * FP8_ENOTFOUND, FP8_EFORMAT, FP8_EIO. */
 FP8_NODISCARD fp8_status fp8_checkpoint_open(fp8_checkpoint **out, const char *path);
 void fp8_checkpoint_close(fp8_checkpoint *c);

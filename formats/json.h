@@ -48,7 +48,8 @@ typedef struct fp8_json_options {
 } fp8_json_options;
 
 /* bytes stays the caller's and must outlive the parser. name is for messages ("config.json").
- * options may be NULL. FP8_EFORMAT (too large), FP8_ENOMEM. */
+ * options may be NULL. FP8_EFORMAT (too large, a byte order mark), FP8_EINVAL (a negative depth),
+ * FP8_ENOMEM. */
 FP8_NODISCARD fp8_status fp8_json_open(fp8_json **out, const char *name, const char *bytes,
                                        size_t len, const fp8_json_options *options);
 void fp8_json_close(fp8_json *j);

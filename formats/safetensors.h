@@ -50,10 +50,13 @@ typedef struct fp8_st_pair {
 
 typedef struct fp8_st_writer fp8_st_writer;
 
-/* Opens a temporary sibling of `path` and writes the header. Placement: sorted by dtype size and
- * alignment so that every tensor is naturally aligned, tensors of 4 KiB-multiple size first and
- * the header padded so that those start at multiples of 4 KiB; then by name. Same specs give the
- * same bytes. FP8_EINVAL: bad or duplicate name, shape; FP8_EIO. Strings are copied. */
+/* Opens a temporary sibling of `path` and writes the header. Placement: tensors whose bytes are a
+ * multiple of 4 KiB, then the others, each part by falling alignment and then by name: so all are
+ * naturally aligned without a hole. With a tensor of 4 KiB or more the header is padded so that the
+ * data, and with it the whole first part, begins at a multiple of 4 KiB in the file (else of 8).
+ * Same specs in any order give the same bytes. Strings are copied. FP8_EINVAL: bad or duplicate
+ * name, shape, metadata; FP8_EOVERFLOW: over 2^63-1 bytes in all; FP8_ENOTFOUND: no folder to hold
+ * it; FP8_EIO; FP8_ENOMEM. */
 FP8_NODISCARD fp8_status fp8_st_writer_create(fp8_st_writer **out, const char *path,
                                               const fp8_st_spec *specs, int64_t num_specs,
                                               const fp8_st_pair *metadata, int64_t num_metadata);
