@@ -3,7 +3,7 @@
  * test_safetensors_python.py:
  *   --bad FOLDER     writes each malformed file as FOLDER/NAME
  *   --write FOLDER   writes good files of random shapes and every dtype
- *   --list FILE      prints "name dtype shape crc32" of each tensor */
+ *   --list FILE...   each as "= FILE" and "name dtype shape crc32" of its tensors, or "! message" */
 #include <string.h>
 #include <sys/stat.h>
 #include <zlib.h>
@@ -514,12 +514,13 @@ static int serve_write(const char *folder) {
     return CHECK_DONE();
 }
 
-static int serve_list(const char *path) {
+static void list_file(const char *path) {
     fp8_safetensors *s = NULL;
     if (fp8_safetensors_open(&s, path) != FP8_OK) {
-        fprintf(stderr, "%s\n", fp8_last_message());
-        return 1;
+        printf("! %s\n", fp8_last_message());
+        return;
     }
+    printf("= %s\n", path);
     for (int64_t i = 0; i < fp8_safetensors_count(s); i++) {
         const fp8_st_entry *e = fp8_safetensors_at(s, i);
         char shape[256];
@@ -528,7 +529,6 @@ static int serve_list(const char *path) {
                crc32_z(0, e->tensor.data, e->bytes));
     }
     fp8_safetensors_close(s);
-    return 0;
 }
 
 int main(int argc, char **argv) {
@@ -536,7 +536,10 @@ int main(int argc, char **argv) {
 
     if (argc == 3 && strcmp(argv[1], "--bad") == 0) return serve_bad(argv[2]);
     if (argc == 3 && strcmp(argv[1], "--write") == 0) return serve_write(argv[2]);
-    if (argc == 3 && strcmp(argv[1], "--list") == 0) return serve_list(argv[2]);
+    if (argc > 2 && strcmp(argv[1], "--list") == 0) {
+        for (int i = 2; i < argc; i++) list_file(argv[i]);
+        return 0;
+    }
     if (!mkdtemp(root)) return 1;
     test_bad();
     test_accepted();
