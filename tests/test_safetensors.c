@@ -3,7 +3,7 @@
  * test_safetensors_python.py:
  *   --bad FOLDER     writes each malformed file as FOLDER/NAME
  *   --write FOLDER   writes good files of random shapes and every dtype
- *   --list FILE...   each as "= FILE" and "name dtype shape crc32" of its tensors, or "! message" */
+ *   --list FILE...   of each: "= FILE" and "name dtype shape crc32" a tensor, or "! message" */
 #include <string.h>
 #include <sys/stat.h>
 #include <zlib.h>
