@@ -17,11 +17,11 @@ FP8_NODISCARD fp8_status fp8_safetensors_open_memory(fp8_safetensors **out, cons
 const unsigned char *fp8_safetensors_data(const fp8_safetensors *s, size_t *bytes);
 size_t fp8_safetensors_file_bytes(const fp8_safetensors *s);
 
-/* What a writer asks of its arguments. FP8_EINVAL (names, duplicates, shapes, UTF-8), FP8_ENOMEM. */
+/* What a writer asks of its arguments. FP8_EINVAL: names, duplicates, shapes, UTF-8. */
 FP8_NODISCARD fp8_status fp8_st_check_specs(const fp8_st_spec *specs, int64_t num_specs);
 FP8_NODISCARD fp8_status fp8_st_check_metadata(const fp8_st_pair *metadata, int64_t num_metadata);
 
-/* `fault` (FP8_EFORMAT: a file's, FP8_EINVAL: the caller's) for a tensor name that is too long, holds
- * a control character or is not UTF-8. */
+/* `fault` (FP8_EFORMAT: a file's, FP8_EINVAL: the caller's) for a tensor name that is too long,
+ * holds a control character or is not UTF-8. */
 FP8_NODISCARD fp8_status fp8_st_check_name(fp8_status fault, const char *name, size_t len);
 #endif

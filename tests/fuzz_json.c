@@ -6,7 +6,7 @@
  *   ./fuzz_json -max_len=4096 CORPUS
  *
  * Beyond memory errors it holds the parser to its word: tokens lie in order inside the document,
- * text is terminated UTF-8, brackets match, a failure stays, skipping a value and reading it agree. */
+ * text is terminated UTF-8, brackets match, a failure stays, skipping and reading agree. */
 #include <math.h>
 #include <stdlib.h>
 
