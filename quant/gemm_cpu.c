@@ -45,13 +45,24 @@ static int64_t scratch_floats(const gemm_plan *p) {
     return up_to(p->a_floats + p->b_floats + p->c_floats, 64); /* a worker's own 256 bytes */
 }
 
+/* A plan with the highest blocks that any product of up to g->m rows has: equal blocks of 4096 rows
+ * are lower than those of 999. Workspaces are sized once, for the most rows that may come. */
+static gemm_plan largest_plan(const fp8_simd *s, const fp8_gemm *g) {
+    gemm_plan p = make_plan(s, g);
+
+    p.block_m = min64(BLOCK_M, up_to(g->m, s->tile_rows));
+    p.a_floats = p.block_m * FP8_TILE_A_STRIDE;
+    p.c_floats = p.block_m * p.block_n;
+    return p;
+}
+
 static int is_small(const fp8_gemm *g) { return g->m <= FP8_GEMM_SMALL_M && !g->b_is_kn; }
 
 size_t fp8_cpu_gemm_workspace_size(const fp8_simd *s, int32_t threads, const fp8_gemm *g) {
     gemm_plan p;
 
     if (g->m <= 0 || g->n <= 0 || is_small(g)) return 0;
-    p = make_plan(s, g);
+    p = largest_plan(s, g);
     return (size_t)threads * (size_t)scratch_floats(&p) * sizeof(float);
 }
 

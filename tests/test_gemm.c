@@ -254,6 +254,20 @@ static void test_refused(fp8_device *d) {
     check_case = "";
 }
 
+/* A workspace for m rows serves every smaller number of rows. */
+static void test_workspace_grows(const fp8_device *d) {
+    size_t before = 0;
+    check_case = "workspace of fewer rows";
+    for (int64_t m = 1; m <= 4100; m++) {
+        const fp8_gemm g = {.m = m, .n = 384, .k = 128, .lda = 128, .ldb = 128, .ldd = 384,
+                            .a_dtype = FP8_DTYPE_BF16, .b_dtype = FP8_DTYPE_BF16,
+                            .d_dtype = FP8_DTYPE_BF16, .alpha = 1};
+        const size_t bytes = fp8_gemm_workspace_size(d, &g);
+        CHECK(bytes >= before);
+        before = bytes;
+    }
+}
+
 int main(void) {
     fp8_pool *pools[2] = {NULL, NULL};
     fp8_device *d = NULL;
@@ -268,6 +282,7 @@ int main(void) {
     test_versions_agree(pools[1]);
     test_nonfinite(d);
     test_refused(d);
+    test_workspace_grows(d);
     fp8_device_destroy(d);
     fp8_pool_destroy(pools[1]);
     return CHECK_DONE();
