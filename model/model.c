@@ -209,3 +209,8 @@ void fp8_model_destroy(fp8_model *m) {
 const fp8_model_config *fp8_model_get_config(const fp8_model *m) { return &m->config; }
 const fp8_quant_config *fp8_model_get_quant(const fp8_model *m) { return &m->quant; }
 fp8_device *fp8_model_device(const fp8_model *m) { return m->device; }
+int64_t fp8_model_max_tokens(const fp8_model *m) { return m->max_tokens; }
+
+fp8_compute fp8_model_compute(const fp8_model *m) {
+    return m->type == FP8_DTYPE_F32 ? FP8_COMPUTE_F32 : FP8_COMPUTE_BF16;
+}

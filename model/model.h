@@ -37,6 +37,8 @@ void fp8_model_destroy(fp8_model *m);
 const fp8_model_config *fp8_model_get_config(const fp8_model *m);
 const fp8_quant_config *fp8_model_get_quant(const fp8_model *m);
 fp8_device *fp8_model_device(const fp8_model *m);
+fp8_compute fp8_model_compute(const fp8_model *m);
+int64_t fp8_model_max_tokens(const fp8_model *m); /* most that one forward may bring */
 
 /* Names on disk of the Linears of a layer, in wiring order; what calibration and export work on. */
 typedef enum fp8_linear_kind {
