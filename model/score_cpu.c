@@ -47,8 +47,9 @@ static row_stats stats_of(const float *x, int64_t n) {
 /* Sum over one chunk of exp(ref - max) (ref - x); nothing where the exponential is 0, so that two
  * -Inf agree. The difference of close logits is exact, that of their log-probabilities is not. */
 static inline float gap_term(float ref, float x, float max) {
-    const float e = fp8_expf(ref - max), term = e * (ref - x);
-    return e == 0.0f ? 0.0f : term;
+    const float e = fp8_expf(ref - max);
+    const uint32_t mask = 0u - (uint32_t)(fp8_f32_bits(e) != 0u); /* a branch keeps it scalar */
+    return fp8_bits_f32(fp8_f32_bits(e * (ref - x)) & mask);
 }
 
 FP8_VECTOR static float sum_gaps(const float *restrict ref, const float *restrict x, int64_t n,
@@ -70,10 +71,21 @@ static double kl_of(const float *ref, row_stats rs, const float *x, row_stats s,
     return gaps * exp((double)rs.max - rs.lse) + (s.lse - rs.lse);
 }
 
-static int32_t index_of(const float *x, int64_t n, float value) {
-    for (int64_t i = 0; i < n; i++)
-        if (x[i] == value || (isnan(x[i]) && value == -INFINITY)) return (int32_t)i;
-    return 0; /* an empty row */
+/* Whether x[0 .. n) holds `value`; NaN counts as -Inf. */
+FP8_VECTOR static int holds(const float *x, int64_t n, float value) {
+    const int nan_too = value == -INFINITY;
+    int found = 0;
+    for (int64_t i = 0; i < n; i++) found |= (x[i] == value) | (nan_too & (x[i] != x[i]));
+    return found;
+}
+
+/* The first index of the row's maximum; 0 for an empty row. */
+static int32_t index_of(const float *x, int64_t n, float max) {
+    int64_t i = 0;
+
+    while (i < n && !holds(x + i, n - i < CHUNK ? n - i : CHUNK, max)) i += CHUNK;
+    while (i < n && !holds(x + i, 1, max)) i++;
+    return i < n ? (int32_t)i : 0;
 }
 
 typedef struct score_job {
