@@ -16,8 +16,8 @@
         }                                                                                          \
     } while (0)
 
-/* After a kernel launch, in a function that returns fp8_status: checks it was accepted. With FP8_SYNC=1
- * in the environment it also waits, so that a fault names its kernel. */
+/* After a kernel launch, in a function that returns fp8_status: checks it was accepted. With
+ * FP8_SYNC=1 in the environment it also waits, so that a fault names its kernel. */
 #ifdef __cplusplus
 extern "C"
 #endif

@@ -63,8 +63,8 @@ fp8_status fp8_device_create(fp8_device **out, const char *spec, int32_t threads
                  fp8_pool_threads(d->pool) == 1 ? "" : "s");
     } else {
         if (d->index >= usable) {
-            st = FP8_FAIL(FP8_EUNSUPPORTED, "device '%s': %d usable CUDA device%s%s%s", spec, usable,
-                          usable == 1 ? "" : "s", usable ? "" : ": ", usable ? "" : why);
+            st = FP8_FAIL(FP8_EUNSUPPORTED, "device '%s': %d usable CUDA devices%s%s", spec,
+                          usable, usable ? "" : ": ", usable ? "" : why);
             d->place = FP8_PLACE_CPU; /* nothing to close */
             goto done;
         }

@@ -1,4 +1,4 @@
-/* core/device_impl.h - private: what a device and an event are, shared by device.c and its CUDA half. */
+/* core/device_impl.h - private: what a device and an event are, for device.c and its CUDA half. */
 #ifndef FP8_CORE_DEVICE_IMPL_H
 #define FP8_CORE_DEVICE_IMPL_H
 #include "core/device.h"
@@ -24,8 +24,14 @@ fp8_status fp8_cuda_alloc(fp8_device *d, void **out, size_t bytes);
 void fp8_cuda_free(fp8_device *d, void *p);
 fp8_status fp8_cuda_alloc_host(fp8_device *d, void **out, size_t bytes);
 void fp8_cuda_free_host(fp8_device *d, void *p);
-typedef enum fp8_copy_kind { FP8_COPY_UP, FP8_COPY_DOWN, FP8_COPY_DOWN_ASYNC, FP8_COPY_ON } fp8_copy_kind;
-fp8_status fp8_cuda_copy(fp8_device *d, void *dst, const void *src, size_t bytes, fp8_copy_kind kind);
+typedef enum fp8_copy_kind {
+    FP8_COPY_UP,
+    FP8_COPY_DOWN,
+    FP8_COPY_DOWN_ASYNC,
+    FP8_COPY_ON
+} fp8_copy_kind;
+fp8_status fp8_cuda_copy(fp8_device *d, void *dst, const void *src, size_t bytes,
+                         fp8_copy_kind kind);
 fp8_status fp8_cuda_fill(fp8_device *d, void *dst, int byte, size_t bytes);
 fp8_status fp8_cuda_sync(fp8_device *d);
 fp8_status fp8_cuda_event_create(fp8_event *e);

@@ -20,7 +20,10 @@ int32_t fp8_dtype_bits(fp8_dtype t) { return known(t) ? table[t].bits : 0; }
 
 fp8_dtype_kind fp8_dtype_kind_of(fp8_dtype t) { return known(t) ? table[t].kind : FP8_KIND_UINT; }
 
-size_t fp8_dtype_size(fp8_dtype t) { return (size_t)fp8_dtype_bits(t) / 8 * !(fp8_dtype_bits(t) % 8); }
+size_t fp8_dtype_size(fp8_dtype t) {
+    const int32_t bits = fp8_dtype_bits(t);
+    return bits % 8 ? 0 : (size_t)bits / 8;
+}
 
 fp8_status fp8_dtype_parse(fp8_dtype *out, const char *text, size_t len) {
     for (int t = 0; t < FP8_NUM_DTYPES; t++)
@@ -28,5 +31,5 @@ fp8_status fp8_dtype_parse(fp8_dtype *out, const char *text, size_t len) {
             *out = (fp8_dtype)t;
             return FP8_OK;
         }
-    return FP8_FAIL(FP8_ENOTFOUND, "unknown dtype '%.*s'", (int)(len < 40 ? len : 40), text);
+    return FP8_FAIL(FP8_ENOTFOUND, "unknown dtype of %zu bytes", len); /* text may be hostile */
 }

@@ -13,7 +13,7 @@ extern "C" {
 
 typedef struct fp8_pool fp8_pool;
 
-/* threads 0 = one a processor this process may run on. FP8_EINVAL (negative, > 1024), FP8_ENOMEM. */
+/* threads 0 = one a processor this process may run on. FP8_EINVAL (< 0, > 1024), FP8_ENOMEM. */
 FP8_NODISCARD fp8_status fp8_pool_create(fp8_pool **out, int32_t threads);
 void fp8_pool_destroy(fp8_pool *p); /* NULL is fine */
 int32_t fp8_pool_threads(const fp8_pool *p); /* 1 for NULL */

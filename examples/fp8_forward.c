@@ -1,5 +1,6 @@
-/* examples/fp8_forward.c - load an FP8 checkpoint, run one of its Linears and a whole forward.
- * cc fp8_forward.c $(pkg-config --cflags --libs fp8rt) && ./a.out MODEL-FP8 model.layers.0.mlp.up_proj */
+/* examples/fp8_forward.c - load an FP8 checkpoint, run one of its Linears and a whole forward:
+ * cc fp8_forward.c $(pkg-config --cflags --libs fp8rt)
+ * ./a.out MODEL-FP8 model.layers.0.mlp.up_proj */
 #include <fp8/model.h>
 #include <fp8/quant.h>
 #include <stdio.h>

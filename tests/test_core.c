@@ -73,7 +73,8 @@ static void test_pool(void) {
     CHECK_STATUS(fp8_pool_create(&p, -1), FP8_EINVAL);
     CHECK_STATUS(fp8_pool_create(&p, 4), FP8_OK);
     CHECK(fp8_pool_threads(p) == 4);
-    for (int round = 0; round < 200; round++) CHECK_STATUS(fp8_parallel_for(p, 1000, 7, add_range, seen), FP8_OK);
+    for (int round = 0; round < 200; round++)
+        CHECK_STATUS(fp8_parallel_for(p, 1000, 7, add_range, seen), FP8_OK);
     for (int i = 0; i < 1000; i++) CHECK(seen[i] == 200);
     CHECK_STATUS(fp8_parallel_for(p, 100, 1, fail_at_17, NULL), FP8_EDATA);
     CHECK(strcmp(fp8_last_message(), "seventeen") == 0);
