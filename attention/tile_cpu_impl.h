@@ -54,7 +54,7 @@ static ALWAYS_INLINE VF NAME(round_e4m3)(VF x) {
 
 /* c[i][r] = c[i][r] * alpha[r] + sum_k a[i * a_i + k * a_k] * b[k][r] for i < block and `vecs`
  * vectors of r; alpha NULL: the sum alone. b and c have rows of TILE_ROWS. Summing a tile apart
- * before it joins c keeps the error of long sequences at (keys / TILE_KEYS + TILE_KEYS) roundings. */
+ * before it joins c keeps the error of long sequences at keys / TILE_KEYS + TILE_KEYS roundings. */
 static ALWAYS_INLINE void NAME(block)(float *c, const float *a, int64_t a_i, int64_t a_k,
                                       const float *b, int64_t k, const float *alpha, int block,
                                       int vecs) {
