@@ -17,19 +17,19 @@ static fp8_status no_cuda(const fp8_attention_plan *p, char about[ATTENTION_REAS
     (void)about;
     return FP8_FAIL(FP8_EUNSUPPORTED, "this build is without CUDA");
 }
-static const attention_backend fp8_attention_fused = {
+static const attention_backend attention_backend_fused = {
     FP8_BACKEND_FUSED, "fused", "FP8_FUSED_ATTN", no_cuda, NULL, NULL, NULL,
 };
-static const attention_backend fp8_attention_unfused = {
+static const attention_backend attention_backend_unfused = {
     FP8_BACKEND_UNFUSED, "unfused", "FP8_UNFUSED_ATTN", no_cuda, NULL, NULL, NULL,
 };
 #endif
 
 /* In order of preference. */
 static const attention_backend *const backends[ATTENTION_NUM_BACKENDS] = {
-    &fp8_attention_fused,
-    &fp8_attention_unfused,
-    &fp8_attention_cpu,
+    &attention_backend_fused,
+    &attention_backend_unfused,
+    &attention_backend_cpu,
 };
 
 const char *fp8_attention_backend_name(fp8_attention_backend b) {
@@ -189,6 +189,18 @@ static void log_plan(const fp8_attention_plan *p) {
     fp8_log(FP8_LOG_DETAIL, "attention: %s", p->reasons);
 }
 
+static void default_stride(int64_t *stride, int64_t heads, int64_t d) {
+    if (*stride == 0) *stride = heads * d;
+}
+
+static void resolve_defaults(fp8_attention_options *o) {
+    if (o->scale == 0.0f) o->scale = 1.0f / sqrtf((float)o->d_qk);
+    default_stride(&o->o_stride, o->num_heads, o->d_v);
+    default_stride(&o->q_stride, o->num_heads, o->d_qk);
+    default_stride(&o->k_stride, o->num_kv_heads, o->d_qk);
+    default_stride(&o->v_stride, o->num_kv_heads, o->d_v);
+}
+
 fp8_status fp8_attention_plan_create(fp8_attention_plan **out, fp8_device *d,
                                      const fp8_attention_options *options) {
     fp8_status st = FP8_OK;
@@ -203,7 +215,7 @@ fp8_status fp8_attention_plan_create(fp8_attention_plan **out, fp8_device *d,
     if (!p) return FP8_FAIL(FP8_ENOMEM, "attention plan");
     p->options = *options;
     p->device = d;
-    if (p->options.scale == 0.0f) p->options.scale = 1.0f / sqrtf((float)options->d_qk);
+    resolve_defaults(&p->options);
     FP8_TRY(select_backend(p));
     log_plan(p);
     *out = p;
@@ -248,6 +260,25 @@ static fp8_status check_descales(const fp8_attention_options *o, const fp8_atten
     return FP8_OK;
 }
 
+/* What a uniform plan was promised. */
+static fp8_status check_promise(const fp8_attention_options *o, const fp8_attention_io *io) {
+    if (io->total_q < o->num_seqs * o->max_q || io->total_kv < o->num_seqs * o->max_kv)
+        return FP8_FAIL(FP8_EINVAL,
+                        "attention: uniform, %lld x %lld queries and x %lld keys, but %lld and "
+                        "%lld rows",
+                        (long long)o->num_seqs, (long long)o->max_q, (long long)o->max_kv,
+                        (long long)io->total_q, (long long)io->total_kv);
+    if (io->o_stride != o->o_stride || io->q_stride != o->q_stride ||
+        io->k_stride != o->k_stride || io->v_stride != o->v_stride)
+        return FP8_FAIL(FP8_EINVAL,
+                        "attention: uniform, strides of O, Q, K, V %lld %lld %lld %lld, but the "
+                        "plan was made for %lld %lld %lld %lld",
+                        (long long)io->o_stride, (long long)io->q_stride, (long long)io->k_stride,
+                        (long long)io->v_stride, (long long)o->o_stride, (long long)o->q_stride,
+                        (long long)o->k_stride, (long long)o->v_stride);
+    return FP8_OK;
+}
+
 static fp8_status check_io(const fp8_attention_options *o, const fp8_attention_io *io) {
     fp8_status st = FP8_OK;
 
@@ -259,13 +290,7 @@ static fp8_status check_io(const fp8_attention_options *o, const fp8_attention_i
     if (!io->q_starts || !io->kv_starts)
         return FP8_FAIL(FP8_EINVAL, "attention: q_starts=%p kv_starts=%p",
                         (const void *)io->q_starts, (const void *)io->kv_starts);
-    if (o->uniform &&
-        (io->total_q < o->num_seqs * o->max_q || io->total_kv < o->num_seqs * o->max_kv))
-        return FP8_FAIL(FP8_EINVAL,
-                        "attention: uniform, %lld x %lld queries and x %lld keys, but %lld and "
-                        "%lld rows",
-                        (long long)o->num_seqs, (long long)o->max_q, (long long)o->max_kv,
-                        (long long)io->total_q, (long long)io->total_kv);
+    if (o->uniform) FP8_TRY(check_promise(o, io));
 done:
     return st;
 }

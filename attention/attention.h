@@ -7,7 +7,12 @@
  * products around an FP32 softmax kernel; any GPU, any option here), `cpu` (threaded; with F32 data
  * it is the oracle). plan() picks one and keeps, in words, why each other was passed over.
  * FP8_FUSED_ATTN=0|1, FP8_UNFUSED_ATTN=0|1 switch backends off; FP8_ATTENTION_BACKEND prefers one.
- * A plan holds no data; run() allocates nothing and does not synchronise. */
+ * A plan holds no data; run() allocates no device memory and does not synchronise.
+ *
+ * Numerics: scores, maximum and sum in FP32, one rounding of O. P meets V as FP32 on the CPU and as
+ * BF16 on CUDA, or as E4M3 with quantize_p; the sum is of the unrounded exponentials. NaN and Inf
+ * follow the formula: in Q they spoil their row, in K and V the rows that see them, and in V
+ * possibly others of the sequence (0 * NaN). */
 #ifndef FP8_ATTENTION_ATTENTION_H
 #define FP8_ATTENTION_ATTENTION_H
 #include <stddef.h>
@@ -39,8 +44,10 @@ typedef struct fp8_attention_options {
     fp8_dtype dtype;   /* type of O, and of Q, K, V unless they are codes: BF16 | F32 (CPU only) */
     fp8_dtype q_dtype, kv_dtype; /* dtype, or E4M3 with descales at run time */
     int quantize_p;    /* 1: P is rounded to E4M3 with a 2^8 offset before P V, as FP8 kernels do */
-    int uniform;       /* 1: a promise that all lengths are max_q and max_kv, packed without gaps */
+    int uniform; /* 1: a promise that all lengths are max_q and max_kv, that sequence s starts at
+                  * row s * max, and that strides are the four below; `fused` needs it */
     fp8_attention_backend backend; /* AUTO, or one that must serve (else FP8_EUNSUPPORTED) */
+    int64_t o_stride, q_stride, k_stride, v_stride; /* of a uniform plan; 0 = heads * d, packed */
 } fp8_attention_options;
 
 /* Packed (thd) operands. Token t of sequence s is row starts[s] + t. */

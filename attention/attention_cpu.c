@@ -103,9 +103,14 @@ static void load_panel(const cpu_job *j, const cpu_item *it, float *panel, const
 /* o[r] = O_r * out_scale / sum_r, rounded once; 0 for a row that saw no key. */
 static void end_tile(const cpu_job *j, const cpu_item *it, attention_tile *t) {
     const fp8_attention_io *io = j->io;
+    const int64_t size = (int64_t)fp8_dtype_size(j->options->dtype);
     for (int64_t r = 0; r < it->rows; r++) {
-        const float factor = t->hi[r] > t->lo[r] ? j->out_scale / t->sum[r] : 0.0f;
+        const float factor = j->out_scale / t->sum[r];
         const int64_t at = row_offset(j, it, r, io->o_stride, t->d_v);
+        if (t->hi[r] <= t->lo[r]) { /* whatever V holds */
+            memset((uint8_t *)io->o + at * size, 0, (size_t)(t->d_v * size));
+            continue;
+        }
         if (j->options->dtype == FP8_DTYPE_F32) {
             float *out = (float *)io->o + at;
             for (int64_t i = 0; i < t->d_v; i++) out[i] = t->o[i * TILE_ROWS + r] * factor;
@@ -220,6 +225,6 @@ static fp8_status cpu_open(fp8_attention_plan *p) {
 
 static void cpu_close(fp8_attention_plan *p) { (void)p; }
 
-const attention_backend fp8_attention_cpu = {
+const attention_backend attention_backend_cpu = {
     FP8_BACKEND_CPU, "cpu", NULL, cpu_check, cpu_open, cpu_close, cpu_run,
 };

@@ -38,9 +38,9 @@ typedef struct attention_backend {
     fp8_status (*run)(fp8_attention_plan *p, const fp8_attention_io *io, void *workspace);
 } attention_backend;
 
-extern const attention_backend fp8_attention_cpu;
+extern const attention_backend attention_backend_cpu;
 #if FP8_CUDA
-extern const attention_backend fp8_attention_unfused, fp8_attention_fused;
+extern const attention_backend attention_backend_unfused, attention_backend_fused;
 #endif
 
 /* Rows [*begin, *begin + length) of sequence s, whatever `starts` holds: within [0, total) and no

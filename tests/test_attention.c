@@ -299,7 +299,7 @@ static void test_bad_run(void) {
     const problem p = {"run", 2, 1, 8, 8, 1, {4}, {4}, NONE, 0, F32, E4M3, E4M3, 0, 0};
     fp8_attention_options o;
     fp8_attention_plan *plan = NULL;
-    fp8_attention_io good, bad[12];
+    fp8_attention_io good, bad[13];
     fp8_device *d = NULL;
     void *workspace;
     size_t bytes;
@@ -315,7 +315,7 @@ static void test_bad_run(void) {
     CHECK_STATUS(fp8_attention_plan_create(&plan, d, &o), FP8_OK);
     bytes = fp8_attention_workspace_size(plan);
     workspace = zeroed((int64_t)bytes, 1);
-    for (int i = 0; i < 12; i++) bad[i] = good;
+    for (int i = 0; i < 13; i++) bad[i] = good;
     bad[n++].o = NULL;
     bad[n++].k = NULL;
     bad[n++].q_stride = 15;
@@ -328,6 +328,7 @@ static void test_bad_run(void) {
     bad[n++].v_descale = NULL;
     bad[n++].total_q = 3; /* uniform promises 4 */
     bad[n++].total_kv = 3;
+    bad[n++].q_stride = 24; /* the plan was made for packed rows */
     for (int i = 0; i < n; i++) {
         char name[32];
         snprintf(name, sizeof name, "bad run %d", i);

@@ -1,0 +1,39 @@
+/* attention/unfused.h - private: the kernels around the two products of the unfused backend.
+ *
+ * A unit is one KV head of one sequence; its rows are query tokens times the query heads that
+ * share it: row r of a slice is token token0 + r / group, head r % group of the group. Padded
+ * operands are BF16, zero outside the sequence, so that garbage never meets the zeros of P. */
+#ifndef FP8_ATTENTION_UNFUSED_H
+#define FP8_ATTENTION_UNFUSED_H
+#include "attention/attention_impl.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* What one pass handles: units [unit0, unit0 + units) by tokens [token0, token0 + tokens); those
+ * beyond the last are skipped. Buffers are 16-byte aligned, pitches multiples of 8 elements. */
+typedef struct attention_slice {
+    fp8_attention_options options;
+    fp8_attention_io io;
+    int64_t unit0, units, token0, tokens;
+    int64_t group, kv_pitch, d_qk_pitch, d_v_pitch;
+    uint16_t *q;   /* [units, tokens * group, d_qk_pitch] */
+    uint16_t *k;   /* [units, kv_pitch, d_qk_pitch] */
+    uint16_t *v;   /* [units, kv_pitch, d_v_pitch] */
+    float *s;      /* [units, tokens * group, kv_pitch] q . k */
+    uint16_t *p;   /* like s: exp(score - max), or its E4M3 rounding times 2^8 */
+    float *factor; /* [units, tokens * group] what o is multiplied by: v_descale / sum */
+    float *o;      /* [units, tokens * group, d_v_pitch] p v */
+} attention_slice;
+
+/* Each launches one kernel (gather_kv two) on `stream`. FP8_ECUDA: the launch failed. */
+fp8_status attention_gather_q(const attention_slice *a, fp8_stream stream);
+fp8_status attention_gather_kv(const attention_slice *a, fp8_stream stream);
+fp8_status attention_softmax(const attention_slice *a, fp8_stream stream);
+fp8_status attention_scatter_o(const attention_slice *a, fp8_stream stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
