@@ -1,6 +1,6 @@
 /* The fused backend: cuDNN's attention forward in BF16, for sequences of one length. The graph is
  * the one its engines recognise: Q K^T, scale, masks, maximum, exp, sum, division, P V, with every
- * intermediate virtual. It is compiled when the plan is made. */
+ * intermediate virtual (as NVIDIA's cudnn-frontend lowers it). It is compiled with the plan. */
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -193,10 +193,12 @@ done:
     return st;
 }
 
-/* p = exp(x - max) / sum, BF16: the type of the second product's operands. */
+/* p = exp(x - max) / sum, BF16: the type of the second product's operands. The log of the sum plus
+ * the maximum is read by nobody, but without it cuDNN 9.19 does not recognise the softmax ("Dropout
+ * set of ops not configured correctly"). */
 static fp8_status softmax(fused_state *f, const cudnn_tensor *x, cudnn_tensor *p) {
     const int64_t rows[4] = {x->shape[0], x->shape[1], x->shape[2], 1};
-    cudnn_tensor max, below, e, sum;
+    cudnn_tensor max, below, e, sum, log_sum, unused;
     fp8_status st;
 
     FP8_TRY(cudnn_graph_virtual(&f->graph, &max, CUDNN_DATA_FLOAT, rows));
@@ -205,6 +207,10 @@ static fp8_status softmax(fused_state *f, const cudnn_tensor *x, cudnn_tensor *p
     FP8_TRY(apply(f, CUDNN_POINTWISE_EXP, CUDNN_DATA_FLOAT, CUDNN_DATA_FLOAT, &below, NULL, &e));
     FP8_TRY(cudnn_graph_virtual(&f->graph, &sum, CUDNN_DATA_FLOAT, rows));
     FP8_TRY(cudnn_graph_reduce(&f->graph, CUDNN_REDUCE_TENSOR_ADD, &e, &sum));
+    FP8_TRY(apply(f, CUDNN_POINTWISE_LOG, CUDNN_DATA_FLOAT, CUDNN_DATA_FLOAT, &sum, NULL,
+                  &log_sum));
+    FP8_TRY(apply(f, CUDNN_POINTWISE_ADD, CUDNN_DATA_FLOAT, CUDNN_DATA_FLOAT, &max, &log_sum,
+                  &unused));
     FP8_TRY(apply(f, CUDNN_POINTWISE_DIV, CUDNN_DATA_FLOAT, CUDNN_DATA_BFLOAT16, &e, &sum, p));
 done:
     return st;

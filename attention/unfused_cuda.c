@@ -36,6 +36,18 @@ static int64_t token_bytes(const attention_slice *a) {
     return a->group * (a->d_qk_pitch * 2 + a->kv_pitch * (4 + 2) + 4 + a->d_v_pitch * 4);
 }
 
+/* That neither of the above, times the tokens, leaves int64_t. */
+static fp8_status check_bytes(const attention_slice *a) {
+    const fp8_attention_options *o = &a->options;
+    const int64_t d = a->d_qk_pitch + a->d_v_pitch, row = a->kv_pitch + d;
+    int64_t count;
+    fp8_status st;
+    FP8_TRY(fp8_shape_count(&count, (int64_t[]){a->kv_pitch, d, 4}, 3));
+    FP8_TRY(fp8_shape_count(&count, (int64_t[]){o->max_q, o->num_heads, row, 16}, 4));
+done:
+    return st;
+}
+
 /* The most of `total` that fits `limit`, at least `least`, cut into even parts. */
 static int64_t even_part(int64_t total, int64_t limit, int64_t least) {
     if (limit < least) limit = least;
@@ -137,6 +149,7 @@ static fp8_status unfused_open(fp8_attention_plan *p) {
     unfused_state *u = calloc(1, sizeof *u);
     attention_slice *a;
     fp8_gemm gemm[2];
+    fp8_status st;
 
     if (!u) return FP8_FAIL(FP8_ENOMEM, "unfused attention plan");
     p->state = u;
@@ -147,21 +160,23 @@ static fp8_status unfused_open(fp8_attention_plan *p) {
     a->d_qk_pitch = pitch_of(o->d_qk);
     a->d_v_pitch = pitch_of(o->d_v);
     if (o->num_seqs == 0 || o->max_q == 0) return FP8_OK; /* nothing to run, ever */
+    FP8_TRY(check_bytes(a));
     choose_slice(a);
     gemm[0] = scores_gemm(a);
     gemm[1] = output_gemm(a);
     for (int i = 0; i < 2; i++) {
         size_t want;
         if (!fp8_gemm_supported(p->device, &gemm[i]))
-            return FP8_FAIL(FP8_EUNSUPPORTED, "no BF16 product %lld x %lld x %lld, batch %lld",
-                            (long long)gemm[i].m, (long long)gemm[i].n, (long long)gemm[i].k,
-                            (long long)gemm[i].batch);
+            FP8_TRY(FP8_FAIL(FP8_EUNSUPPORTED, "no BF16 product %lld x %lld x %lld, batch %lld",
+                             (long long)gemm[i].m, (long long)gemm[i].n, (long long)gemm[i].k,
+                             (long long)gemm[i].batch));
         want = fp8_gemm_workspace_size(p->device, &gemm[i]);
         if (want > u->gemm_bytes) u->gemm_bytes = want;
     }
     lay_out(u);
     p->workspace_bytes = ALIGN + u->at[7] + u->gemm_bytes;
-    return FP8_OK;
+done:
+    return st;
 }
 
 static void unfused_close(fp8_attention_plan *p) {
