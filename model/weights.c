@@ -102,15 +102,19 @@ static fp8_status load_descales(const fp8_checkpoint *c, const char *pattern, co
     fp8_status st = FP8_OK;
     char name[FP8_NAME_BYTES + 32], shape[160];
     int64_t n = 1;
+    int in_a_row = 1; /* every other dimension is 1 */
 
     FP8_TRY(fp8_dialect_format(name, sizeof name, pattern, module));
     e = fp8_checkpoint_find(c, name);
     if (!e) return FP8_FAIL(FP8_ENOTFOUND, "%s: no tensor '%s'", fp8_checkpoint_path(c), name);
     FP8_TRY(check_dense(e));
-    if (e->tensor.ndim > 0) n = e->tensor.shape[0];
-    if (fp8_tensor_count(&e->tensor) != n || (n != 1 && n != channels)) {
+    n = fp8_tensor_count(&e->tensor);
+    for (int32_t i = 0; i < e->tensor.ndim; i++)
+        in_a_row &= e->tensor.shape[i] == 1 || e->tensor.shape[i] == n;
+    if (!in_a_row || (n != 1 && n != channels)) {
         fp8_shape_text(shape, sizeof shape, e->tensor.shape, e->tensor.ndim);
-        return FP8_FAIL(FP8_EFORMAT, "'%s': expected shape [], [1] or [%lld, 1], found %s", name,
+        return FP8_FAIL(FP8_EFORMAT, "'%s': expected shape [], [1], [%lld, 1] or, beside [in, out] "
+                        "weights, [1, %lld], found %s", name, (long long)channels,
                         (long long)channels, shape);
     }
     *out = malloc((size_t)n * sizeof **out);
