@@ -71,6 +71,17 @@ static int all_close(const fp8_tensor *t, const double *want, double steps) {
     return bad == 0;
 }
 
+/* Of the BF16 values, nearly all are the very ones the oracle rounds to (a sum in another order may
+ * tip a tie): a rounding more or less would change every fifth. */
+static int nearly_all_equal(const fp8_tensor *t, const double *want) {
+    const int64_t n = fp8_tensor_count(t);
+    int64_t bad = 0;
+    if (t->dtype == FP8_DTYPE_F32) return 1;
+    for (int64_t i = 0; i < n; i++)
+        bad += !isnan(want[i]) && get(t, i) != rounded(t->dtype, want[i]);
+    return bad <= n / 100;
+}
+
 /* ---- embed, gather --------------------------------------------------------------------------- */
 
 static void test_embed(fp8_dtype type, int64_t rows, int64_t cols) {
@@ -147,6 +158,7 @@ static void test_norm(fp8_dtype type, int64_t rows, int64_t cols) {
         for (int64_t r = 0; r < rows; r++) norm_row(want + r * cols, &x, &w, &b, r, kinds[k], 1e-5);
         CHECK_STATUS(ops->norm(one, &y, &x, &w, bias, kinds[k], 1e-5f), FP8_OK);
         CHECK(all_close(&y, want, kinds[k] == FP8_NORM_RMS ? 3.02 : 1.01));
+        CHECK(nearly_all_equal(&y, want));
         CHECK_STATUS(ops->norm(many, &x, &x, &w, bias, kinds[k], 1e-5f), FP8_OK); /* in place */
         CHECK(same_bytes(&x, &y));
         free(x.data);
@@ -235,6 +247,7 @@ static void test_activate(fp8_dtype type, int64_t rows, int64_t cols) {
         for (int64_t i = 0; i < n; i++) want[i] = rounded(type, want[i]) * get(&up, i);
         CHECK_STATUS(ops->activate(one, &y, &x, &up, (fp8_activation)act), FP8_OK);
         CHECK(all_close(&y, want, 3.02));
+        CHECK(nearly_all_equal(&y, want));
         CHECK_STATUS(ops->activate(many, &x, &x, &up, (fp8_activation)act), FP8_OK);
         CHECK(same_bytes(&x, &y));
         free(x.data);
