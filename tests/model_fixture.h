@@ -28,6 +28,7 @@ typedef struct fixture {
     double k_amax[4], v_amax[4]; /* by layer */
     int64_t kv_len;              /* last positions of each sequence that they cover */
     int32_t greedy[FIXTURE_GREEDY];
+    double nll; /* mean over sequence 0's 46 predictions */
 } fixture;
 
 /* ---- reference.json -------------------------------------------------------------------------- */
@@ -74,6 +75,7 @@ static inline int fixture_parse_value(fixture *f, fp8_json *j, const fp8_json_ev
             if (i < FIXTURE_GREEDY) f->greedy[i] = (int32_t)e.i64;
         return 1;
     }
+    if (fp8_json_is(key, "nll_row0")) return fp8_json_get_number(j, "nll", &f->nll) == FP8_OK;
     return fp8_json_next(j, &e) == FP8_OK && fp8_json_skip(j, &e, NULL) == FP8_OK;
 }
 

@@ -1,0 +1,118 @@
+/* Parts of model/ that no oracle of the whole sees: RoPE's tables and the choice of attention
+ * plans. */
+#include "model/model_impl.h"
+#include "tests/tiny_checkpoint.h"
+
+static fp8_device *cpu;
+
+/* ---- RoPE ------------------------------------------------------------------------------------ */
+
+/* Wavelengths 2 pi 100^(i/2): 6.28, 62.8, 628, 6283. With low 1, high 4, original 512 those
+ * above 512 are stretched, those below 128 stay, none is between; original 1024 puts 628
+ * between. */
+static void test_frequencies(void) {
+    static const struct {
+        const char *name;
+        fp8_rope_config rope;
+        double want[4];
+    } cases[] = {
+        {"default", {.type = FP8_ROPE_DEFAULT, .theta = 1e4}, {1, 0.1, 0.01, 0.001}},
+        {"linear", {.type = FP8_ROPE_LINEAR, .theta = 1e4, .factor = 4},
+         {0.25, 0.025, 0.0025, 0.00025}},
+        {"llama3", {FP8_ROPE_LLAMA3, 1e4, 8, 1, 4, 512}, {1, 0.1, 0.00125, 0.000125}},
+        /* smooth = (1024 / 628.3185 - 1) / 3 = 0.2099155 */
+        {"llama3 between", {FP8_ROPE_LLAMA3, 1e4, 8, 1, 4, 1024},
+         {1, 0.1, 0.01 * (0.2099155 + 0.7900845 / 8), 0.000125}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        float got[4];
+        check_case = cases[i].name;
+        fp8_rope_frequencies(got, &cases[i].rope, 8);
+        for (int k = 0; k < 4; k++)
+            CHECK(fabs((double)got[k] - cases[i].want[k]) <= 1e-6 * cases[i].want[k]);
+    }
+}
+
+static void test_tables(fp8_model *m, int bf16) {
+    const int64_t half = m->config.head_dim / 2;
+    float frequencies[8];
+
+    check_case = bf16 ? "tables in BF16" : "tables in F32";
+    CHECK(half == 8 && m->rope_positions == 64);
+    fp8_rope_frequencies(frequencies, &m->config.rope, m->config.head_dim);
+    CHECK_STATUS(fp8_rope_extend(m, 10), FP8_OK); /* shorter: nothing to do */
+    CHECK(m->rope_positions == 64);
+    CHECK_STATUS(fp8_rope_extend(m, 200), FP8_OK);
+    CHECK(m->rope_positions == 200);
+    for (int64_t i = 0; i < 200 * half; i++) {
+        const float angle = (float)(i / half) * frequencies[i % half];
+        const float c = (float)cos((double)angle), s = (float)sin((double)angle);
+        CHECK(m->rope_cos[i] == (bf16 ? fp8_round_bf16(c) : c));
+        CHECK(m->rope_sin[i] == (bf16 ? fp8_round_bf16(s) : s));
+    }
+}
+
+/* ---- plans ----------------------------------------------------------------------------------- */
+
+static fp8_attention_plan *plan_of(fp8_model *m, int64_t seqs, int64_t q, int64_t kv,
+                                   int64_t window, int uniform) {
+    const fp8_attention_options options = {
+        .num_heads = 4, .num_kv_heads = 2, .d_qk = 16, .d_v = 16, .num_seqs = seqs, .max_q = q,
+        .max_kv = kv, .mask = FP8_MASK_CAUSAL, .window = window, .dtype = m->type,
+        .q_dtype = m->type, .kv_dtype = m->type, .uniform = uniform,
+    };
+    fp8_attention_plan *plan = NULL;
+    CHECK_STATUS(fp8_plan_get(m, &plan, &options), FP8_OK);
+    CHECK(plan && m->workspace.bytes >= fp8_attention_workspace_size(plan));
+    return plan;
+}
+
+static void test_plans(fp8_model *m) {
+    const fp8_attention_plan *first;
+
+    check_case = "plans";
+    first = plan_of(m, 2, 20, 20, 0, 0);
+    CHECK(plan_of(m, 2, 20, 20, 0, 0) == first);
+    CHECK(plan_of(m, 2, 17, 32, 0, 0) == first); /* lengths that vary are rounded up */
+    CHECK(plan_of(m, 2, 20, 33, 0, 0) != first);
+    CHECK(plan_of(m, 2, 33, 20, 0, 0) != first);
+    CHECK(plan_of(m, 3, 20, 20, 0, 0) != first);
+    CHECK(plan_of(m, 2, 20, 20, 8, 0) != first);
+    CHECK(plan_of(m, 2, 32, 32, 0, 1) != first);
+    CHECK(plan_of(m, 2, 31, 31, 0, 1) != plan_of(m, 2, 32, 32, 0, 1)); /* promised ones are exact */
+    CHECK(plan_of(m, 1, 1, 100, 0, 0) == plan_of(m, 1, 1, 128, 0, 0));
+    CHECK(plan_of(m, 2, 20, 20, 0, 0) == first);
+    for (int64_t n = 1; n < FP8_MAX_PLANS; n++) plan_of(m, 5, n, n, 0, 1);
+    CHECK(m->plans[0].plan == first && plan_of(m, 2, 20, 20, 0, 0) == first); /* not the oldest */
+    for (int64_t n = 1; n <= FP8_MAX_PLANS; n++) plan_of(m, 6, n, n, 0, 1);
+    for (int i = 0; i < FP8_MAX_PLANS; i++) CHECK(m->plans[i].options.num_seqs == 6);
+}
+
+int main(void) {
+    static const fp8_compute computes[] = {FP8_COMPUTE_F32, FP8_COMPUTE_BF16};
+    CHECK_STATUS(fp8_device_create(&cpu, "cpu", 0), FP8_OK);
+    if (!cpu) return 1;
+    test_frequencies();
+    for (int i = 0; i < 2; i++) {
+        const fp8_model_options options = {computes[i], 64, NULL};
+        fp8_checkpoint *c = NULL;
+        fp8_model *m = NULL;
+        const char *folder;
+        tiny t;
+
+        tiny_make(&t, TINY_DENSE, FP8_DTYPE_BF16);
+        folder = tiny_write(&t);
+        CHECK_STATUS(fp8_checkpoint_open(&c, folder), FP8_OK);
+        if (c) CHECK_STATUS(fp8_model_load(&m, cpu, c, &options), FP8_OK);
+        if (m) {
+            test_tables(m, i);
+            test_plans(m);
+        }
+        fp8_model_destroy(m);
+        fp8_checkpoint_close(c);
+        tiny_remove(folder);
+        tiny_free(&t);
+    }
+    fp8_device_destroy(cpu);
+    return CHECK_DONE();
+}
