@@ -77,7 +77,8 @@ fp8_status fp8_gemm_run(fp8_device *d, const fp8_gemm *g, void *workspace,
     }
     if (FP8_ON_CUDA(d)) st = FP8_CUDA_CALL(fp8_cuda_gemm_run(d, g, workspace, workspace_bytes));
     else
-        st = fp8_cpu_gemm_run(fp8_simd_best(), fp8_device_pool(d), g, workspace, workspace_bytes);
+        st = fp8_cpu_gemm_run(fp8_simd_best(), fp8_inner_best(), fp8_device_pool(d), g, workspace,
+                              workspace_bytes);
 done:
     return st;
 }

@@ -1,8 +1,9 @@
 /* quant/gemm.h - matrix products: D[m,n] = alpha * A[m,k] B[n,k]^T (+ bias[n]), optionally batched.
  *
- * CPU: F32 accumulation, any mix of F32, BF16, F16, E4M3, E5M2 operands (OpenBLAS for the inner
- * product when built with it, else own blocked loops; the same result for any thread count). CUDA:
- * cuBLASLt; FP8 operands where its layout rules fit (fp8_gemm_supported), BF16 and F32 always. */
+ * CPU: F32 accumulation, any mix of F32, BF16, F16, E4M3, E5M2 operands, the same result for any
+ * thread count: own loops for AVX-512 and AVX2; elsewhere OpenBLAS inside a block when built with it,
+ * else portable loops. CUDA: cuBLASLt; FP8 operands where its layout rules fit (fp8_gemm_supported),
+ * BF16 and F32 always. */
 #ifndef FP8_QUANT_GEMM_H
 #define FP8_QUANT_GEMM_H
 #include <stddef.h>

@@ -13,7 +13,7 @@
 enum {
     BLOCK_M = 336, /* a multiple of 14, 6 and 4 rows */
     BLOCK_N = 192, /* a multiple of 32 and 16 columns */
-    PACK_K = 64    /* columns of B widened before they are transposed: up to 8 KiB */
+    PACK_K = 128   /* columns of B widened before they are transposed: up to 16 KiB */
 };
 
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -36,7 +36,7 @@ static gemm_plan make_plan(const fp8_simd *s, const fp8_gemm *g) {
     p.block_n = min64(BLOCK_N, up_to(g->n, s->tile_cols));
     p.num_n = pieces(g->n, p.block_n);
     p.a_floats = p.block_m * FP8_TILE_A_STRIDE;
-    p.b_floats = p.block_n * FP8_TILE_K;
+    p.b_floats = p.block_n * FP8_TILE_A_STRIDE; /* OpenBLAS: rows as those of A */
     p.c_floats = p.block_m * p.block_n;
     return p;
 }
@@ -90,6 +90,7 @@ void fp8_gemm_store(const fp8_simd *s, const fp8_gemm *g, int64_t batch, int64_t
 
 typedef struct gemm_job {
     const fp8_simd *s;
+    fp8_inner inner;
     const fp8_gemm *g;
     gemm_plan plan;
     float *scratch;
@@ -153,19 +154,41 @@ static void multiply_slab(const gemm_job *j, const gemm_block *at, float *c, con
                        min64(height, at->rows - row), k, first);
 }
 
+/* A slab by our tiles: B in panels of tile_cols columns. */
+static void add_slab(const gemm_job *j, const gemm_block *at, float *c, const float *a, float *b,
+                     int64_t k0, int64_t k) {
+    const int64_t width = j->s->tile_cols;
+
+    for (int64_t col = 0; col < at->cols; col += width)
+        (j->g->b_is_kn ? pack_b_kn : pack_b_nk)(j, at, b + col * k, at->col + col,
+                                                min64(width, at->cols - col), k0, k);
+    multiply_slab(j, at, c, a, b, k, k0 == 0);
+}
+
+/* A slab by OpenBLAS, which packs for itself: B widened as it lies. */
+static void add_slab_blas(const gemm_job *j, const gemm_block *at, float *c, const float *a,
+                          float *b, int64_t k0, int64_t k) {
+    const fp8_gemm *g = j->g;
+    const int64_t rows = g->b_is_kn ? k : at->cols, cols = g->b_is_kn ? at->cols : k;
+    const int64_t row0 = g->b_is_kn ? k0 : at->col, col0 = g->b_is_kn ? at->col : k0;
+    const int64_t ldb = g->b_is_kn ? j->plan.block_n : FP8_TILE_A_STRIDE;
+
+    for (int64_t r = 0; r < rows; r++)
+        j->s->widen(b + r * ldb,
+                    fp8_gemm_at(g->b, g->b_dtype, g->ldb, g->b_stride, at->batch, row0 + r, col0),
+                    g->b_dtype, cols);
+    fp8_blas_slab(c, j->plan.block_n, a, b, g->b_is_kn, ldb, at->rows, at->cols, k, k0 == 0);
+}
+
 static void run_block(const gemm_job *j, const gemm_block *at, float *scratch) {
     const fp8_gemm *g = j->g;
-    const int64_t width = j->s->tile_cols;
     float *a = scratch, *b = a + j->plan.a_floats, *c = b + j->plan.b_floats;
 
     if (g->k == 0) memset(c, 0, (size_t)j->plan.c_floats * sizeof *c);
     for (int64_t k0 = 0; k0 < g->k; k0 += FP8_TILE_K) {
         const int64_t k = min64(FP8_TILE_K, g->k - k0);
         pack_a(j, at, a, k0, k);
-        for (int64_t col = 0; col < at->cols; col += width)
-            (g->b_is_kn ? pack_b_kn : pack_b_nk)(j, at, b + col * k, at->col + col,
-                                                 min64(width, at->cols - col), k0, k);
-        multiply_slab(j, at, c, a, b, k, k0 == 0);
+        (j->inner == FP8_INNER_BLAS ? add_slab_blas : add_slab)(j, at, c, a, b, k0, k);
     }
     for (int64_t i = 0; i < at->rows; i++)
         fp8_gemm_store(j->s, g, at->batch, at->row + i, at->col, c + i * j->plan.block_n,
@@ -185,10 +208,15 @@ static fp8_status run_blocks(void *ctx, int64_t begin, int64_t end, int32_t work
     return FP8_OK;
 }
 
-fp8_status fp8_cpu_gemm_run(const fp8_simd *s, fp8_pool *p, const fp8_gemm *g, void *workspace,
-                            size_t workspace_bytes) {
+fp8_inner fp8_inner_best(void) {
+    const int own = fp8_simd_best() != &fp8_simd_scalar;
+    return !own && fp8_blas_available() ? FP8_INNER_BLAS : FP8_INNER_TILE;
+}
+
+fp8_status fp8_cpu_gemm_run(const fp8_simd *s, fp8_inner inner, fp8_pool *p, const fp8_gemm *g,
+                            void *workspace, size_t workspace_bytes) {
     const size_t want = fp8_cpu_gemm_workspace_size(s, fp8_pool_threads(p), g);
-    gemm_job j = {.s = s, .g = g, .scratch = workspace};
+    gemm_job j = {.s = s, .inner = inner, .g = g, .scratch = workspace};
 
     if (is_small(g)) return fp8_cpu_gemm_small(s, p, g);
     if (!workspace || workspace_bytes < want)

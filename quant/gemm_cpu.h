@@ -8,9 +8,19 @@
 /* Up to this many rows of A the product is limited by reading B once: no packing, no workspace. */
 enum { FP8_GEMM_SMALL_M = 8 };
 
+/* Who multiplies inside a block: fp8_simd.tile, or OpenBLAS. */
+typedef enum fp8_inner { FP8_INNER_TILE, FP8_INNER_BLAS } fp8_inner;
+fp8_inner fp8_inner_best(void);
+
 size_t fp8_cpu_gemm_workspace_size(const fp8_simd *s, int32_t threads, const fp8_gemm *g);
-fp8_status fp8_cpu_gemm_run(const fp8_simd *s, fp8_pool *p, const fp8_gemm *g, void *workspace,
-                            size_t workspace_bytes);
+fp8_status fp8_cpu_gemm_run(const fp8_simd *s, fp8_inner inner, fp8_pool *p, const fp8_gemm *g,
+                            void *workspace, size_t workspace_bytes);
+
+/* c [m, n] = (first ? 0 : c) + a b; a [m, k] with rows FP8_TILE_A_STRIDE apart; b [n, k], or [k, n]
+ * when b_is_kn. Only called where available. */
+int fp8_blas_available(void);
+void fp8_blas_slab(float *c, int64_t ldc, const float *a, const float *b, int b_is_kn, int64_t ldb,
+                   int64_t m, int64_t n, int64_t k, int first);
 
 /* m <= FP8_GEMM_SMALL_M, b not b_is_kn. */
 fp8_status fp8_cpu_gemm_small(const fp8_simd *s, fp8_pool *p, const fp8_gemm *g);

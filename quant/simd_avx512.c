@@ -22,14 +22,18 @@ INLINE_TARGET __m512 from_bf16(__m256i x) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
 
-/* An E4M3 code with its exponent moved up one bit is an F16, 2^8 too small; only NaN needs care. */
-INLINE_TARGET __m512 from_e4m3(__m128i x) {
-    const __m256i wide = _mm256_cvtepu8_epi16(x);
-    const __m256i magnitude = _mm256_and_si256(wide, _mm256_set1_epi16(0x7f));
-    const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x80)), 8);
-    const __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7f));
-    __m256i half = _mm256_or_si256(sign, _mm256_slli_epi16(magnitude, 7));
-    half = _mm256_mask_mov_epi16(half, nan, _mm256_or_si256(sign, _mm256_set1_epi16(0x7e00)));
+/* 32 E4M3 codes as F16 2^8 too small: the exponent moves up one bit, the sign to the top; only NaN
+ * needs care. */
+INLINE_TARGET __m512i e4m3_to_half(__m256i codes) {
+    const __m512i wide = _mm512_slli_epi16(_mm512_cvtepi8_epi16(codes), 7); /* sign also in bit 14 */
+    const __m512i half = _mm512_and_si512(wide, _mm512_set1_epi16((short)0xbf80));
+    const __m512i top = _mm512_set1_epi16((short)0x8000);
+    const __mmask32 nan = _mm512_cmpeq_epi16_mask(_mm512_or_si512(half, top),
+                                                  _mm512_set1_epi16((short)0xbf80));
+    return _mm512_mask_add_epi16(half, nan, half, _mm512_set1_epi16(0x7e00 - 0x3f80));
+}
+
+INLINE_TARGET __m512 from_e4m3_half(__m256i half) {
     return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0f));
 }
 
@@ -79,11 +83,17 @@ TARGET static void widen_f16(float *out, const uint16_t *in, int64_t n) {
 
 TARGET static void widen_e4m3(float *out, const uint8_t *in, int64_t n) {
     int64_t i = 0;
-    for (; i + WIDTH <= n; i += WIDTH)
-        _mm512_storeu_ps(out + i, from_e4m3(_mm_loadu_si128((const __m128i_u *)(in + i))));
+    for (; i + 2 * WIDTH <= n; i += 2 * WIDTH) {
+        const __m512i half = e4m3_to_half(_mm256_loadu_si256((const __m256i_u *)(in + i)));
+        _mm512_storeu_ps(out + i, from_e4m3_half(_mm512_castsi512_si256(half)));
+        _mm512_storeu_ps(out + i + WIDTH, from_e4m3_half(_mm512_extracti64x4_epi64(half, 1)));
+    }
     if (i < n) {
-        const __mmask16 m = lanes_of(n - i);
-        _mm512_mask_storeu_ps(out + i, m, from_e4m3(_mm_maskz_loadu_epi8(m, in + i)));
+        const __mmask32 m = (__mmask32)((1u << (n - i)) - 1u);
+        const __m512i half = e4m3_to_half(_mm256_maskz_loadu_epi8(m, in + i));
+        _mm512_mask_storeu_ps(out + i, (__mmask16)m, from_e4m3_half(_mm512_castsi512_si256(half)));
+        _mm512_mask_storeu_ps(out + i + WIDTH, (__mmask16)(m >> WIDTH),
+                              from_e4m3_half(_mm512_extracti64x4_epi64(half, 1)));
     }
 }
 

@@ -118,35 +118,36 @@ static void check_element(const gemm_case *c, int64_t batch, int64_t i, int64_t 
                 bound);
 }
 
-static void run_case(const fp8_simd *s, fp8_pool *p, gemm_case *c) {
+static void run_case(const fp8_simd *s, fp8_inner inner, fp8_pool *p, gemm_case *c) {
     const size_t bytes = fp8_cpu_gemm_workspace_size(s, fp8_pool_threads(p), &c->g);
     void *workspace = checked(bytes);
-    CHECK_STATUS(fp8_cpu_gemm_run(s, p, &c->g, workspace, bytes), FP8_OK);
+    CHECK_STATUS(fp8_cpu_gemm_run(s, inner, p, &c->g, workspace, bytes), FP8_OK);
     free(workspace);
 }
 
-static void check_product(const fp8_simd *s, fp8_pool *pools[2], const gemm_shape *shape) {
+static void check_product(const fp8_simd *s, fp8_inner inner, fp8_pool *pools[2],
+                          const gemm_shape *shape) {
     const int64_t batch = shape->batch > 1 ? shape->batch : 1;
     gemm_case c;
     char name[160];
     size_t bytes;
     void *once;
 
-    snprintf(name, sizeof name, "%s %lldx%lldx%lld batch %lld kn %d types %d %d %d descales %d",
-             s->name, (long long)shape->m, (long long)shape->n, (long long)shape->k,
+    snprintf(name, sizeof name, "%s%s %lldx%lldx%lld batch %lld kn %d types %d %d %d descales %d",
+             s->name, inner == FP8_INNER_BLAS ? "+blas" : "", (long long)shape->m, (long long)shape->n, (long long)shape->k,
              (long long)shape->batch, shape->kn, shape->a, shape->b, shape->d, shape->descales);
     check_case = name;
     make_case(&c, shape);
     bytes = (size_t)(batch * c.g.d_stride) * fp8_dtype_size(c.g.d_dtype);
     once = checked(bytes);
     memset(c.d, 0x5a, bytes);
-    run_case(s, pools[0], &c);
+    run_case(s, inner, pools[0], &c);
     memcpy(once, c.d, bytes);
     for (int64_t b = 0; b < batch; b++)
         for (int64_t i = 0; i < shape->m; i++)
             for (int64_t j = 0; j < shape->n; j++) check_element(&c, b, i, j);
     memset(c.d, 0x5a, bytes); /* also: what lies between rows stays as it was */
-    run_case(s, pools[1], &c);
+    run_case(s, inner, pools[1], &c);
     CHECK(memcmp(once, c.d, bytes) == 0);
     if (shape->pad && shape->m > 1 && shape->n > 0)
         CHECK(((uint8_t *)c.d)[(size_t)shape->n * fp8_dtype_size(c.g.d_dtype)] == 0x5a);
@@ -155,7 +156,7 @@ static void check_product(const fp8_simd *s, fp8_pool *pools[2], const gemm_shap
     check_case = "";
 }
 
-static void test_shapes(const fp8_simd *s, fp8_pool *pools[2]) {
+static void test_shapes(const fp8_simd *s, fp8_inner inner, fp8_pool *pools[2]) {
     static const gemm_shape cases[] = {
         {0, 5, 7, 0, 0, 0, F32, F32, F32, 0, -1},        {5, 0, 7, 0, 0, 0, F32, F32, F32, 0, -1},
         {3, 5, 0, 0, 0, 0, F32, F32, F32, 1, F32},       {9, 5, 0, 0, 0, 0, F32, F32, F32, 1, F32},
@@ -170,10 +171,10 @@ static void test_shapes(const fp8_simd *s, fp8_pool *pools[2]) {
         {40, 385, 520, 0, 1, 0, BF16, BF16, BF16, 1, -1}, {17, 19, 23, 3, 0, 1, F32, BF16, F32, 2, F32},
         {5, 19, 23, 3, 0, 1, F32, BF16, F32, 2, F32},    {12, 64, 17, 2, 1, 1, BF16, BF16, BF16, 0, -1},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_product(s, pools, &cases[i]);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_product(s, inner, pools, &cases[i]);
     for (int64_t m = 1; m <= 30; m++) { /* every height of the tile, and a split of two */
         const gemm_shape shape = {m, 34, 40, 0, 1, 0, BF16, E4M3, F32, 2, F32};
-        check_product(s, pools, &shape);
+        check_product(s, inner, pools, &shape);
     }
 }
 
@@ -191,13 +192,13 @@ static void test_versions_agree(fp8_pool *pool) {
         bytes = (size_t)c.g.d_stride * fp8_dtype_size(c.g.d_dtype);
         want = checked(bytes);
         memset(c.d, 0, bytes);
-        run_case(&fp8_simd_scalar, pool, &c);
+        run_case(&fp8_simd_scalar, FP8_INNER_TILE, pool, &c);
         memcpy(want, c.d, bytes);
         for (int level = 1; level < FP8_NUM_SIMD_LEVELS; level++) {
             const fp8_simd *s = fp8_simd_at((fp8_simd_level)level);
             if (!s) continue;
             memset(c.d, 0, bytes);
-            run_case(s, pool, &c);
+            run_case(s, FP8_INNER_TILE, pool, &c);
             CHECK(memcmp(c.d, want, bytes) == 0);
         }
         free(want);
@@ -277,8 +278,9 @@ int main(void) {
     if (check_failures) return CHECK_DONE();
     for (int level = 0; level < FP8_NUM_SIMD_LEVELS; level++) {
         const fp8_simd *s = fp8_simd_at((fp8_simd_level)level);
-        if (s) test_shapes(s, pools);
+        if (s) test_shapes(s, FP8_INNER_TILE, pools);
     }
+    if (fp8_blas_available()) test_shapes(fp8_simd_best(), FP8_INNER_BLAS, pools);
     test_versions_agree(pools[1]);
     test_nonfinite(d);
     test_refused(d);
