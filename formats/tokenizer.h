@@ -23,17 +23,21 @@ FP8_NODISCARD fp8_status fp8_ids_push(fp8_ids *ids, int32_t id);
 FP8_NODISCARD fp8_status fp8_ids_append(fp8_ids *ids, const int32_t *data, int64_t count);
 void fp8_ids_free(fp8_ids *ids);
 
-/* FP8_ENOTFOUND, FP8_EIO, FP8_EFORMAT (malformed), FP8_EUNSUPPORTED (a model, normalizer,
- * pre-tokenizer, post-processor or decoder we do not implement, by name and, for a regex, in full). */
+/* FP8_ENOTFOUND, FP8_EIO, FP8_EFORMAT (malformed, or an id from 2^24 on), FP8_EUNSUPPORTED (a
+ * model, normalizer, pre-tokenizer, post-processor or decoder we do not implement, by name; a regex
+ * in full). The file's truncation and padding are ignored. */
 FP8_NODISCARD fp8_status fp8_tokenizer_open(fp8_tokenizer **out, const char *path);
 void fp8_tokenizer_close(fp8_tokenizer *t);
 
-int64_t fp8_tokenizer_vocab_size(const fp8_tokenizer *t); /* largest id + 1, added tokens included */
+/* Largest id + 1, added tokens included. */
+int64_t fp8_tokenizer_vocab_size(const fp8_tokenizer *t);
 
 typedef enum fp8_special { FP8_SPECIAL_NONE, FP8_SPECIAL_ADD } fp8_special;
 
 /* Appends the ids of text (UTF-8, may hold NUL) to ids; FP8_SPECIAL_ADD lets the post-processor put
- * its tokens around them. FP8_EDATA: not UTF-8 (offset named). */
+ * its tokens around them. O(n log n). On failure ids is as it was. FP8_EDATA: not UTF-8 (offset
+ * named), or a character in no token where the unknown token is none either; FP8_EOVERFLOW: 2 GiB
+ * without a place to cut; FP8_ENOMEM. */
 FP8_NODISCARD fp8_status fp8_tokenizer_encode(const fp8_tokenizer *t, fp8_ids *ids,
                                               const char *text, size_t len, fp8_special special);
 
