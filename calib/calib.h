@@ -2,7 +2,7 @@
  * and the evaluation that judges it.
  *
  * Long calls report through a progress callback, which can also stop them: FP8_ECANCELED leaves a
- * resumable record and no half-written output. */
+ * resumable record and no half-written output. One thread drives a model and its device at once. */
 #ifndef FP8_CALIB_CALIB_H
 #define FP8_CALIB_CALIB_H
 #include <stddef.h>
@@ -15,7 +15,8 @@
 extern "C" {
 #endif
 
-/* done of total units of `what` ("calibrating", "writing"); nonzero stops. NULL function = silent. */
+/* done of total units of `what` ("calibrating" steps, "measuring" steps, "writing" bytes,
+ * "evaluating" windows); nonzero stops. NULL function = silent. */
 typedef struct fp8_progress {
     int (*on)(void *ctx, const char *what, int64_t done, int64_t total);
     void *ctx;
@@ -23,7 +24,7 @@ typedef struct fp8_progress {
 
 /* ---- data ------------------------------------------------------------------------------------ */
 
-/* Samples: pieces of token ids, each the input of one forward position range. */
+/* Samples: pieces of token ids, each a sequence of its own in a forward. */
 typedef struct fp8_samples {
     int32_t *ids;
     int64_t num_ids;
@@ -31,76 +32,96 @@ typedef struct fp8_samples {
     int64_t count;
 } fp8_samples;
 
-/* Text: a plain text is encoded once, without special tokens, and cut into pieces of `seq` ids, each
- * starting with the tokenizer's prefix (BOS) where it adds one; a JSONL line is one sample, encoded
- * with its special tokens and cut at `seq`. At most max_samples. FP8_EDATA when nothing is left. */
+/* Text: a plain text is encoded once, without special tokens, and cut into pieces of `seq` ids,
+ * each starting with the tokenizer's prefix (BOS) where it adds one; a JSONL line is one sample,
+ * encoded with its special tokens, of which the first `seq` ids are kept. At most max_samples; 0:
+ * all. FP8_EINVAL: seq leaves no room after the prefix; FP8_EDATA when nothing is left. */
 FP8_NODISCARD fp8_status fp8_samples_from_text(fp8_samples *out, fp8_text *text,
                                                const fp8_tokenizer *tokenizer, int64_t seq,
                                                int64_t max_samples);
-/* Id files: a sequence longer than seq is cut; nothing is put in front. */
+/* Id files: a sequence longer than seq is cut into pieces; nothing is put in front. */
 FP8_NODISCARD fp8_status fp8_samples_from_ids(fp8_samples *out, const fp8_id_data *ids, int64_t seq,
                                               int64_t max_samples);
 void fp8_samples_free(fp8_samples *s);
 
-/* The built-in calibration text (the project's own), for runs without data. */
+/* The built-in calibration text (the project's own), for runs without data; NUL-terminated too. */
 const char *fp8_builtin_text(size_t *len);
 
 /* ---- calibration ----------------------------------------------------------------------------- */
 
 typedef struct fp8_calib_options {
-    int64_t batch;          /* samples a step; short ones are packed by their lengths */
-    int64_t seq;            /* a step holds at most batch * seq tokens */
+    int64_t batch; /* samples a step; short ones are packed by their lengths */
+    int64_t seq;   /* longest sample; the model's max_tokens must hold batch * seq */
     int allow_nonfinite;
-    const char *record_path;/* where an interrupted or finished history is saved; NULL: nowhere */
-    int resume;             /* go on from record_path where it exists */
-    const char *data_name;  /* goes into the recipe, with a CRC32 of the ids */
+    const char *record_path; /* where an interrupted or finished history is saved; NULL: nowhere */
+    int resume;              /* go on from record_path where it exists */
+    const char *data_name;   /* goes into the recipe, with a CRC32 of the ids */
     fp8_progress progress;
 } fp8_calib_options;
 
-/* Runs the forward over the samples, one history row a step. FP8_EDATA names the first tensor with
- * non-finite values (unless allowed), or a resume of another source or recipe. *out: the record. */
+/* Runs the forward over the samples, one history row a step: sample 0 .. batch-1, and so on.
+ * FP8_EDATA names the first tensor with non-finite values (unless allowed), or a resume of another
+ * source or recipe. FP8_EUNSUPPORTED: the model is quantized already. A cancelled run keeps the
+ * steps that were launched; its record is saved then, every half minute, and at the end. *out: the
+ * record. */
 FP8_NODISCARD fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8_checkpoint *source,
-                                       const fp8_samples *samples, const fp8_calib_options *options);
+                                       const fp8_samples *samples,
+                                       const fp8_calib_options *options);
 
 /* ---- scales and export ----------------------------------------------------------------------- */
 
 typedef struct fp8_export_options {
-    fp8_scheme scheme;
-    int kv_fp8;
-    fp8_attention_mode attention;
-    fp8_fp8_format format;
-    fp8_recipe recipe;
-    size_t max_shard_bytes;
+    fp8_scheme scheme;            /* TENSOR or DYNAMIC */
+    int kv_fp8;                   /* write k and v descales */
+    fp8_attention_mode attention; /* not NONE: q descales too, and kv_fp8 is implied */
+    fp8_fp8_format format;        /* HYBRID is E4M3 in the forward: noted in the metadata */
+    fp8_recipe recipe;            /* of activations; weights take their amax without a margin */
+    size_t max_shard_bytes;       /* 0: one file */
     int force;
     int allow_nonfinite;
-    const char *const *include; /* patterns (fnmatch) of tensor names; lone files only; NULL = all */
+    const char *const *include; /* lone files only: patterns (fnmatch) of tensor names; none: all */
     int32_t num_include;
     const char *const *exclude;
     int32_t num_exclude;
     fp8_progress progress;
+    const char *config_json; /* NULL: config.json beside the source; else this file's path */
 } fp8_export_options;
 
 typedef struct fp8_export_result {
-    int64_t linears;       /* quantized */
+    int64_t linears; /* quantized */
     size_t source_bytes, output_bytes;
 } fp8_export_result;
 
-/* Writes the FP8 checkpoint of `source` into the folder `out`: quantized weights and descales, every
- * other tensor as it was, config.json with quantization_config, tokenizer and generation files copied,
- * the record as calibration.safetensors. Streams: holds a few tensors at a time. record NULL only for
- * DYNAMIC or weights-only TENSOR. FP8_EDATA: NaN weights by name. */
+/* Writes the FP8 checkpoint of `source` into the folder `out`: quantized weights and descales,
+ * every other tensor as it was, config.json with quantization_config, tokenizer and generation
+ * files copied, the record as calibration.safetensors. Streams: holds a few tensors at a time.
+ *   TENSOR   codes = e4m3(w * 448/amax), amax over the weights of a group (q, k, v; gate, up);
+ *            weight_scale F32 [1]; input_scale F32 [1] from the record
+ *   DYNAMIC  one scale an output channel: weight_scale F32 [out, 1], or [1, out] beside weights
+ *            kept [in, out], so that it broadcasts over the codes; no input scales
+ * record NULL only for DYNAMIC without FP8 keys and attention. A lone file (no config.json):
+ * DYNAMIC for every 2-D floating tensor named *.weight but embeddings, output layers and routers,
+ * narrowed by include and exclude; its quantization_config.json lies beside it. FP8_EINVAL:
+ * options that do not go together; FP8_EUNSUPPORTED: a source that is quantized already;
+ * FP8_EDATA: NaN or infinite weights by name, a record of another source or unfinished;
+ * FP8_EEXIST; FP8_ECANCELED. The bytes are the same whichever device `d` is. */
 FP8_NODISCARD fp8_status fp8_export(fp8_export_result *result, const char *out,
                                     const fp8_checkpoint *source, fp8_device *d,
                                     const fp8_record *record, const fp8_export_options *options);
 
 /* ---- report ---------------------------------------------------------------------------------- */
 
-/* One row a Linear (and K, V, Q a layer): weights and activations under the scales chosen. */
+/* One row a weight, and one an activation that has a static scale (an input that several Linears
+ * share under the first one's name): how well its E4M3 codes serve it. */
 typedef struct fp8_report_row {
-    char name[256];
-    int is_weight;           /* else an activation */
-    float amax, amax_without_first, scale, descale; /* the last: value of a code step at 1.0 */
-    double sqnr_db, clipped, p999_over_max;
+    char name[288]; /* "model.layers.0.mlp.up_proj.weight", "...up_proj.input", "...attn.k" */
+    int is_weight;  /* else an activation */
+    /* amax: a weight's own; of an activation what the recipe takes from the history. scale and
+     * descale: as exported; with DYNAMIC those of a weight's largest channel. */
+    float amax, amax_without_first, scale, descale;
+    double sqnr_db;       /* 10 log10(sum x^2 / sum (x - qdq(x))^2) */
+    double clipped;       /* share of elements with |x| * scale > 448 */
+    double p999_over_max; /* 99.9 % quantile of |x| / largest |x|, from a histogram */
     uint64_t nonfinite;
 } fp8_report_row;
 
@@ -109,27 +130,30 @@ typedef struct fp8_report {
     int64_t count;
 } fp8_report;
 
-/* Weights: all of them, exactly. Activations: a second forward over the first `steps` steps, measured
- * against the scales of the export (steps 0: weights only). */
+/* Weights: all of them, exactly. Activations: a second forward over the first `steps` steps,
+ * measured against the scales of the export (steps 0, or record NULL: weights only). */
 FP8_NODISCARD fp8_status fp8_report_create(fp8_report *out, fp8_model *m,
                                            const fp8_checkpoint *source, const fp8_record *record,
                                            const fp8_samples *samples,
                                            const fp8_calib_options *calib,
                                            const fp8_export_options *options, int64_t steps);
 void fp8_report_free(fp8_report *r);
-FP8_NODISCARD fp8_status fp8_report_json(char **out, const fp8_report *r); /* free() */
+/* An array of objects; an infinite SQNR is null. free(). */
+FP8_NODISCARD fp8_status fp8_report_json(char **out, const fp8_report *r);
 
 /* ---- evaluation ------------------------------------------------------------------------------ */
 
 typedef struct fp8_eval_result {
-    double perplexity;
-    int64_t tokens;  /* predicted */
-    double kl, top1; /* against the first model: mean nats a token, share; 0 and 1 for itself */
+    double perplexity; /* exp(sum of -log p / tokens) */
+    int64_t tokens;    /* predicted */
+    double kl, top1;   /* against the first model: mean nats a token, share; 0 and 1 for itself */
 } fp8_eval_result;
 
 /* Window i takes ids[i*T .. i*T+T] inclusive: the first T are the input from an empty cache, each
- * predicts the next, so every id but the first is predicted once; the last window is shorter. Windows
- * are batched. max_windows 0 = all. Models must share one vocabulary size. */
+ * predicts the next, so every id but the first is predicted once; the last window is shorter. A
+ * forward takes as many windows as the models' max_tokens hold. max_windows 0 = all. out
+ * [num_models]. Models must be of one device and one vocabulary size. FP8_EDATA: fewer than 2 ids,
+ * vocabularies differ, a likelihood that is not finite. */
 FP8_NODISCARD fp8_status fp8_evaluate(fp8_eval_result *out, fp8_model *const *models,
                                       int32_t num_models, const int32_t *ids, int64_t num_ids,
                                       int64_t window, int64_t max_windows,

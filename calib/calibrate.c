@@ -1,0 +1,178 @@
+#include <cjson/cJSON.h>
+#include <stdlib.h>
+#include <time.h>
+#include <zlib.h>
+
+#include "calib/calib.h"
+#include "calib/observer.h"
+#include "calib/points.h"
+#include "calib/steps.h"
+
+enum { SAVE_SECONDS = 30 }; /* what an interruption by the system may cost at most */
+
+/* One calibration under way. */
+typedef struct run {
+    fp8_model *model;
+    const fp8_samples *samples;
+    const fp8_calib_options *options;
+    fp8_points points;
+    fp8_observer *observer;
+    fp8_record *record;
+    int32_t *starts; /* [batch + 1] */
+    int canceled;
+} run;
+
+static double now_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* JSON text of all that makes the history, besides the source; cJSON_free(). */
+static fp8_status make_recipe(char **out, const fp8_samples *s, const fp8_calib_options *options,
+                              fp8_compute compute) {
+    uLong crc = crc32_z(0, (const Bytef *)s->ids, (z_size_t)s->num_ids * sizeof *s->ids);
+    cJSON *json = cJSON_CreateObject();
+    const char *name = options->data_name ? options->data_name : "";
+
+    crc = crc32_z(crc, (const Bytef *)s->starts, (z_size_t)(s->count + 1) * sizeof *s->starts);
+    *out = NULL;
+    if (cJSON_AddStringToObject(json, "tool", "fp8calib " FP8_VERSION) &&
+        cJSON_AddStringToObject(json, "data", name) &&
+        cJSON_AddNumberToObject(json, "data_crc32", (double)crc) &&
+        cJSON_AddNumberToObject(json, "samples", (double)s->count) &&
+        cJSON_AddNumberToObject(json, "tokens", (double)s->num_ids) &&
+        cJSON_AddNumberToObject(json, "batch", (double)options->batch) &&
+        cJSON_AddNumberToObject(json, "seq", (double)options->seq) &&
+        cJSON_AddStringToObject(json, "compute", compute == FP8_COMPUTE_F32 ? "fp32" : "bf16"))
+        *out = cJSON_PrintUnformatted(json);
+    cJSON_Delete(json);
+    return *out ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "calibration recipe");
+}
+
+/* Takes up the record at record_path in place of the new one, where there is one to take up. */
+static fp8_status resume(run *r) {
+    const char *path = r->options->record_path;
+    fp8_record *old = NULL;
+    fp8_status st = FP8_OK;
+
+    if (!path || !r->options->resume || !fp8_path_exists(path)) return FP8_OK;
+    FP8_TRY(fp8_record_load(&old, path));
+    FP8_TRY(fp8_record_check(old, r->record, path));
+    fp8_record_destroy(r->record);
+    r->record = old;
+    old = NULL;
+done:
+    fp8_record_destroy(old);
+    return st;
+}
+
+static fp8_status save(const run *r) {
+    const char *path = r->options->record_path;
+    return path ? fp8_record_save(r->record, path) : FP8_OK;
+}
+
+static fp8_status check_finite(const run *r, const fp8_amax_slot *row) {
+    if (r->options->allow_nonfinite) return FP8_OK;
+    for (int32_t i = 0; i < (int32_t)fp8_num_slots(r->points.num_layers); i++)
+        if (row[i].nonfinite > 0)
+            return FP8_FAIL(FP8_EDATA, "%s: %u values are NaN or infinite in calibration step %lld",
+                            fp8_points_slot_name(&r->points, i), row[i].nonfinite,
+                            (long long)r->record->steps);
+    return FP8_OK;
+}
+
+static fp8_status launch(run *r, int64_t step) {
+    fp8_batch batch;
+    fp8_steps_batch(&batch, r->starts, r->samples, r->options->batch, step);
+    r->record->tokens[step] = batch.num_tokens;
+    return fp8_observer_launch(r->observer, r->model, &batch);
+}
+
+/* Stores the row of the oldest step in flight. */
+static fp8_status collect(run *r) {
+    const fp8_progress *progress = &r->options->progress;
+    fp8_record *rec = r->record;
+    const fp8_amax_slot *row = NULL;
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_observer_collect(r->observer, &row));
+    FP8_TRY(check_finite(r, row));
+    for (int64_t i = 0; i < r->points.count; i++) {
+        const fp8_amax_slot *slot = &row[r->points.slots[i]];
+        const int64_t at = i * rec->steps_total + rec->steps;
+        rec->amax[at] = slot->amax;
+        rec->amax_without_first[at] = slot->amax_without_first;
+        rec->nonfinite[at] = slot->nonfinite;
+    }
+    rec->steps++;
+    if (progress->on && progress->on(progress->ctx, "calibrating", rec->steps, rec->steps_total))
+        r->canceled = 1;
+done:
+    return st;
+}
+
+/* Two steps in flight, so that the device never waits for the host; a cancelled run keeps the rows
+ * of steps that were already launched. */
+static fp8_status run_steps(run *r) {
+    fp8_record *rec = r->record;
+    int64_t launched = rec->steps;
+    double saved = now_seconds();
+    fp8_status st = FP8_OK;
+
+    while (rec->steps < rec->steps_total) {
+        const int64_t in_flight = launched - rec->steps;
+        if (r->canceled && in_flight == 0) break;
+        if (!r->canceled && launched < rec->steps_total && in_flight < FP8_OBSERVER_DEPTH) {
+            FP8_TRY(launch(r, launched++));
+            continue;
+        }
+        FP8_TRY(collect(r));
+        if (now_seconds() - saved < SAVE_SECONDS) continue;
+        FP8_TRY(save(r));
+        saved = now_seconds();
+    }
+    FP8_TRY(save(r));
+    if (rec->steps < rec->steps_total)
+        st = FP8_FAIL(FP8_ECANCELED, "calibration stopped after %lld of %lld steps",
+                      (long long)rec->steps, (long long)rec->steps_total);
+done:
+    return st;
+}
+
+fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8_checkpoint *source,
+                         const fp8_samples *samples, const fp8_calib_options *options) {
+    run r = {.model = m, .samples = samples, .options = options};
+    char *recipe = NULL;
+    fp8_status st = FP8_OK;
+
+    *out = NULL;
+    if (fp8_model_get_quant(m)->scheme != FP8_SCHEME_NONE) {
+        st = FP8_FAIL(FP8_EUNSUPPORTED, "%s: already quantized", fp8_checkpoint_path(source));
+        goto done;
+    }
+    FP8_TRY(fp8_steps_check(samples, options));
+    FP8_TRY(make_recipe(&recipe, samples, options, fp8_model_compute(m)));
+    FP8_TRY(fp8_points_create(&r.points, fp8_model_get_config(m), source));
+    FP8_TRY(fp8_record_create(&r.record, r.points.names, r.points.count,
+                              fp8_steps_count(samples, options->batch), recipe));
+    FP8_TRY(fp8_source_identify(r.record, source));
+    FP8_TRY(resume(&r));
+    r.starts = malloc((size_t)(options->batch + 1) * sizeof *r.starts);
+    if (!r.starts) {
+        st = FP8_FAIL(FP8_ENOMEM, "a step of %lld samples", (long long)options->batch);
+        goto done;
+    }
+    FP8_TRY(fp8_observer_create(&r.observer, fp8_model_device(m), r.points.num_layers,
+                                options->batch * options->seq));
+    FP8_TRY(run_steps(&r));
+    *out = r.record;
+    r.record = NULL;
+done:
+    fp8_observer_destroy(r.observer);
+    fp8_record_destroy(r.record);
+    fp8_points_free(&r.points);
+    free(r.starts);
+    cJSON_free(recipe);
+    return st;
+}

@@ -1,0 +1,277 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "calib/calib.h"
+#include "calib/export_plan.h"
+
+/* Files that belong to a model and are taken along as they are. */
+static const char *const companions[] = {
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja"};
+
+/* One export under way. */
+typedef struct job {
+    const fp8_checkpoint *source;
+    const fp8_record *record;
+    const fp8_export_options *options;
+    fp8_device *d;
+    char *config_path; /* NULL: a lone file */
+    fp8_file config_text;
+    fp8_model_config config;
+    fp8_points points;
+    fp8_scale *scales;
+    fp8_weights weights;
+    fp8_export_plan plan;
+    fp8_quant_config quant;
+    fp8_checkpoint_writer *writer;
+    size_t done_bytes;
+} job;
+
+static fp8_status find_config(job *j) {
+    const char *given = j->options->config_json;
+    j->config_path = given ? fp8_path_join(NULL, given)
+                           : fp8_checkpoint_sibling(j->source, "config.json");
+    return given && !j->config_path ? FP8_FAIL(FP8_ENOMEM, "path of %s", given) : FP8_OK;
+}
+
+static fp8_status check_options(const job *j, const char *out) {
+    const fp8_export_options *o = j->options;
+    const int wants_record = o->scheme == FP8_SCHEME_TENSOR || o->kv_fp8 ||
+                             o->attention != FP8_ATTENTION_NONE;
+    struct stat a, b;
+
+    if (o->scheme == FP8_SCHEME_NONE)
+        return FP8_FAIL(FP8_EINVAL, "scheme none quantizes nothing: expected tensor or dynamic");
+    if (wants_record && !j->record)
+        return FP8_FAIL(FP8_EINVAL, "static scales (scheme tensor, FP8 keys and values, FP8 "
+                        "attention) need a calibration record; without one: scheme dynamic");
+    if (j->config_path && (o->num_include || o->num_exclude))
+        return FP8_FAIL(FP8_EINVAL, "include and exclude patterns are for a file without "
+                        "config.json; found %s", j->config_path);
+    if (!j->config_path && j->record)
+        return FP8_FAIL(FP8_EINVAL, "%s: a calibration record, but no config.json beside it",
+                        fp8_checkpoint_path(j->source));
+    if (stat(out, &a) == 0 && stat(fp8_checkpoint_folder(j->source), &b) == 0 &&
+        a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+        return FP8_FAIL(FP8_EINVAL, "%s: the output would replace its source", out);
+    return FP8_OK;
+}
+
+static fp8_status read_config(job *j) {
+    fp8_status st = FP8_OK;
+    FP8_TRY(fp8_file_map(&j->config_text, j->config_path));
+    FP8_TRY(fp8_config_parse(&j->config, j->config_path, (const char *)j->config_text.data,
+                             j->config_text.bytes));
+    if (j->config.has_quantization)
+        st = FP8_FAIL(FP8_EUNSUPPORTED, "%s: already quantized: it has a quantization_config",
+                      j->config_path);
+done:
+    return st;
+}
+
+/* What is written, before anything is. */
+static fp8_status decide(job *j) {
+    const fp8_export_options *o = j->options;
+    fp8_status st = FP8_OK;
+
+    if (j->config_path) {
+        FP8_TRY(read_config(j));
+        FP8_TRY(fp8_points_create(&j->points, &j->config, j->source));
+        FP8_TRY(fp8_weights_of_model(&j->weights, &j->points, j->source));
+    } else {
+        FP8_TRY(fp8_weights_of_file(&j->weights, j->source, o));
+    }
+    if (j->record)
+        FP8_TRY(fp8_scales_create(&j->scales, j->record, j->source, &j->points, &o->recipe));
+    j->quant = (fp8_quant_config){
+        .dialect = FP8_DIALECT_COMPRESSED_TENSORS, .scheme = o->scheme,
+        .kv_fp8 = o->kv_fp8 || o->attention != FP8_ATTENTION_NONE, .attention = o->attention,
+        .format = o->format, .ignore = j->weights.ignore, .num_ignore = j->weights.num_ignore};
+    FP8_TRY(fp8_export_plan_create(&j->plan, j->source, &j->weights, &j->points, j->scales,
+                                   &j->quant));
+done:
+    return st;
+}
+
+/* The source's metadata and ours, ours where both have a key. */
+static fp8_status create_writer(job *j, const char *out) {
+    const fp8_export_options *o = j->options;
+    const fp8_st_pair ours[] = {{"format", "pt"},
+                                {"fp8calib.attention", fp8_attention_mode_name(o->attention)},
+                                {"fp8calib.format", fp8_fp8_format_name(o->format)},
+                                {"fp8calib.version", FP8_VERSION}};
+    const fp8_checkpoint_writer_options how = {o->max_shard_bytes, o->force};
+    const int64_t num_ours = sizeof ours / sizeof *ours;
+    const fp8_safetensors *first = fp8_checkpoint_shard(j->source, 0);
+    const int64_t num_theirs = fp8_safetensors_metadata_count(first);
+    fp8_st_pair *pairs = calloc((size_t)(num_ours + num_theirs), sizeof *pairs);
+    int64_t count = 0;
+    fp8_status st = FP8_OK;
+
+    if (!pairs) return FP8_FAIL(FP8_ENOMEM, "metadata");
+    for (int64_t i = 0; i < num_theirs; i++) {
+        fp8_st_pair *p = &pairs[count];
+        int taken = 0;
+        fp8_safetensors_metadata_at(first, i, &p->key, &p->value);
+        for (int64_t k = 0; k < num_ours; k++) taken |= strcmp(p->key, ours[k].key) == 0;
+        count += !taken;
+    }
+    for (int64_t k = 0; k < num_ours; k++) pairs[count++] = ours[k];
+    st = fp8_checkpoint_writer_create(&j->writer, out, j->plan.specs, j->plan.groups,
+                                      j->plan.count, pairs, count, &how);
+    free(pairs);
+    return st;
+}
+
+/* Tensor i of the plan. */
+static fp8_status put(job *j, int64_t i, const void *data) {
+    const fp8_progress *p = &j->options->progress;
+    const fp8_st_spec *spec = &j->plan.specs[i];
+    size_t bytes = 0;
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_shape_bytes(&bytes, spec->dtype, spec->shape, spec->ndim));
+    FP8_TRY(fp8_checkpoint_writer_put(j->writer, i, data, bytes));
+    j->done_bytes += bytes;
+    if (p->on && p->on(p->ctx, "writing", (int64_t)j->done_bytes, (int64_t)j->plan.bytes))
+        st = FP8_FAIL(FP8_ECANCELED, "writing stopped after %zu of %zu bytes", j->done_bytes,
+                      j->plan.bytes);
+done:
+    return st;
+}
+
+/* Copies out of the source's mapping, and descales that come from the record. */
+static fp8_status put_known(job *j) {
+    fp8_status st = FP8_OK;
+    for (int64_t i = 0; i < j->plan.count; i++)
+        if (j->plan.data[i]) FP8_TRY(put(j, i, j->plan.data[i]));
+done:
+    return st;
+}
+
+static fp8_status put_weights(job *j) {
+    const fp8_weights *all = &j->weights;
+    const fp8_scheme scheme = j->options->scheme;
+    fp8_weight_stage *stage = NULL;
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_weight_stage_create(&stage, j->d, all));
+    for (int64_t begin = 0, end; begin < all->count; begin = end) {
+        end = fp8_weights_group_end(all, begin);
+        FP8_TRY(fp8_weight_stage_load(stage, all, begin, end, j->options->allow_nonfinite));
+        for (int64_t i = begin; i < end; i++) {
+            const int64_t at = j->plan.codes_at[i];
+            const uint8_t *codes = NULL;
+            const float *descales = NULL;
+            FP8_TRY(fp8_weight_stage_quantize(stage, i - begin, scheme, &codes, &descales));
+            FP8_TRY(put(j, at, codes));
+            FP8_TRY(put(j, at + 1, descales));
+        }
+    }
+done:
+    fp8_weight_stage_destroy(stage);
+    return st;
+}
+
+/* config.json with its quantization_config; of a lone file that value alone. */
+static fp8_status add_config(job *j) {
+    char *value = NULL, *text = NULL;
+    size_t len = 0;
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_quant_config_print(&value, &j->quant));
+    if (!j->config_path) {
+        FP8_TRY(fp8_checkpoint_writer_add(j->writer, "quantization_config.json", value,
+                                          strlen(value)));
+        goto done;
+    }
+    FP8_TRY(fp8_config_insert(&text, &len, j->config_path, (const char *)j->config_text.data,
+                              j->config_text.bytes, value));
+    FP8_TRY(fp8_checkpoint_writer_add(j->writer, "config.json", text, len));
+done:
+    free(value);
+    free(text);
+    return st;
+}
+
+static fp8_status add_companions(job *j) {
+    fp8_file file = {0};
+    char *path = NULL;
+    fp8_status st = FP8_OK;
+
+    for (size_t i = 0; i < sizeof companions / sizeof *companions; i++) {
+        path = fp8_checkpoint_sibling(j->source, companions[i]);
+        if (!path) continue;
+        FP8_TRY(fp8_file_map(&file, path));
+        FP8_TRY(fp8_checkpoint_writer_add(j->writer, companions[i], file.data, file.bytes));
+        fp8_file_unmap(&file);
+        free(path);
+        path = NULL;
+    }
+done:
+    fp8_file_unmap(&file);
+    free(path);
+    return st;
+}
+
+static fp8_status add_record(job *j) {
+    char *path = NULL;
+    fp8_status st = FP8_OK;
+
+    if (!j->record) return FP8_OK;
+    path = fp8_path_join(fp8_checkpoint_writer_folder(j->writer), "calibration.safetensors");
+    if (!path) return FP8_FAIL(FP8_ENOMEM, "path of the calibration record");
+    st = fp8_record_save(j->record, path);
+    free(path);
+    return st;
+}
+
+static fp8_status fill_result(fp8_export_result *result, const job *j, const char *out) {
+    fp8_checkpoint *written = NULL;
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_checkpoint_open(&written, out)); /* and so what was written is checked once */
+    result->linears = j->weights.count;
+    result->source_bytes = fp8_checkpoint_bytes(j->source);
+    result->output_bytes = fp8_checkpoint_bytes(written);
+done:
+    fp8_checkpoint_close(written);
+    return st;
+}
+
+static void drop(job *j) {
+    fp8_checkpoint_writer_abort(j->writer);
+    fp8_export_plan_free(&j->plan);
+    fp8_weights_free(&j->weights);
+    fp8_points_free(&j->points);
+    fp8_file_unmap(&j->config_text);
+    free(j->scales);
+    free(j->config_path);
+}
+
+fp8_status fp8_export(fp8_export_result *result, const char *out, const fp8_checkpoint *source,
+                      fp8_device *d, const fp8_record *record, const fp8_export_options *options) {
+    job j = {.source = source, .record = record, .options = options, .d = d};
+    fp8_checkpoint_writer *finished = NULL;
+    fp8_status st = FP8_OK;
+
+    *result = (fp8_export_result){0};
+    FP8_TRY(find_config(&j));
+    FP8_TRY(check_options(&j, out));
+    FP8_TRY(decide(&j));
+    FP8_TRY(create_writer(&j, out));
+    FP8_TRY(put_known(&j));
+    FP8_TRY(put_weights(&j));
+    FP8_TRY(add_config(&j));
+    FP8_TRY(add_companions(&j));
+    FP8_TRY(add_record(&j));
+    finished = j.writer;
+    j.writer = NULL; /* the commit frees it whatever it returns */
+    FP8_TRY(fp8_checkpoint_writer_commit(finished));
+    FP8_TRY(fill_result(result, &j, out));
+done:
+    drop(&j);
+    return st;
+}

@@ -1,0 +1,107 @@
+#include "calib/observer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "calib/points.h"
+
+/* One step in flight. */
+typedef struct stage {
+    fp8_amax_slot *slots, *row; /* [num_slots] on the device; its copy in pinned host memory */
+    uint8_t *first;             /* [max_tokens] on the device: 1 where a sequence begins */
+    fp8_event *done;
+} stage;
+
+struct fp8_observer {
+    fp8_device *d;
+    int64_t num_layers, max_tokens;
+    int64_t launched, collected;
+    uint8_t *first; /* [max_tokens], host */
+    stage stages[FP8_OBSERVER_DEPTH];
+};
+
+fp8_status fp8_observer_create(fp8_observer **out, fp8_device *d, int64_t num_layers,
+                               int64_t max_tokens) {
+    const size_t row_bytes = fp8_num_slots(num_layers) * sizeof(fp8_amax_slot);
+    fp8_status st = FP8_OK;
+    fp8_observer *o = calloc(1, sizeof *o);
+
+    *out = NULL;
+    if (!o) return FP8_FAIL(FP8_ENOMEM, "observer");
+    o->d = d;
+    o->num_layers = num_layers;
+    o->max_tokens = max_tokens;
+    o->first = malloc((size_t)max_tokens);
+    if (!o->first) {
+        st = FP8_FAIL(FP8_ENOMEM, "observer of %lld tokens", (long long)max_tokens);
+        goto done;
+    }
+    for (stage *s = o->stages; s < o->stages + FP8_OBSERVER_DEPTH; s++) {
+        FP8_TRY(fp8_device_alloc(d, (void **)&s->slots, row_bytes));
+        FP8_TRY(fp8_device_alloc_host(d, (void **)&s->row, row_bytes));
+        FP8_TRY(fp8_device_alloc(d, (void **)&s->first, (size_t)max_tokens));
+        FP8_TRY(fp8_event_create(d, &s->done));
+    }
+    *out = o;
+    o = NULL;
+done:
+    fp8_observer_destroy(o);
+    return st;
+}
+
+void fp8_observer_destroy(fp8_observer *o) {
+    if (!o) return;
+    for (stage *s = o->stages; s < o->stages + FP8_OBSERVER_DEPTH; s++) {
+        fp8_device_free(o->d, s->slots); /* waits, so that no copy into `row` is under way */
+        fp8_device_free(o->d, s->first);
+        fp8_device_free_host(o->d, s->row);
+        fp8_event_destroy(s->done);
+    }
+    free(o->first);
+    free(o);
+}
+
+static fp8_status observe(void *ctx, int32_t layer, fp8_point point, const fp8_tensor *x) {
+    fp8_observer *o = ctx;
+    const stage *s = &o->stages[o->launched % FP8_OBSERVER_DEPTH];
+    const int32_t slot = fp8_point_slot(o->num_layers, layer, point);
+    if (slot < 0) return FP8_OK;
+    const int64_t rows = x->shape[0], cols = fp8_tensor_count(x) / rows;
+    return fp8_observe(o->d, s->slots + slot, x->data, x->dtype, rows, cols, cols, s->first);
+}
+
+fp8_status fp8_observer_launch(fp8_observer *o, fp8_model *m, const fp8_batch *batch) {
+    const size_t row_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_amax_slot);
+    const fp8_tap tap = {observe, o};
+    stage *s = &o->stages[o->launched % FP8_OBSERVER_DEPTH];
+    fp8_status st = FP8_OK;
+
+    if (o->launched - o->collected >= FP8_OBSERVER_DEPTH)
+        return FP8_FAIL(FP8_EINVAL, "observer: %d steps are in flight already", FP8_OBSERVER_DEPTH);
+    if (batch->num_tokens > o->max_tokens)
+        return FP8_FAIL(FP8_EINVAL, "observer: %lld tokens in a step made for %lld",
+                        (long long)batch->num_tokens, (long long)o->max_tokens);
+    memset(o->first, 0, (size_t)batch->num_tokens);
+    for (int64_t i = 0; i < batch->num_seqs; i++) o->first[batch->starts[i]] = 1;
+    FP8_TRY(fp8_device_upload(o->d, s->first, o->first, (size_t)batch->num_tokens));
+    FP8_TRY(fp8_device_fill(o->d, s->slots, 0, row_bytes));
+    FP8_TRY(fp8_model_forward(m, batch, NULL, &tap, FP8_LOGITS_NONE, NULL));
+    FP8_TRY(fp8_device_download_async(o->d, s->row, s->slots, row_bytes));
+    FP8_TRY(fp8_event_record(s->done));
+    o->launched++;
+done:
+    return st;
+}
+
+fp8_status fp8_observer_collect(fp8_observer *o, const fp8_amax_slot **row) {
+    const stage *s = &o->stages[o->collected % FP8_OBSERVER_DEPTH];
+    fp8_status st = FP8_OK;
+
+    *row = NULL;
+    if (o->collected == o->launched) return FP8_FAIL(FP8_EINVAL, "observer: no step is in flight");
+    FP8_TRY(fp8_event_wait(s->done));
+    *row = s->row;
+    o->collected++;
+done:
+    return st;
+}

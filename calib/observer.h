@@ -1,0 +1,31 @@
+/* calib/observer.h - private: amax of every slot of a forward, gathered on the device. A step's row
+ * comes to the host while later steps run: at most FP8_OBSERVER_DEPTH steps are in flight, and the
+ * host waits for the oldest alone. */
+#ifndef FP8_CALIB_OBSERVER_H
+#define FP8_CALIB_OBSERVER_H
+#include <stdint.h>
+
+#include "model/model.h"
+#include "quant/cast.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { FP8_OBSERVER_DEPTH = 2 };
+typedef struct fp8_observer fp8_observer;
+
+/* max_tokens: most tokens a step may hold. */
+FP8_NODISCARD fp8_status fp8_observer_create(fp8_observer **out, fp8_device *d, int64_t num_layers,
+                                             int64_t max_tokens);
+void fp8_observer_destroy(fp8_observer *o); /* NULL is fine; waits on CUDA */
+
+/* Runs one observed forward, asynchronously. FP8_EINVAL: FP8_OBSERVER_DEPTH steps are in flight. */
+FP8_NODISCARD fp8_status fp8_observer_launch(fp8_observer *o, fp8_model *m, const fp8_batch *batch);
+
+/* *row [num_slots] = the oldest step in flight (waits for it), valid until the next launch. */
+FP8_NODISCARD fp8_status fp8_observer_collect(fp8_observer *o, const fp8_amax_slot **row);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,40 @@
+/* calib/points.h - private: what a calibration observes. A slot is one tensor seen by the forward
+ * (7 a layer and the lm_head's input); a point is a name of the record. Linears that share an input
+ * share its slot, and their points its history. */
+#ifndef FP8_CALIB_POINTS_H
+#define FP8_CALIB_POINTS_H
+#include <stdint.h>
+
+#include "core/arena.h"
+#include "model/model.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct fp8_points {
+    fp8_linear_info *linears; /* wiring order */
+    int64_t num_linears, num_layers;
+    /* In wiring order: "<linear>.input", "<attention>.q", .k, .v, "lm_head.input". */
+    const char **names; /* [count] */
+    int32_t *slots;     /* [count] */
+    int64_t count;
+    const char **modules; /* [num_layers]: attention modules */
+    fp8_arena arena;
+} fp8_points;
+
+FP8_NODISCARD fp8_status fp8_points_create(fp8_points *out, const fp8_model_config *config,
+                                           const fp8_checkpoint *source);
+void fp8_points_free(fp8_points *p); /* {0} is fine */
+
+size_t fp8_num_slots(int64_t num_layers);
+
+/* Slot of a tap; -1 when it is not observed. */
+int32_t fp8_point_slot(int64_t num_layers, int32_t layer, fp8_point point);
+
+/* The first point, in wiring order, of a slot. */
+const char *fp8_points_slot_name(const fp8_points *p, int32_t slot);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,70 @@
+#include "calib/scales.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+fp8_scale fp8_scale_of(float amax) {
+    const fp8_recipe plain = {FP8_AMAX_MAX, 0, 1};
+    fp8_scale s = {.amax = amax, .amax_without_first = amax, .scale = 1, .descale = 1};
+    fp8_recipe_scale(&plain, FP8_DTYPE_E4M3, amax, &s.scale, &s.descale);
+    return s;
+}
+
+/* Bytes and fingerprint alone: a copy of the source has another time, and is still the source. */
+static fp8_status check_record(const fp8_record *r, const fp8_checkpoint *source) {
+    const uint64_t bytes = fp8_checkpoint_bytes(source);
+    uint32_t crc = 0;
+    fp8_status st = fp8_checkpoint_fingerprint(source, &crc);
+
+    if (st != FP8_OK) return st;
+    if (r->source_bytes != bytes || r->source_crc32 != crc)
+        return FP8_FAIL(FP8_EDATA, "calibration record: of another checkpoint than %s: expected "
+                        "%" PRIu64 " bytes, CRC32 %08x, found %" PRIu64 ", %08x",
+                        fp8_checkpoint_path(source), bytes, crc, r->source_bytes,
+                        r->source_crc32);
+    if (r->steps < 1 || r->steps != r->steps_total)
+        return FP8_FAIL(FP8_EDATA, "calibration record: only %lld of %lld steps are done: resume "
+                        "it first", (long long)r->steps, (long long)r->steps_total);
+    return FP8_OK;
+}
+
+/* Index of a name; `hint` is where it is when the record was made from these points. -1: absent. */
+static int64_t find_point(const fp8_record *r, const char *name, int64_t hint) {
+    if (hint < r->num_points && strcmp(r->points[hint], name) == 0) return hint;
+    for (int64_t i = 0; i < r->num_points; i++)
+        if (strcmp(r->points[i], name) == 0) return i;
+    return -1;
+}
+
+fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
+                             const fp8_checkpoint *source, const fp8_points *points,
+                             const fp8_recipe *recipe) {
+    fp8_scale *scales = calloc(fp8_num_slots(points->num_layers), sizeof *scales);
+    fp8_status st = FP8_OK;
+
+    *out = NULL;
+    if (!scales) return FP8_FAIL(FP8_ENOMEM, "calibration scales");
+    FP8_TRY(check_record(record, source));
+    for (int64_t i = 0; i < points->count; i++) {
+        fp8_scale *s = &scales[points->slots[i]];
+        const int64_t at = find_point(record, points->names[i], i);
+        if (at < 0) {
+            st = FP8_FAIL(FP8_EDATA, "calibration record: no point '%s'", points->names[i]);
+            goto done;
+        }
+        const int64_t row = at * record->steps_total;
+        *s = (fp8_scale){.scale = 1, .descale = 1};
+        s->amax = fp8_recipe_amax(recipe, record->amax + row, record->steps);
+        s->amax_without_first =
+            fp8_recipe_amax(recipe, record->amax_without_first + row, record->steps);
+        for (int64_t step = 0; step < record->steps; step++)
+            s->nonfinite += record->nonfinite[row + step];
+        fp8_recipe_scale(recipe, FP8_DTYPE_E4M3, s->amax, &s->scale, &s->descale);
+    }
+    *out = scales;
+    scales = NULL;
+done:
+    free(scales);
+    return st;
+}

@@ -1,0 +1,30 @@
+/* calib/scales.h - private: from the amax histories of a record to a checkpoint's scales. */
+#ifndef FP8_CALIB_SCALES_H
+#define FP8_CALIB_SCALES_H
+#include <stdint.h>
+
+#include "calib/points.h"
+#include "quant/recipe.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct fp8_scale {
+    float amax, amax_without_first; /* what the recipe takes from the history */
+    float scale, descale;
+    uint64_t nonfinite; /* over the whole history */
+} fp8_scale;
+
+/* (*out)[slot] for every slot; free(). Linears that share an input share its scale. FP8_EDATA: the
+ * record is unfinished, of another source, or lacks a point (named). */
+FP8_NODISCARD fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
+                                           const fp8_checkpoint *source, const fp8_points *points,
+                                           const fp8_recipe *recipe);
+
+/* The scale of an amax without a history: no margin, E4M3. */
+fp8_scale fp8_scale_of(float amax);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,67 @@
+/* calib/weight_stage.h - private: which weights are quantized, and the device buffers that do it a
+ * group at a time (a group's tensors share one scale: q, k, v; gate and up). */
+#ifndef FP8_CALIB_WEIGHT_STAGE_H
+#define FP8_CALIB_WEIGHT_STAGE_H
+#include <stdint.h>
+
+#include "calib/calib.h"
+#include "calib/points.h"
+#include "calib/scales.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct fp8_weight {
+    const char *name; /* the Linear's; the tensor is name.weight */
+    const fp8_st_entry *entry;
+    int64_t entry_idx;
+    int64_t rows, cols; /* as stored */
+    int64_t channels;   /* output channels: rows; cols where the weight is kept [in, out] */
+    int in_out;
+    int32_t group;
+    int32_t input_slot; /* -1: no calibration */
+    int32_t kv_layer;   /* the layer whose k, v, q scales lie beside this weight; -1 */
+} fp8_weight;
+
+typedef struct fp8_weights {
+    fp8_weight *data; /* equal groups are neighbours */
+    int64_t count;
+    char **ignore; /* modules left as they are */
+    int32_t num_ignore;
+    fp8_arena arena;
+} fp8_weights;
+
+/* The Linears of a model. FP8_EUNSUPPORTED: not BF16, F16 or F32 ("already quantized" for FP8). */
+FP8_NODISCARD fp8_status fp8_weights_of_model(fp8_weights *out, const fp8_points *points,
+                                              const fp8_checkpoint *source);
+/* Without config.json: every 2-D floating tensor named *.weight that include and exclude admit and
+ * that is not known to stay (embeddings, lm_head, routers, vision towers: a list of patterns). */
+FP8_NODISCARD fp8_status fp8_weights_of_file(fp8_weights *out, const fp8_checkpoint *source,
+                                             const fp8_export_options *options);
+void fp8_weights_free(fp8_weights *w); /* {0} is fine */
+int64_t fp8_weights_group_end(const fp8_weights *w, int64_t begin); /* past begin's group */
+
+typedef struct fp8_weight_stage fp8_weight_stage;
+
+FP8_NODISCARD fp8_status fp8_weight_stage_create(fp8_weight_stage **out, fp8_device *d,
+                                                 const fp8_weights *weights);
+void fp8_weight_stage_destroy(fp8_weight_stage *s); /* NULL is fine */
+
+/* Brings weights [begin, end), one group, to the device and finds their common scale. FP8_EDATA
+ * names a tensor with NaN or infinite values, unless allowed. */
+FP8_NODISCARD fp8_status fp8_weight_stage_load(fp8_weight_stage *s, const fp8_weights *weights,
+                                               int64_t begin, int64_t end, int allow_nonfinite);
+/* Of the loaded group: its scale (amax and nonfinite: of weight i alone), and where i lies. */
+fp8_scale fp8_weight_stage_scale(const fp8_weight_stage *s, int64_t i);
+const void *fp8_weight_stage_data(const fp8_weight_stage *s, int64_t i);
+
+/* Weight i of the loaded group: its codes and descales ([1], or with DYNAMIC [channels]), on the
+ * host, until the next call. */
+FP8_NODISCARD fp8_status fp8_weight_stage_quantize(fp8_weight_stage *s, int64_t i,
+                                                   fp8_scheme scheme, const uint8_t **codes,
+                                                   const float **descales);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
