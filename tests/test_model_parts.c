@@ -88,11 +88,34 @@ static void test_plans(fp8_model *m) {
     for (int i = 0; i < FP8_MAX_PLANS; i++) CHECK(m->plans[i].options.num_seqs == 6);
 }
 
+/* A cache of FP8 keys and values takes a byte an element. */
+static void test_cache_bytes(void) {
+    fp8_kv_cache *cache = NULL;
+    fp8_checkpoint *c = NULL;
+    fp8_model *m = NULL;
+    const char *folder;
+    tiny t;
+
+    check_case = "bytes of a cache";
+    tiny_make(&t, TINY_STATIC, FP8_DTYPE_BF16);
+    folder = tiny_write(&t);
+    CHECK_STATUS(fp8_checkpoint_open(&c, folder), FP8_OK);
+    if (c) CHECK_STATUS(fp8_model_load(&m, cpu, c, NULL), FP8_OK);
+    if (m) CHECK_STATUS(fp8_kv_cache_create(&cache, m, 10), FP8_OK);
+    CHECK(cache && cache->row_bytes == 2 * 16);
+    fp8_kv_cache_destroy(cache);
+    fp8_model_destroy(m);
+    fp8_checkpoint_close(c);
+    tiny_remove(folder);
+    tiny_free(&t);
+}
+
 int main(void) {
     static const fp8_compute computes[] = {FP8_COMPUTE_F32, FP8_COMPUTE_BF16};
     CHECK_STATUS(fp8_device_create(&cpu, "cpu", 0), FP8_OK);
     if (!cpu) return 1;
     test_frequencies();
+    test_cache_bytes();
     for (int i = 0; i < 2; i++) {
         const fp8_model_options options = {computes[i], 64, NULL};
         fp8_checkpoint *c = NULL;
