@@ -96,8 +96,7 @@ static fp8_status store_kv(const pass *p, const fp8_tensor *x, int64_t layer, in
 
     *rows = scale ? codes : x->data;
     if (c) {
-        unsigned char *data =
-            c->data + (size_t)((2 * layer + is_value) * c->capacity) * c->row_bytes;
+        unsigned char *data = c->data + (size_t)(2 * layer + is_value) * c->plane_bytes;
         *rows = data;
         to = data + (size_t)p->past * c->row_bytes;
     }
@@ -257,16 +256,19 @@ static fp8_status check_cache(const fp8_model *m, const fp8_batch *b, const fp8_
     return FP8_OK;
 }
 
-/* A cached sequence grows from call to call: a plan for its exact lengths would never be used
- * again. */
+/* Equal lengths are worth a plan of exactly those; but a cached sequence grows from call to
+ * call, and a lone one of odd length will hardly come again: those take a plan of rounded
+ * lengths. */
 static void measure(pass *p) {
-    const int32_t *starts = p->batch->starts;
-    p->uniform = !p->cache;
-    for (int64_t s = 0; s < p->batch->num_seqs; s++) {
-        const int64_t len = (int64_t)starts[s + 1] - starts[s];
-        if (s > 0 && len != p->max_len) p->uniform = 0;
+    const fp8_batch *b = p->batch;
+    int equal = 1;
+
+    for (int64_t s = 0; s < b->num_seqs; s++) {
+        const int64_t len = (int64_t)b->starts[s + 1] - b->starts[s];
+        equal &= s == 0 || len == p->max_len;
         if (len > p->max_len) p->max_len = len;
     }
+    p->uniform = equal && !p->cache && (b->num_seqs > 1 || p->max_len % 64 == 0);
 }
 
 fp8_status fp8_model_forward(fp8_model *m, const fp8_batch *batch, fp8_kv_cache *cache,

@@ -1,8 +1,11 @@
-/* One sequence's keys and values: for each layer K then V, [capacity][kv_heads * head_dim] of the
- * compute type, or E4M3 codes where the checkpoint has FP8 keys and values. */
+/* One sequence's keys and values: for each layer a plane of K, then one of V, [capacity]
+ * [kv_heads * head_dim] of the compute type, or E4M3 codes where the checkpoint has FP8 keys and
+ * values. */
 #include <stdlib.h>
 
 #include "model/model_impl.h"
+
+enum { PLANE_ALIGN = 256 }; /* as memory of its own would be */
 
 fp8_status fp8_kv_cache_create(fp8_kv_cache **out, fp8_model *m, int64_t capacity) {
     const int64_t width = m->config.num_kv_heads * m->config.head_dim;
@@ -20,8 +23,10 @@ fp8_status fp8_kv_cache_create(fp8_kv_cache **out, fp8_model *m, int64_t capacit
     c->model = m;
     c->capacity = capacity;
     c->row_bytes = (size_t)width * fp8_dtype_size(m->quant.kv_fp8 ? FP8_DTYPE_E4M3 : m->type);
-    FP8_TRY(fp8_mul_size(&bytes, c->row_bytes * 2 * (size_t)m->config.num_layers,
-                         (size_t)capacity));
+    FP8_TRY(fp8_mul_size(&bytes, c->row_bytes, (size_t)capacity));
+    FP8_TRY(fp8_add_size(&bytes, bytes, PLANE_ALIGN - 1));
+    c->plane_bytes = bytes / PLANE_ALIGN * PLANE_ALIGN;
+    FP8_TRY(fp8_mul_size(&bytes, c->plane_bytes, 2 * (size_t)m->config.num_layers));
     FP8_TRY(fp8_rope_extend(m, capacity));
     FP8_TRY(fp8_device_alloc(m->device, &data, bytes));
     c->data = data;

@@ -103,8 +103,9 @@ struct fp8_model {
 struct fp8_kv_cache {
     fp8_model *model;
     int64_t capacity, length;
-    size_t row_bytes; /* one token of K, or of V, of a layer */
-    unsigned char *data; /* place; [num_layers][2: K, V][capacity][kv_heads * head_dim] */
+    size_t row_bytes;    /* one token of K, or of V, of a layer */
+    size_t plane_bytes;  /* all tokens of one: capacity rows, and up to 256 bytes of alignment */
+    unsigned char *data; /* place; [num_layers][2: K, V] planes [capacity][kv_heads * head_dim] */
 };
 
 /* Memory that lives as long as the model. */
