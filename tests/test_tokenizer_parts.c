@@ -202,10 +202,14 @@ static void test_special(void) {
         "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}},"
         "{\"SpecialToken\":{\"id\":\"e\",\"type_id\":0}}],"
         "\"special_tokens\":{\"b\":{\"id\":\"b\",\"ids\":[10,9],\"tokens\":[\"<s>\",\"<s\"]},"
-        "\"e\":{\"id\":\"e\",\"ids\":[12],\"tokens\":[\"</s>\"]}}}]}";
-    static const int32_t want[] = {10, 9, 1, 10, 9, 2, 12}, hole[] = {11}, beyond[] = {1, 13};
-    const fp8_ids all = {(int32_t *)(uintptr_t)want, 7, 7};
-    const fp8_ids inner = {(int32_t *)(uintptr_t)want + 2, 4, 4};
+        "\"e\":{\"id\":\"e\",\"ids\":[12],\"tokens\":[\"</s>\"]}}},"
+        "{\"type\":\"TemplateProcessing\",\"single\":["
+        "{\"SpecialToken\":{\"id\":\"e\",\"type_id\":0}},"
+        "{\"Sequence\":{\"id\":\"A\",\"type_id\":0}}],"
+        "\"special_tokens\":{\"e\":{\"id\":\"e\",\"ids\":[12],\"tokens\":[\"</s>\"]}}}]}";
+    static const int32_t want[] = {12, 10, 9, 1, 10, 9, 2, 12}, hole[] = {11}, beyond[] = {1, 13};
+    const fp8_ids all = {(int32_t *)(uintptr_t)want, 8, 8};
+    const fp8_ids inner = {(int32_t *)(uintptr_t)want + 3, 4, 4};
     const int32_t *prefix = NULL;
     fp8_tokenizer *t = NULL;
     fp8_ids got = {0};
@@ -215,13 +219,13 @@ static void test_special(void) {
     check_case = "special";
     CHECK_STATUS(load(&t, template, NULL), FP8_OK);
     CHECK(fp8_tokenizer_vocab_size(t) == 13);
-    CHECK(fp8_tokenizer_prefix(t, &prefix) == 2 && prefix[0] == 10 && prefix[1] == 9);
+    CHECK(fp8_tokenizer_prefix(t, &prefix) == 3 && memcmp(prefix, want, 12) == 0);
     CHECK_STATUS(fp8_tokenizer_encode(t, &got, "a<s><sb", 7, FP8_SPECIAL_ADD), FP8_OK);
     CHECK(same_ids(&got, &all));
     got.count = 0;
     CHECK_STATUS(fp8_tokenizer_encode(t, &got, "a<s><sb", 7, FP8_SPECIAL_NONE), FP8_OK);
     CHECK(same_ids(&got, &inner));
-    CHECK_STATUS(fp8_tokenizer_decode(t, &text, &len, want, 7, 1), FP8_OK);
+    CHECK_STATUS(fp8_tokenizer_decode(t, &text, &len, want, 8, 1), FP8_OK);
     CHECK(strcmp(text, "<s a <s b") == 0 && len == 9); /* no decoder: joined by spaces */
     free(text);
     CHECK_STATUS(fp8_tokenizer_decode(t, &text, &len, want, 0, 1), FP8_OK);
@@ -315,9 +319,10 @@ static void test_scanners(void) {
         {GPT2, "I'll they'RE it's 12345  a\r\n\r\n b",
          "I|'ll| they|'|RE| it|'s| 12345| | a|\r\n\r\n| b"},
         {GPT2, "   \t x  ", "   \t| x|  "},
-        {LLAMA3, "I'LL they'Re it'\xc5\xbf 12345  a\r\n\r\n b",
-         "I|'LL| they|'Re| it|'\xc5\xbf| |123|45| | a|\r\n\r\n| b"},
+        {LLAMA3, "I'LL they'Re it'\xc5\xbfx 12345  a\r\n\r\n b",
+         "I|'LL| they|'Re| it|'\xc5\xbf|x| |123|45| | a|\r\n\r\n| b"},
         {LLAMA3, " \n \n  x! \r\n\n?", " \n \n| | x|!| \r\n\n|?"},
+        {LLAMA3, "x!?\r\n\ny", "x|!?\r\n\n|y"},
         {LLAMA3, "\tfoo(bar) \xc2\xa0\xc2\x85y\xcc\x81z",
          "\tfoo|(bar|)| \xc2\xa0|\xc2\x85y|\xcc\x81z"},
         {QWEN2, "x'D 123 \xd9\xa3\xe2\x85\xa7 a", "x|'D| |1|2|3| |\xd9\xa3|\xe2\x85\xa7| a"},
@@ -327,6 +332,7 @@ static void test_scanners(void) {
          "\xe6\x97\xa5|AB| \xcc\x81|AB| \xcc\x81" "ab| \xc7\x85X"},
         {NEMO, "\xcc\x81" "AB\xcc\x81", "\xcc\x81" "AB\xcc\x81"},
         {NEMO, "\xcc\x81" "AB", "\xcc\x81|AB"},
+        {NEMO, "\xcc\x81!!", "\xcc\x81|!!"},
         {O200K, "HTTPServer's DON'T 12345!\n/x  y", "HTTPServer's| DON'T| |123|45|!\n/|x| | y"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
