@@ -69,6 +69,8 @@ void fp8_attention_plan_destroy(fp8_attention_plan *p);
 fp8_attention_backend fp8_attention_plan_backend(const fp8_attention_plan *p);
 /* One line a backend: "fused: cuDNN 9.14: serves" / "fused: sliding window ...". */
 const char *fp8_attention_plan_reasons(const fp8_attention_plan *p);
+/* cpu: some hundred KB a thread, whatever the lengths. unfused: at most 1 GiB beside what cuBLASLt
+ * wants, more only where 64 queries of one KV head need it. fused: what cuDNN asks for. */
 size_t fp8_attention_workspace_size(const fp8_attention_plan *p);
 
 /* Rows with no key to see, and sequences of length 0, give 0. Lengths beyond the plan's maxima or

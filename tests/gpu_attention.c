@@ -97,11 +97,12 @@ static void poison(const problem *p, buffers *b) {
 static void compare(fp8_device *gpu, fp8_device *cpu, const problem *p, buffers *b,
                     const fp8_attention_options *o) {
     const int64_t n = b->total_q * b->o_stride;
-    const fp8_attention_options plain = options_of(p, b);
+    fp8_attention_options plain = options_of(p, b);
     float *want, *got;
     uint16_t *once;
     double err;
 
+    plain.backend = FP8_BACKEND_CPU;
     CHECK_STATUS(run_on(cpu, p, b, &plain), FP8_OK);
     want = widened(b);
     poison(p, b);
