@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include "formats/tokenizer_impl.h"
-#include "formats/utf8.h"
 
 /* ---- literals and normalizers --------------------------------------------------------------- */
 

@@ -11,6 +11,7 @@
 #include "formats/json.h"
 #include "formats/tokenizer.h"
 #include "formats/unicode.h"
+#include "formats/utf8.h"
 
 /* Ids and merge ranks are below this: they share 64-bit keys with positions. */
 enum { TOK_MAX_IDS = 1 << 24 };
@@ -234,9 +235,9 @@ FP8_NODISCARD fp8_status tok_add_decoder(fp8_tokenizer *t, const tok_spec *spec)
 FP8_NODISCARD fp8_status tok_load(fp8_tokenizer **out, const char *name, const char *bytes,
                                   size_t len);
 
-/* The first 60 bytes of a token for a message: control characters as '?', cut at a character. */
+/* A token for a message, as a value: several fit into one call. */
 typedef struct tok_shown {
-    char text[64];
+    char text[FP8_SHOWN_BYTES];
 } tok_shown;
 tok_shown tok_show(uni_text s);
 #endif

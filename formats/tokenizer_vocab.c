@@ -6,14 +6,8 @@
 #include "formats/tokenizer_impl.h"
 
 tok_shown tok_show(uni_text s) {
-    tok_shown shown = {{0}};
-    size_t n = s.len < sizeof shown.text - 4 ? s.len : sizeof shown.text - 4;
-    while (n < s.len && n > 0 && ((unsigned char)s.data[n] & 0xc0) == 0x80) n--;
-    for (size_t i = 0; i < n; i++) {
-        const unsigned char c = (unsigned char)s.data[i];
-        shown.text[i] = c < 0x20 || c == 0x7f ? '?' : s.data[i];
-    }
-    if (n < s.len) memcpy(shown.text + n, "...", 4);
+    tok_shown shown;
+    fp8_utf8_show(shown.text, s.data, s.len);
     return shown;
 }
 

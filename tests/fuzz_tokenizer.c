@@ -1,10 +1,13 @@
-/* libFuzzer entry: the input is a tokenizer.json, a byte 0xff (which JSON never holds), and a text
- * to encode; what it encodes to is decoded. Not part of the build:
+/* Fuzz target of formats/tokenizer*.c, not part of the build:
  *
- *   clang -g -O1 -fsanitize=fuzzer,address,undefined -I. -DFP8_CUDA=0 -D_POSIX_C_SOURCE=200809L
- *     tests/fuzz_tokenizer.c formats/{tokenizer*,unicode,json*,file,new_file,hash}.c
- *     core/{status,arena,log}.c -lutf8proc -o fuzz_tokenizer
- *   ./fuzz_tokenizer CORPUS   (a corpus of small tokenizer.json files finds more) */
+ *   clang -std=c11 -g -O1 -D_POSIX_C_SOURCE=200809L -DFP8_CUDA=0 -I. \
+ *       -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all tests/fuzz_tokenizer.c \
+ *       formats/{tokenizer*,unicode,utf8,json*,file,new_file,hash}.c \
+ *       core/{status,arena,log}.c -lutf8proc -lcjson -lm -o fuzz_tokenizer
+ *   ./fuzz_tokenizer -max_len=8192 CORPUS
+ *
+ * The input is a tokenizer.json, a byte 0xff (which JSON never holds) and a text to encode; what it
+ * encodes to is decoded. A corpus of small tokenizer.json files finds more. */
 #include <stdlib.h>
 #include <string.h>
 
