@@ -22,7 +22,7 @@ typedef struct fp8_progress {
     void *ctx;
 } fp8_progress;
 
-/* ---- data ------------------------------------------------------------------------------------ */
+/* ---- data ---------------------------------------------------------------------------------- */
 
 /* Samples: pieces of token ids, each a sequence of its own in a forward. */
 typedef struct fp8_samples {
@@ -47,7 +47,7 @@ void fp8_samples_free(fp8_samples *s);
 /* The built-in calibration text (the project's own), for runs without data; NUL-terminated too. */
 const char *fp8_builtin_text(size_t *len);
 
-/* ---- calibration ----------------------------------------------------------------------------- */
+/* ---- calibration --------------------------------------------------------------------------- */
 
 typedef struct fp8_calib_options {
     int64_t batch; /* samples a step; short ones are packed by their lengths */
@@ -68,7 +68,7 @@ FP8_NODISCARD fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8
                                        const fp8_samples *samples,
                                        const fp8_calib_options *options);
 
-/* ---- scales and export ----------------------------------------------------------------------- */
+/* ---- scales and export --------------------------------------------------------------------- */
 
 typedef struct fp8_export_options {
     fp8_scheme scheme;            /* TENSOR or DYNAMIC */
@@ -109,7 +109,7 @@ FP8_NODISCARD fp8_status fp8_export(fp8_export_result *result, const char *out,
                                     const fp8_checkpoint *source, fp8_device *d,
                                     const fp8_record *record, const fp8_export_options *options);
 
-/* ---- report ---------------------------------------------------------------------------------- */
+/* ---- report -------------------------------------------------------------------------------- */
 
 /* One row a weight, and one an activation that has a static scale (an input that several Linears
  * share under the first one's name): how well its E4M3 codes serve it. */
@@ -141,7 +141,7 @@ void fp8_report_free(fp8_report *r);
 /* An array of objects; an infinite SQNR is null. free(). */
 FP8_NODISCARD fp8_status fp8_report_json(char **out, const fp8_report *r);
 
-/* ---- evaluation ------------------------------------------------------------------------------ */
+/* ---- evaluation ---------------------------------------------------------------------------- */
 
 typedef struct fp8_eval_result {
     double perplexity; /* exp(sum of -log p / tokens) */

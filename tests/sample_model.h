@@ -1,5 +1,5 @@
-/* tests/sample_model.h - the model of examples/sample-model, its text as ids, copies of it with some
- * values changed, and a folder to work in that is gone at the end. */
+/* tests/sample_model.h - the model of examples/sample-model, the built-in text as its ids, copies
+ * of it with some values changed, and a folder to work in that is gone at the end. */
 #ifndef FP8_TESTS_SAMPLE_MODEL_H
 #define FP8_TESTS_SAMPLE_MODEL_H
 #include <string.h>
@@ -7,11 +7,11 @@
 #include "calib/calib.h"
 #include "tests/check.h"
 
-/* A path below the source tree, in a static buffer. */
+/* A path below the source tree (CTest says where it is), in a static buffer. */
 static inline const char *sample_path(const char *relative) {
     static char path[4096];
     const char *root = getenv("FP8_SOURCE_DIR");
-    snprintf(path, sizeof path, "%s/%s", root && *root ? root : "..", relative);
+    snprintf(path, sizeof path, "%s/%s", root && *root ? root : ".", relative);
     return path;
 }
 
@@ -50,18 +50,22 @@ static inline void sample_close(sample *s) {
     *s = (sample){0};
 }
 /* folder NULL: the sample model. Ends the program when it cannot be loaded. */
-static inline sample sample_open(const char *folder, int32_t threads, int64_t max_tokens,
-                                 fp8_compute compute) {
+static inline sample sample_open_on(const char *device, const char *folder, int32_t threads,
+                                    int64_t max_tokens, fp8_compute compute) {
     const fp8_model_options options = {.compute = compute, .max_tokens = max_tokens};
     sample s = {0};
     if (!folder) folder = sample_path("examples/sample-model");
-    if (fp8_device_create(&s.d, "cpu", threads) != FP8_OK ||
+    if (fp8_device_create(&s.d, device, threads) != FP8_OK ||
         fp8_checkpoint_open(&s.c, folder) != FP8_OK ||
         fp8_model_load(&s.m, s.d, s.c, &options) != FP8_OK) {
         fprintf(stderr, "%s: %s\n", folder, fp8_last_error());
         exit(1);
     }
     return s;
+}
+static inline sample sample_open(const char *folder, int32_t threads, int64_t max_tokens,
+                                 fp8_compute compute) {
+    return sample_open_on("cpu", folder, threads, max_tokens, compute);
 }
 
 /* Samples of the built-in text by the sample model's tokenizer. */

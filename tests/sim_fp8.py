@@ -2,8 +2,8 @@
 """Perplexity of a checkpoint by an independent simulation in numpy: an oracle for the runtime.
 
 FP8 checkpoints (compressed-tensors, E4M3): products of E4M3 values with the stored descales, inputs
-static or one scale a token; Q, K, V by their descales; P in E4M3 with a 2^8 offset where the metadata
-asks for FP8 attention. Others: as they are. Families: llama, mistral, qwen2, qwen3, gemma,
+static or one scale a token; Q, K, V by their descales; P in E4M3 with a 2^8 offset where the
+metadata asks for FP8 attention. Others: as they are. Families: llama, mistral, qwen2, qwen3, gemma,
 gpt2 (default RoPE, no sliding window). Needs numpy, ml_dtypes and safetensors only.
 
     sim_fp8.py MODEL ids.npy [--window 256] [--max-windows 20] [--compute bf16|fp32]

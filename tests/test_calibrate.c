@@ -15,7 +15,7 @@ static int64_t point_index(const fp8_record *r, const char *name) {
     return -1;
 }
 
-/* ---- against a plain loop ---------------------------------------------------------------------- */
+/* ---- against a plain loop ------------------------------------------------------------------ */
 
 /* amax of each point of a layer, over one step. */
 typedef struct plain {
@@ -77,7 +77,8 @@ static void test_history(fp8_compute compute) {
     CHECK(r->steps == 3 && r->steps_total == 3);
     CHECK(r->num_points == IN_LAYER * layers + 1);
     for (int64_t step = 0; step < r->steps; step++) {
-        const int64_t begin = step * BATCH, n = data.count - begin < BATCH ? data.count - begin : BATCH;
+        const int64_t begin = step * BATCH, left = data.count - begin;
+        const int64_t n = left < BATCH ? left : BATCH;
         int32_t starts[BATCH + 1];
         plain p = {.starts = starts, .num_seqs = n};
         for (int64_t i = 0; i <= n; i++)
@@ -101,7 +102,7 @@ static void test_history(fp8_compute compute) {
     sample_close(&s);
 }
 
-/* ---- determinism and resume -------------------------------------------------------------------- */
+/* ---- determinism and resume ---------------------------------------------------------------- */
 
 static int stop_at(void *ctx, const char *what, int64_t done, int64_t total) {
     (void)total;
@@ -187,7 +188,7 @@ static void test_other_source(void) {
     fp8_samples_free(&data);
 }
 
-/* ---- what stops it ----------------------------------------------------------------------------- */
+/* ---- what stops it ------------------------------------------------------------------------- */
 
 static int32_t poisoned_id;
 

@@ -1,5 +1,5 @@
 /* The FP8 checkpoint that is written: every tensor, its scales, the files beside it, and what is
- * refused. The weights are dequantized here by the table of the format, not by the code under test. */
+ * refused. Weights are dequantized here by the format's definition, not by the code under test. */
 #include <sys/stat.h>
 
 #include "core/half.h"
@@ -13,7 +13,7 @@ static const fp8_export_options static_options = {
 static const fp8_export_options dynamic_options = {.scheme = FP8_SCHEME_DYNAMIC,
                                                    .recipe = FP8_RECIPE_DEFAULT};
 
-/* ---- reading back ------------------------------------------------------------------------------ */
+/* ---- reading back -------------------------------------------------------------------------- */
 
 /* E4M3 by its definition: sign, 4 exponent bits (bias 7), 3 mantissa bits; 0x7f is NaN. */
 static double decode(uint8_t code) {
@@ -51,8 +51,8 @@ static float scalar(const fp8_checkpoint *c, const char *module, const char *suf
     return x;
 }
 
-/* Nearest even of x/descale, so |x - code * descale| is at most half a step: 2^-4 |x|, or where E4M3
- * is subnormal 2^-10 descale; a little more for the F32 quotient. */
+/* Nearest even of x/descale, so |x - code * descale| is at most half a step: 2^-4 |x|, or where
+ * E4M3 is subnormal 2^-10 descale; a little more for the F32 quotient. */
 static void check_codes(const fp8_st_entry *codes, const fp8_st_entry *source,
                         const float *descales, int64_t num_descales) {
     const int64_t n = fp8_tensor_count(&source->tensor), cols = source->tensor.shape[1];
@@ -113,7 +113,7 @@ static fp8_checkpoint *reopen(const char *out) {
     return c;
 }
 
-/* ---- static scales ----------------------------------------------------------------------------- */
+/* ---- static scales ------------------------------------------------------------------------- */
 
 static const char *const groups[][4] = {
     {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}, {"self_attn.o_proj"},
@@ -150,7 +150,8 @@ static void check_layer(const fp8_checkpoint *source, const fp8_checkpoint *out,
 static void check_rest(const fp8_checkpoint *source, const fp8_checkpoint *out, int64_t layers) {
     int64_t copied = 0;
     for (int64_t i = 0; i < fp8_checkpoint_count(source); i++) {
-        const fp8_st_entry *a = fp8_checkpoint_at(source, i), *b = fp8_checkpoint_find(out, a->name);
+        const fp8_st_entry *a = fp8_checkpoint_at(source, i);
+        const fp8_st_entry *b = fp8_checkpoint_find(out, a->name);
         check_case = a->name;
         CHECK(b && b->tensor.ndim == a->tensor.ndim);
         if (!b || b->tensor.dtype == FP8_DTYPE_E4M3) continue;
@@ -274,7 +275,7 @@ static void test_shards(const sample *s, const fp8_record *r) {
     fp8_checkpoint_close(written);
 }
 
-/* ---- dynamic scales, lone files ---------------------------------------------------------------- */
+/* ---- dynamic scales, lone files ------------------------------------------------------------ */
 
 /* Descales of `num` channels against the source's row (or column) amax, and the codes. */
 static void check_dynamic(const fp8_checkpoint *source, const fp8_checkpoint *out,
@@ -416,7 +417,7 @@ static void test_nonfinite(fp8_device *d) {
     fp8_checkpoint_close(source);
 }
 
-/* ---- what is refused --------------------------------------------------------------------------- */
+/* ---- what is refused ----------------------------------------------------------------------- */
 
 static void poison_weight(const char *name, void *data, const fp8_st_entry *e) {
     (void)e;

@@ -54,7 +54,7 @@ static void check_order(const fp8_report *r) {
     for (int64_t i = 1; i < r->count; i++) CHECK(r->rows[i - 1].sqnr_db <= r->rows[i].sqnr_db);
 }
 
-/* ---- weights ----------------------------------------------------------------------------------- */
+/* ---- weights ------------------------------------------------------------------------------- */
 
 static float weight_value(const fp8_st_entry *e, int64_t i) {
     uint16_t half;
@@ -101,7 +101,7 @@ static void check_weights(const fp8_report *r, const fp8_checkpoint *c, int per_
     }
 }
 
-/* ---- activations ------------------------------------------------------------------------------- */
+/* ---- activations --------------------------------------------------------------------------- */
 
 typedef struct watched {
     fp8_point point;
@@ -156,7 +156,7 @@ static void check_activations(const fp8_report *r, const sample *s, const fp8_sa
     }
 }
 
-/* ---- JSON -------------------------------------------------------------------------------------- */
+/* ---- JSON ---------------------------------------------------------------------------------- */
 
 static void check_json(const fp8_report *r) {
     char *text = NULL;

@@ -1,7 +1,7 @@
 /* Calibration samples: how texts and id files are cut. */
 #include "tests/sample_model.h"
 
-/* ---- id files ---------------------------------------------------------------------------------- */
+/* ---- id files ------------------------------------------------------------------------------ */
 
 static void test_ids(void) {
     static const struct {
@@ -48,7 +48,7 @@ static void test_ids(void) {
     }
 }
 
-/* ---- texts ------------------------------------------------------------------------------------- */
+/* ---- texts --------------------------------------------------------------------------------- */
 
 static fp8_tokenizer *open_tokenizer(void) {
     fp8_tokenizer *t = NULL;
