@@ -215,6 +215,57 @@ static void test_dtypes(void) {
     tiny_free(&t);
 }
 
+/* A header one byte longer puts every tensor at an odd address. */
+static void shift_data(const char *folder) {
+    char path[300];
+    fp8_file f = {0};
+    unsigned char *moved;
+    uint64_t header;
+
+    snprintf(path, sizeof path, "%s/model.safetensors", folder);
+    CHECK_STATUS(fp8_file_map(&f, path), FP8_OK);
+    memcpy(&header, f.data, sizeof header);
+    moved = malloc(f.bytes + 1);
+    memcpy(moved, f.data, 8 + header);
+    moved[8 + header] = ' ';
+    memcpy(moved + 9 + header, f.data + 8 + header, f.bytes - 8 - header);
+    header++;
+    memcpy(moved, &header, sizeof header);
+    CHECK_STATUS(fp8_file_write(path, moved, f.bytes + 1), FP8_OK);
+    fp8_file_unmap(&f);
+    free(moved);
+}
+
+static void test_misaligned(void) {
+    static const struct {
+        const char *name;
+        tiny_scheme scheme;
+        fp8_dtype dtype;
+        fp8_compute compute;
+    } cases[] = {
+        {"odd BF16", TINY_DENSE, FP8_DTYPE_BF16, FP8_COMPUTE_BF16},
+        {"odd F32", TINY_DENSE, FP8_DTYPE_F32, FP8_COMPUTE_F32},
+        {"odd F16", TINY_DENSE, FP8_DTYPE_F16, FP8_COMPUTE_BF16},
+        {"odd FP8, static", TINY_STATIC, FP8_DTYPE_BF16, FP8_COMPUTE_BF16},
+        {"odd FP8, dynamic", TINY_DYNAMIC, FP8_DTYPE_BF16, FP8_COMPUTE_F32},
+    };
+    static float even[TINY_LEN * TINY_VOCAB], odd[TINY_LEN * TINY_VOCAB];
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *folder;
+        tiny t;
+
+        check_case = cases[i].name;
+        tiny_make(&t, cases[i].scheme, cases[i].dtype);
+        folder = tiny_write(&t);
+        CHECK(tiny_logits(folder, cases[i].compute, tiny_ids, TINY_LEN, even));
+        shift_data(folder);
+        CHECK(tiny_logits(folder, cases[i].compute, tiny_ids, TINY_LEN, odd));
+        CHECK(memcmp(even, odd, sizeof even) == 0);
+        tiny_remove(folder);
+        tiny_free(&t);
+    }
+}
+
 /* ---- checkpoints that are wrong in one way --------------------------------------------------- */
 
 static void set_scale(tiny *t, const char *name, float v) {
@@ -481,6 +532,7 @@ int main(void) {
     if (!cpu) return 1;
     found = test_fixtures();
     test_dtypes();
+    test_misaligned();
     test_hostile();
     test_batches();
     test_packing();
