@@ -45,6 +45,9 @@ typedef struct fp8_checkpoint_writer fp8_checkpoint_writer;
 typedef struct fp8_checkpoint_writer_options {
     size_t max_shard_bytes; /* 0: one file. A group never spans two shards */
     int force; /* replace an existing folder that is empty or holds a .safetensors file */
+    /* Write the index of a single file too: vLLM and SGLang load every *.safetensors of a folder
+     * that has none, and leave alone what lies beside the weights where it has one. */
+    int index;
 } fp8_checkpoint_writer_options;
 
 /* specs[i] and groups[i]: tensors of equal consecutive group number stay in one shard (a weight

@@ -26,7 +26,7 @@ typedef struct shard {
 struct fp8_checkpoint_writer {
     char *folder;    /* where it will be */
     char *temporary; /* where it is built */
-    int replace;
+    int replace, index;
     fp8_st_spec *specs;
     unsigned char *put; /* [num_specs] */
     int64_t num_specs;
@@ -165,6 +165,7 @@ fp8_status fp8_checkpoint_writer_create(fp8_checkpoint_writer **out, const char 
     w = calloc(1, sizeof *w);
     if (!w) return FP8_FAIL(FP8_ENOMEM, "%s: no memory to write it", folder);
     w->replace = o->force;
+    w->index = o->index;
     FP8_TRY(resolve(w, folder, o->force));
     st = fp8_st_check_specs(specs, num_specs);
     if (st == FP8_OK) st = fp8_st_check_metadata(metadata, num_metadata);
@@ -297,7 +298,7 @@ static fp8_status finish(fp8_checkpoint_writer *w) {
         FP8_TRY(open_shard(w, 0));
         FP8_TRY(close_shard(&w->shards[0]));
     }
-    if (w->num_shards > 1) FP8_TRY(add_index(w));
+    if (w->num_shards > 1 || w->index) FP8_TRY(add_index(w));
 done:
     return st;
 }
