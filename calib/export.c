@@ -102,7 +102,7 @@ static fp8_status create_writer(job *j, const char *out) {
                                 {"fp8calib.attention", fp8_attention_mode_name(o->attention)},
                                 {"fp8calib.format", fp8_fp8_format_name(o->format)},
                                 {"fp8calib.version", FP8_VERSION}};
-    const fp8_checkpoint_writer_options how = {o->max_shard_bytes, o->force};
+    const fp8_checkpoint_writer_options how = {o->max_shard_bytes, o->force, j->record != NULL};
     const int64_t num_ours = sizeof ours / sizeof *ours;
     const fp8_safetensors *first = fp8_checkpoint_shard(j->source, 0);
     const int64_t num_theirs = fp8_safetensors_metadata_count(first);

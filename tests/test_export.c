@@ -164,6 +164,18 @@ static void check_rest(const fp8_checkpoint *source, const fp8_checkpoint *out, 
     CHECK(fp8_checkpoint_count(out) == fp8_checkpoint_count(source) + layers * (7 * 2 + 3));
 }
 
+/* A file as a string; free(). */
+static char *read_text(const char *path) {
+    fp8_file file = {0};
+    char *text = NULL;
+    CHECK_STATUS(fp8_file_map(&file, path), FP8_OK);
+    text = calloc(1, file.bytes + 1);
+    if (!text) exit(1);
+    memcpy(text, file.data ? (const char *)file.data : "", file.bytes);
+    fp8_file_unmap(&file);
+    return text;
+}
+
 static void check_files(const fp8_checkpoint *source, const char *out_folder,
                         const fp8_checkpoint *out, const fp8_record *r) {
     static const char *const same[] = {"tokenizer.json", "tokenizer_config.json",
@@ -172,7 +184,7 @@ static void check_files(const fp8_checkpoint *source, const char *out_folder,
     fp8_quant_config quant;
     fp8_record *saved = NULL;
     fp8_file text = {0};
-    char path[4200];
+    char path[4200], *index;
 
     check_case = "files beside the weights";
     for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
@@ -190,6 +202,12 @@ static void check_files(const fp8_checkpoint *source, const char *out_folder,
     CHECK(fp8_quant_config_ignores(&quant, "lm_head"));
     fp8_quant_config_free(&quant);
     fp8_file_unmap(&text);
+    /* Engines take every .safetensors of a folder without an index, the record too. */
+    snprintf(path, sizeof path, "%s/model.safetensors.index.json", out_folder);
+    index = read_text(path);
+    CHECK(strstr(index, "\"model.safetensors\"") != NULL);
+    CHECK(strstr(index, "calibration") == NULL && strstr(index, "amax_history") == NULL);
+    free(index);
     CHECK(strcmp(fp8_checkpoint_metadata(out, "format"), "pt") == 0);
     CHECK(strcmp(fp8_checkpoint_metadata(out, "fp8calib.attention"), "dpa") == 0);
     CHECK(strcmp(fp8_checkpoint_metadata(out, "fp8calib.format"), "hybrid") == 0);
