@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/log.h"
+
 fp8_scale fp8_scale_of(float amax) {
     const fp8_recipe plain = {FP8_AMAX_MAX, 0, 1};
     fp8_scale s = {.amax = amax, .amax_without_first = amax, .scale = 1, .descale = 1};
@@ -61,6 +63,9 @@ fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
         for (int64_t step = 0; step < record->steps; step++)
             s->nonfinite += record->nonfinite[row + step];
         fp8_recipe_scale(recipe, FP8_DTYPE_E4M3, s->amax, &s->scale, &s->descale);
+        if (s->amax == 0)
+            fp8_log(FP8_LOG_WARNING, "%s: only zeros were seen: its scale stays 1",
+                    points->names[i]);
     }
     *out = scales;
     scales = NULL;
