@@ -1,0 +1,166 @@
+/* cli/cmd_generate.c - greedy text from a checkpoint, printed as it comes. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+typedef struct options {
+    cli_common common;
+    const char *prompt;
+    int64_t max_tokens;
+} options;
+static const options defaults = {CLI_COMMON_DEFAULTS, NULL, 64};
+
+static const cli_option table[] = {
+    {"--prompt", 0, CLI_TEXT, offsetof(options, prompt), "TEXT", 0, 0,
+     "the text to go on from (required)"},
+    {"--max-tokens", 0, CLI_INT, offsetof(options, max_tokens), "N", 1, 1 << 20,
+     "stop after N tokens, or sooner at the model's end-of-text token"},
+};
+
+/* Text appears a whole character at a time: ids[base .. shown) is printed context, since what an
+ * id reads as depends on those before it; a tail that ends within a character waits for more. */
+typedef struct stream {
+    const fp8_tokenizer *tokenizer;
+    fp8_ids ids;
+    int64_t base, shown;
+    fp8_status st;
+} stream;
+
+static int ends_within_character(const char *text, size_t len) {
+    return len >= 3 && memcmp(text + len - 3, "\xef\xbf\xbd", 3) == 0; /* U+FFFD */
+}
+
+static fp8_status stream_print(stream *s, int last) {
+    fp8_status st = FP8_OK;
+    const int32_t *from = s->ids.data + s->base;
+    char *before = NULL, *all = NULL;
+    size_t before_len = 0, all_len = 0;
+    FP8_TRY(fp8_tokenizer_decode(s->tokenizer, &before, &before_len, from, s->shown - s->base, 1));
+    FP8_TRY(fp8_tokenizer_decode(s->tokenizer, &all, &all_len, from, s->ids.count - s->base, 1));
+    if (all_len <= before_len || (!last && ends_within_character(all, all_len))) goto done;
+    fwrite(all + before_len, 1, all_len - before_len, stdout);
+    fflush(stdout);
+    s->base = s->shown;
+    s->shown = s->ids.count;
+done:
+    free(before);
+    free(all);
+    return st;
+}
+
+static int on_token(void *ctx, int32_t id) {
+    stream *s = ctx;
+    s->st = fp8_ids_push(&s->ids, id);
+    if (s->st == FP8_OK) s->st = stream_print(s, 0);
+    return s->st != FP8_OK || cli_interrupted();
+}
+
+static int on_silent_token(void *ctx, int32_t id) {
+    (void)ctx;
+    (void)id;
+    return cli_interrupted();
+}
+
+static fp8_status generate_stream(fp8_model *m, const fp8_tokenizer *t, const fp8_ids *prompt,
+                                  const options *o) {
+    fp8_status st = FP8_OK;
+    fp8_ids made = {0};
+    stream s = {.tokenizer = t, .shown = prompt->count};
+    FP8_TRY(fp8_ids_append(&s.ids, prompt->data, prompt->count));
+    FP8_TRY(fp8_model_generate(m, &made, prompt->data, prompt->count, o->max_tokens, 0, on_token,
+                               &s));
+    FP8_TRY(s.st);
+    FP8_TRY(stream_print(&s, 1));
+    putchar('\n');
+done:
+    fp8_ids_free(&made);
+    fp8_ids_free(&s.ids);
+    return st;
+}
+
+static fp8_status add_ids(cJSON *doc, const char *key, const int32_t *ids, int64_t count) {
+    cJSON *list = cJSON_AddArrayToObject(doc, key);
+    int ok = list != NULL;
+    for (int64_t i = 0; ok && i < count; i++)
+        ok = cJSON_AddItemToArray(list, cJSON_CreateNumber(ids[i]));
+    return ok ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "printing the results: out of memory");
+}
+
+static fp8_status generate_json(fp8_model *m, const fp8_tokenizer *t, fp8_ids *ids,
+                                const options *o) {
+    fp8_status st = FP8_OK;
+    const int64_t num_prompt = ids->count;
+    fp8_ids made = {0};
+    cJSON *doc = cJSON_CreateObject();
+    char *text = NULL;
+    size_t len = 0;
+    FP8_TRY(fp8_model_generate(m, &made, ids->data, num_prompt, o->max_tokens, 0, on_silent_token,
+                               NULL));
+    FP8_TRY(cli_check_interrupt());
+    FP8_TRY(fp8_ids_append(ids, made.data, made.count));
+    FP8_TRY(cli_continuation(&text, &len, t, ids, num_prompt));
+    FP8_TRY(cli_json_add_text(doc, "prompt", o->prompt, strlen(o->prompt)));
+    FP8_TRY(cli_json_add_text(doc, "text", text, len));
+    FP8_TRY(add_ids(doc, "prompt_ids", ids->data, num_prompt));
+    FP8_TRY(add_ids(doc, "ids", made.data, made.count));
+    FP8_TRY(cli_json_print(doc));
+done:
+    cJSON_Delete(doc);
+    free(text);
+    fp8_ids_free(&made);
+    return st;
+}
+
+static fp8_status run(const void *opts, const cli_list *operands) {
+    const options *o = opts;
+    fp8_status st = FP8_OK;
+    fp8_device *device = NULL;
+    cli_source source = {0};
+    fp8_model *model = NULL;
+    fp8_model_options model_options = {0};
+    fp8_ids prompt = {0};
+    if (!o->prompt) return FP8_FAIL(FP8_EINVAL, "generate: --prompt is required");
+    FP8_TRY(cli_device_open(&device, &o->common));
+    FP8_TRY(cli_source_open(&source, operands->items[0]));
+    FP8_TRY(cli_source_tokenizer(&source));
+    FP8_TRY(cli_name_culprit(fp8_tokenizer_encode(source.tokenizer, &prompt, o->prompt,
+                                                  strlen(o->prompt), FP8_SPECIAL_ADD),
+                             "--prompt"));
+    if (prompt.count == 0) {
+        st = FP8_FAIL(FP8_EDATA, "--prompt: no token to go on from");
+        goto done;
+    }
+    model_options.max_tokens = prompt.count;
+    FP8_TRY(fp8_model_load(&model, device, source.checkpoint, &model_options));
+    FP8_TRY(o->common.json ? generate_json(model, source.tokenizer, &prompt, o)
+                           : generate_stream(model, source.tokenizer, &prompt, o));
+    st = cli_check_interrupt();
+done:
+    fp8_ids_free(&prompt);
+    fp8_model_destroy(model);
+    cli_source_close(&source);
+    fp8_device_destroy(device);
+    return st;
+}
+
+const cli_command cli_cmd_generate = {
+    .name = "generate",
+    .purpose = "print what a model writes after a prompt",
+    .usage = "MODEL --prompt TEXT [--max-tokens N]",
+    .about =
+        "Loads a BF16 or FP8 checkpoint, encodes the prompt with the tokenizer.json\n"
+        "beside it and prints the greedy continuation (the likeliest token each time,\n"
+        "the lowest id on a tie) on stdout as it comes. With --json: one object\n"
+        "{\"prompt\", \"text\", \"prompt_ids\", \"ids\"} at the end.",
+    .examples = "  fp8calib generate ./Llama-3-8B-FP8 --prompt 'The moon is' --max-tokens 100\n",
+    .options = table,
+    .num_options = sizeof table / sizeof *table,
+    .min_operands = 1,
+    .max_operands = 1,
+    .operand = "MODEL",
+    .defaults = &defaults,
+    .options_bytes = sizeof defaults,
+    .run = run,
+};

@@ -1,0 +1,35 @@
+/* cli/recipe_options.h - private: how scales come from a history, as `run` and `convert` ask it. */
+#ifndef FP8_CLI_RECIPE_OPTIONS_H
+#define FP8_CLI_RECIPE_OPTIONS_H
+#include "cli/cli.h"
+
+typedef struct recipe_options {
+    const char *kv, *attention; /* NULL: the default */
+    const char *format, *algo;
+    int64_t history, margin;
+} recipe_options;
+#define RECIPE_DEFAULTS {NULL, NULL, "e4m3", "max", 1024, 0}
+
+/* Rows of an option table; `at` is the offset of the recipe_options. */
+#define RECIPE_OPTIONS(at, kv_default)                                                             \
+    {"--kv", 0, CLI_CHOICE, (at) + offsetof(recipe_options, kv), "fp8|none", 0, 0,                 \
+     "fp8: write scales for an FP8 KV cache; default: " kv_default},                               \
+    {"--fp8-attention", 0, CLI_CHOICE, (at) + offsetof(recipe_options, attention),                 \
+     "dpa|mha|none", 0, 0,                                                                         \
+     "dpa: both attention products in FP8; mha: their output too; default: dpa, none with "       \
+     "--kv none"},                                                                                 \
+    {"--fp8-format", 0, CLI_CHOICE, (at) + offsetof(recipe_options, format), "e4m3|hybrid", 0, 0,  \
+     "hybrid is E4M3 forward, E5M2 gradients: the same inference checkpoint, and noted in it"},    \
+    {"--amax-history", 0, CLI_INT, (at) + offsetof(recipe_options, history), "N", 1, 1 << 30,      \
+     "the newest N steps count for a scale"},                                                      \
+    {"--amax-algo", 0, CLI_CHOICE, (at) + offsetof(recipe_options, algo), "max|most_recent", 0, 0, \
+     "which amax of the history makes the scale"},                                                 \
+    {"--margin", 0, CLI_INT, (at) + offsetof(recipe_options, margin), "N", 0, 32,                  \
+     "leave room: divide scales by 2^N"}
+
+/* Fills kv, attention, format and recipe of `out`; kv_default is what kv NULL means. *r gets its
+ * defaults filled in. FP8_EINVAL: attention in FP8 without the scales for it. */
+FP8_NODISCARD fp8_status recipe_apply(fp8_export_options *out, recipe_options *r,
+                                      const char *kv_default);
+
+#endif

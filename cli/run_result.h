@@ -1,0 +1,29 @@
+/* cli/run_result.h - private: what `run` finds out, and its printing. */
+#ifndef FP8_CLI_RUN_RESULT_H
+#define FP8_CLI_RUN_RESULT_H
+#include "cli/recipe_options.h"
+
+typedef struct run_side { /* BF16 or FP8 */
+    fp8_eval_result eval;
+    char *text; /* greedy continuation; NULL: none was made */
+    size_t text_len;
+} run_side;
+
+typedef struct run_result {
+    const char *model, *output, *data_name, *eval_name, *device;
+    int64_t samples, batch, seq, steps, tokens;
+    recipe_options recipe;
+    fp8_export_result exported;
+    fp8_report report;
+    int evaluated;
+    int64_t window;
+    char *prompt;
+    size_t prompt_len;
+    run_side bf16, fp8;
+} run_result;
+
+void run_result_free(run_result *r);
+void run_result_print(const run_result *r);
+FP8_NODISCARD fp8_status run_result_print_json(const run_result *r);
+
+#endif
