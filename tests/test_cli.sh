@@ -1,0 +1,190 @@
+#!/bin/bash
+# tests/test_cli.sh - every command end to end on the sample model and the CPU: what it prints where,
+# what it writes, that two runs write the same bytes, and that an interrupted one goes on.
+fp8calib=${FP8CALIB:-$PWD/build/test/fp8calib}
+source_dir=$(cd "${FP8_SOURCE_DIR:-$(dirname "$0")/..}" && pwd)
+[ -x "$fp8calib" ] || { echo "skipped: no $fp8calib" >&2; exit 77; }
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+cd "$work" && cp -r "$source_dir/examples/sample-model" model && chmod -R u+w model || exit 1
+text=$source_dir/examples/evaluation.txt
+python=$(command -v "${PYTHON:-python3}")
+failures=0
+
+fail() {
+    echo "[$step] $*" >&2
+    failures=$((failures + 1))
+}
+# ok ARGUMENTS...: exit code 0; stdout in ./out, stderr in ./err
+ok() {
+    "$fp8calib" "$@" --device cpu >out 2>err </dev/null || fail "exit code $?: $*: $(cat err)"
+}
+quiet() {
+    ok "$@" --quiet
+    [ -s err ] && fail "--quiet, but stderr: $(head -c 200 err)"
+}
+says() { grep -qE -e "$2" "$1" || fail "no '$2' in $1: $(head -c 400 "$1")"; }
+# json EXPRESSION: over the document d in ./out (needs Python; without it the document is not judged)
+json() {
+    [ -z "$python" ] && return
+    "$python" -c 'import json, math, sys
+d = json.load(open("out", encoding="utf-8"))
+sys.exit(0 if eval(sys.argv[1]) else 1)' "$1" 2>python.err || fail "not so: $1: $(head -c 300 out python.err)"
+}
+
+step=help
+for command in run convert inspect eval generate logits tokenize; do
+    "$fp8calib" help $command >out 2>err || fail "help $command"
+    [ -s err ] && fail "help $command: stderr"
+    "$fp8calib" $command --help | cmp -s - out || fail "$command --help differs"
+    says out '^Usage$'
+    says out '^Exit codes$'
+    "$fp8calib" help | grep -q "^  $command " || fail "help does not list $command"
+done
+"$fp8calib" --version | grep -qE '^fp8calib [0-9]+\.[0-9]+\.[0-9]+' || fail 'version'
+
+step=run
+small='--samples 12 --batch 2 --seq 64 --eval-windows 2'
+ok run model -o one $small
+says out '^FP8 checkpoint +one$'
+says out '^perplexity +BF16 [0-9.]+, FP8 [0-9.]+'
+says out '^BF16 '
+says out '^FP8 '
+says out '^size '
+says out '^worst'
+says err 'built-in text'
+for f in model.safetensors config.json tokenizer.json generation_config.json calibration.safetensors
+do
+    [ -s one/$f ] || fail "no $f in the output"
+done
+[ -e one.calibration.safetensors ] && fail 'the working record is left behind'
+quiet run model -o two $small --json
+json 'd["output"] == "two" and d["calibration"]["samples"] == 12 and d["calibration"]["steps"] == 6'
+json 'abs(d["evaluation"]["fp8"]["perplexity"] / d["evaluation"]["bf16"]["perplexity"] - 1) < 0.1'
+json 'len(d["report"]) > 0 and d["output_bytes"] < d["source_bytes"]'
+diff -r one two >/dev/null || fail 'two runs differ'
+quiet run model -o two $small --threads 1 --no-eval --force
+diff -r one two >/dev/null || fail 'one thread writes other bytes'
+quiet run model/model.safetensors --samples 2 --no-eval
+[ -s model-FP8/model.safetensors ] || fail 'default output'
+(cd model && "$fp8calib" run model.safetensors --samples 2 --no-eval --force --quiet --device cpu >out)
+says model/out 'model-FP8$'
+rm model/out
+
+step='data'
+gzip -c "$text" >text.gz
+quiet run model -o from_text $small --no-eval --data "$text"
+quiet run model -o from_gzip $small --no-eval --data text.gz
+cmp -s from_text/model.safetensors from_gzip/model.safetensors || fail 'gzip reads otherwise'
+printf '{"body": "One sample."}\n{"body": "Another, and a longer one."}\n' >lines.jsonl
+quiet run model -o from_lines $small --data lines.jsonl --field body --eval-data "$text" --json
+json 'd["calibration"]["samples"] == 2 and d["evaluation"]["data"].endswith("evaluation.txt")'
+quiet run model -o plain $small --kv none --no-eval --json
+json 'd["recipe"]["kv"] == "none" and d["recipe"]["fp8_attention"] == "none"'
+
+step=interrupt
+for i in $(seq 150); do cat "$text"; done >long.txt
+long='--data long.txt --batch 1 --seq 32 --samples 3000 --no-eval'
+"$fp8calib" run model -o stopped $long --device cpu >out 2>err </dev/null &
+pid=$!
+for i in $(seq 100); do grep -q calibrating err && break; sleep 0.05; done
+sleep 0.3
+kill -INT $pid
+wait $pid
+code=$?
+[ $code = 130 ] || fail "exit code $code after SIGINT: $(cat err)"
+says err '^fp8calib: .*--resume'
+[ -e stopped ] && fail 'a half output'
+[ -s stopped.calibration.safetensors ] || fail 'no record'
+[ -z "$(find . -maxdepth 1 -name 'stopped*' -not -name stopped.calibration.safetensors)" ] ||
+    fail "left behind: $(echo stopped*)"
+"$fp8calib" run model -o stopped $long --device cpu --quiet >out 2>err
+[ $? = 5 ] || fail 'a record is overwritten without a word'
+quiet run model -o stopped $long --resume
+quiet run model -o whole $long
+diff -r stopped whole >/dev/null || fail 'a resumed run differs from a whole one'
+[ -e stopped.calibration.safetensors ] && fail 'the working record is left behind'
+
+step=eval
+quiet eval model one --data "$text" --window 128 --json
+json 'len(d["models"]) == 2 and d["models"][0]["kl"] == 0 and d["models"][0]["top1"] == 1'
+json '0 < d["models"][1]["kl"] < 0.1 and d["models"][1]["top1"] > 0.8'
+json 'all(math.isfinite(m["perplexity"]) and m["tokens"] > 500 for m in d["models"])'
+ok eval model one --data "$text" --max-windows 1
+says out 'perplexity'
+says out ' one$'
+
+step=shards
+quiet run model -o sharded $small --no-eval --max-shard-size 500KB
+index=sharded/model.safetensors.index.json
+[ -s $index ] || fail 'no index'
+quiet eval one $index --data "$text" --max-windows 1 --json
+json 'd["models"][0]["perplexity"] == d["models"][1]["perplexity"]'
+
+step=generate
+quiet generate one --prompt 'The kernel' --max-tokens 12
+cp out streamed
+quiet generate one --prompt 'The kernel' --max-tokens 12 --json
+json 'd["text"] + "\n" == open("streamed", encoding="utf-8").read() and len(d["ids"]) <= 12'
+json 'd["prompt_ids"][0] == 0 and d["prompt"] == "The kernel"'
+
+step=convert
+quiet convert model -o dynamic
+says out '^dynamic: 28 weights'
+quiet eval model dynamic --data "$text" --max-windows 1 --json
+json 'd["models"][1]["kl"] < 0.1'
+quiet convert model -o derived --record one/calibration.safetensors
+diff -r one derived >/dev/null || fail 'a record gives other bytes than its run'
+quiet convert model -o roomy --record one/calibration.safetensors --margin 3 --kv none --json
+json 'd["scheme"] == "tensor"'
+quiet inspect roomy --json
+json 'd["quantization"]["kv"] == "none" and "k_scale" not in d["descales"]'
+mkdir lone && cp model/model.safetensors lone/weights.safetensors
+quiet convert lone/weights.safetensors -o lone8 --exclude '*embed*' --exclude '*norm*' --json
+json 'd["quantized"] == 28'
+quiet inspect lone8 --json
+json 'sum(t["dtype"] == "F8_E4M3" for t in d["tensors"]) == 28'
+
+step=inspect
+quiet inspect one
+says out 'model.layers.3.mlp.up_proj.weight +F8_E4M3'
+says out '^total '
+quiet inspect one --json
+json 'd["quantization"]["scheme"] == "tensor" and d["quantization"]["kv"] == "fp8"'
+json 'd["quantization"]["attention"] == "dpa"'
+json 'd["descales"]["weight_scale"]["tensors"] == 28 and d["descales"]["k_scale"]["min"] > 0'
+quiet inspect model --json
+json 'd["quantization"]["scheme"] == "none" and len(d["tensors"]) == 38'
+
+cp -r model other && sed -i 's/"llama"/"mamba"/' other/config.json
+quiet inspect other
+says out '^model .*mamba'
+says out '^total +38 tensors'
+
+step=logits
+printf '\x00\x00\xf3\x01\xe4\x03\x13\x02\x71\x01' >ids.bin
+quiet logits model --tokens ids.bin -o logits.safetensors --compute fp32
+quiet inspect logits.safetensors --json
+json 'd["tensors"][0]["name"] == "logits" and d["tensors"][0]["shape"] == [1, 5, 2048]'
+quiet logits model --tokens ids.bin -o logits.safetensors --force --json
+json 'd["shape"] == [1, 5, 2048]'
+
+step=tokenize
+cat >texts.jsonl <<'END'
+{"text": "The kernel"}
+{"text": "a\u0000b \"quoted\" \\ \u001f\n\té 漢字 🙂"}
+{"text": ""}
+END
+quiet tokenize model --data texts.jsonl
+cp out ids.jsonl
+[ "$(wc -l <ids.jsonl)" = 3 ] || fail 'three texts, other lines'
+says ids.jsonl '^\{"ids":\[0,[0-9,]+\]\}$'
+quiet tokenize model/tokenizer.json --decode --data ids.jsonl
+if [ -n "$python" ]; then
+    "$python" -c 'import json
+read = lambda p: [json.loads(l)["text"] for l in open(p, encoding="utf-8")]
+assert read("texts.jsonl") == read("out"), read("out")' 2>python.err || fail "$(cat python.err)"
+fi
+"$fp8calib" tokenize model <texts.jsonl | cmp -s - ids.jsonl || fail 'standard input reads otherwise'
+
+[ "$failures" = 0 ]
