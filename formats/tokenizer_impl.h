@@ -24,6 +24,11 @@ typedef struct tok_token {
     int32_t added; /* index into fp8_tokenizer.added, or -1 */
 } tok_token;
 
+typedef struct tok_slot {
+    uint32_t tag; /* high half of the text's hash: tokens are rarely looked at in vain */
+    int32_t id;   /* -1: empty */
+} tok_slot;
+
 /* Merging ids a and b (TOK_PAIR) makes id; the lowest rank goes first. */
 typedef struct tok_merge {
     uint64_t pair;
@@ -41,8 +46,8 @@ typedef struct tok_vocab {
     tok_token *tokens; /* [size] by id, added ones too */
     int64_t size;
     fp8_hash_key key;
-    int32_t *ids;   /* open addressing by text, -1 = empty; the model's own tokens */
-    uint32_t id_mask;
+    tok_slot *slots; /* open addressing by text; the model's own tokens */
+    uint32_t slot_mask;
     tok_merge *merges; /* open addressing by pair */
     int merge_shift;   /* 64 - log2(slots) */
     int32_t of_char[TOK_DIRECT]; /* id of the one-character token, or -1 */

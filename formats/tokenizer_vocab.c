@@ -13,19 +13,22 @@ tok_shown tok_show(uni_text s) {
 
 /* ---- ids by text ---------------------------------------------------------------------------- */
 
-/* The slot of text: where it is, or where it would be. */
-static int32_t *slot_of(const tok_vocab *v, const char *text, size_t len) {
-    uint32_t at = (uint32_t)fp8_hash(&v->key, text, len) & v->id_mask;
-    while (v->ids[at] >= 0) {
-        const tok_token *t = &v->tokens[v->ids[at]];
-        if (t->len == len && memcmp(t->text, text, len) == 0) break;
-        at = (at + 1) & v->id_mask;
+/* The slot of text: where it is, or where it would be with that tag. */
+static tok_slot *slot_of(const tok_vocab *v, const char *text, size_t len, uint32_t *tag) {
+    const uint64_t hash = fp8_hash(&v->key, text, len);
+    uint32_t at = (uint32_t)hash & v->slot_mask;
+
+    *tag = (uint32_t)(hash >> 32);
+    for (; v->slots[at].id >= 0; at = (at + 1) & v->slot_mask) {
+        const tok_token *t = &v->tokens[v->slots[at].id];
+        if (v->slots[at].tag == *tag && t->len == len && memcmp(t->text, text, len) == 0) break;
     }
-    return &v->ids[at];
+    return &v->slots[at];
 }
 
 int32_t tok_vocab_find(const tok_vocab *v, const char *text, size_t len) {
-    return *slot_of(v, text, len);
+    uint32_t tag;
+    return slot_of(v, text, len, &tag)->id;
 }
 
 fp8_status tok_vocab_grow(tok_vocab *v, int64_t size) {
@@ -49,21 +52,24 @@ static fp8_status place_tokens(tok_vocab *v, const char *name, const tok_entry *
         if (entries[i].id > last) last = entries[i].id;
     FP8_TRY(tok_vocab_grow(v, (int64_t)last + 1));
     while (slots < 2 * (uint64_t)num_entries) slots *= 2; /* at most half full */
-    v->ids = malloc(slots * sizeof *v->ids);
-    if (!v->ids) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "a vocabulary of %u slots", slots));
-    memset(v->ids, 0xff, slots * sizeof *v->ids);
-    v->id_mask = slots - 1;
+    v->slots = malloc(slots * sizeof *v->slots);
+    if (!v->slots) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "a vocabulary of %u slots", slots));
+    for (uint32_t i = 0; i < slots; i++) v->slots[i] = (tok_slot){0, -1};
+    v->slot_mask = slots - 1;
     v->key = fp8_hash_random_key();
     for (int64_t i = 0; i < num_entries; i++) {
         const uni_text text = entries[i].text;
         tok_token *t = &v->tokens[entries[i].id];
+        tok_slot *slot;
+        uint32_t tag;
         if (t->text)
             FP8_TRY(FP8_FAIL(FP8_EFORMAT, "%s: model.vocab: id %d is of '%s' and of '%s'", name,
                              entries[i].id, tok_show((uni_text){t->text, t->len}).text,
                              tok_show(text).text));
         t->text = text.data;
         t->len = (uint32_t)text.len;
-        *slot_of(v, text.data, text.len) = entries[i].id; /* JSON keys: no text comes twice */
+        slot = slot_of(v, text.data, text.len, &tag); /* empty: JSON keys come once */
+        *slot = (tok_slot){tag, entries[i].id};
     }
 done:
     return st;
@@ -127,6 +133,6 @@ done:
 
 void tok_vocab_free(tok_vocab *v) {
     free(v->tokens);
-    free(v->ids);
+    free(v->slots);
     free(v->merges);
 }

@@ -11,6 +11,7 @@ import random
 import sys
 import tempfile
 import time
+import unicodedata
 
 DATA = os.environ.get("FP8_TEST_DATA", "../shared")
 LIBRARY = os.path.join(os.environ.get("FP8_BINARY_DIR", "build"), "libfp8rt.so")
@@ -147,7 +148,20 @@ RANGES = [(0x20, 0x7f), (0xa0, 0x180), (0x300, 0x370), (0x370, 0x530), (0x590, 0
           (0x1f600, 0x1f650), (0, 0xd800), (0xe000, 0x110000)]
 
 
-def random_text(rng):
+def find_disputed(normalizers):
+    """Characters on which the package's own tables disagree: its NFC has those of Unicode 9 and
+    orders no younger mark, its Digits those of 17, its regexes and we those of 16."""
+    nfc = normalizers.NFC()
+    disputed = {*range(0x10efd, 0x10f00), *range(0x11db0, 0x11df0), *range(0x11f41, 0x11f43),
+                0x1e08f, *range(0x1e4ec, 0x1e4f0)}
+    for code in range(0x300, 0x110000):
+        char = chr(code)
+        if unicodedata.combining(char) and nfc.normalize_str("\u0345" + char)[0] == "\u0345":
+            disputed.add(code)
+    return disputed - {0x345}
+
+
+def random_text(rng, disputed):
     parts = []
     for _ in range(rng.choice([0, 1, 2, 4, 8, 16, 32])):
         kind = rng.random()
@@ -155,7 +169,8 @@ def random_text(rng):
             parts.append(rng.choice(SPICES))
         elif kind < 0.8:
             low, high = rng.choice(RANGES)
-            parts += [chr(rng.randrange(low, high)) for _ in range(rng.randint(1, 6))]
+            codes = [rng.randrange(low, high) for _ in range(rng.randint(1, 6))]
+            parts += [chr(code) for code in codes if code not in disputed]
         else:
             parts.append(rng.choice(SPICES) * rng.randint(2, 9))
     return "".join(parts)
@@ -220,6 +235,7 @@ def main():
     lib = ctypes.CDLL(LIBRARY)
     lib.fp8_last_error.restype = ctypes.c_char_p
     opened = open_all(lib, tokenizers)
+    disputed = find_disputed(tokenizers.normalizers)
 
     failed = count = 0
     model = f"{DATA}/models/sample-1m/tokenizer.json"
@@ -231,7 +247,7 @@ def main():
         failed += not compare(ours, theirs, name + ": WikiText-2", text[:100000])
     end = time.monotonic() + seconds
     while time.monotonic() < end and failed < 10:
-        text = random_text(rng)
+        text = random_text(rng, disputed)
         for name, ours, theirs in opened:
             failed += not compare(ours, theirs, name, text)
             failed += not compare_random_ids(ours, theirs, name, rng)
