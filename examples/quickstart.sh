@@ -11,4 +11,5 @@ if ! { cmake -S . -B build/quickstart -DFP8_TESTS=OFF &&
     tail -n 30 build/quickstart.log >&2
     exit 1
 fi
-exec build/quickstart/fp8calib run examples/sample-model -o build/sample-model-FP8 --force "$@"
+exec build/quickstart/fp8calib run examples/sample-model -o build/sample-model-FP8 --force \
+    --eval-data examples/evaluation.txt "$@"
