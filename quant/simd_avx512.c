@@ -13,7 +13,7 @@ enum { WIDTH = 16, TILE_ROWS = 14, TILE_COLS = 32 }; /* 28 sums, 2 of b, 1 of a:
 
 /* The mask of the first n lanes; all 16 from 16 on. */
 INLINE_TARGET __mmask16 lanes_of(int64_t n) {
-    return n >= WIDTH ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1u);
+    return (__mmask16)(n >= WIDTH ? 0xffffu : (1u << n) - 1u);
 }
 
 /* ---- conversions ----------------------------------------------------------------------------- */
