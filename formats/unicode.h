@@ -60,8 +60,8 @@ uint32_t uni_class(int32_t cp);
 
 int uni_is_word(int32_t cp); /* \w: Alphabetic, M, Nd, Pc, Join_Control */
 
-/* Appends the canonical composition of s (valid UTF-8) to out. O(n). By utf8proc's Unicode: Hugging
- * Face's `tokenizers` has the combining classes of Unicode 9, so that it leaves about a hundred rare
+/* Appends the canonical composition of s (valid UTF-8) to out. O(n). By utf8proc's Unicode; Hugging
+ * Face's `tokenizers` has the combining classes of Unicode 9, and so leaves about a hundred rare
  * younger marks (U+08CA, U+1AC1 ...) unordered among others. */
 FP8_NODISCARD fp8_status uni_append_nfc(uni_buf *out, const char *s, size_t len);
 #endif
