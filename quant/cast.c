@@ -1,4 +1,4 @@
-/* The scalar oracle, and every call of cast.h: check the arguments, then the CPU or the CUDA half. */
+/* The scalar oracle, and every call of cast.h: argument checks, then the CPU or the CUDA half. */
 #include "quant/cast.h"
 
 #include <assert.h>
@@ -45,7 +45,7 @@ uint8_t fp8_from_f32(fp8_dtype to, float x) {
     return (uint8_t)(((u >> f->drop) - f->rebias) | sign);
 }
 
-/* E5M2 is the upper half of an F16. So is E4M3 with its exponent moved up one bit, 2^8 too small. */
+/* E5M2 is the upper half of an F16; so is E4M3 with its exponent up one bit, 2^8 too small. */
 float fp8_to_f32(fp8_dtype from, uint8_t code) {
     const uint32_t sign = (uint32_t)(code & 0x80u), magnitude = code & 0x7fu;
 

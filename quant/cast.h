@@ -1,10 +1,11 @@
-/* quant/cast.h - FP8 casts, amax and quantization error, on the CPU (scalar, AVX2, AVX-512, chosen at
- * run time, all bit-equal) and CUDA.
+/* quant/cast.h - FP8 casts, amax and quantization error, on the CPU (scalar, AVX2, AVX-512, chosen
+ * at run time, all bit-equal) and CUDA.
  *
- * Rounding: nearest even, saturating to +-448 (E4M3) or +-57344 (E5M2), Inf saturates, NaN stays NaN
- * (E4M3 0x7f|sign, E5M2 0x7e|sign), -0 stays -0. Source: OCP OFP8 v1.0 and CUDA's __NV_SATFINITE.
- * Every call runs on `d`: pool threads on the CPU, asynchronously on the stream on CUDA; pointers are
- * of that place; nothing is allocated. FP8_EINVAL: NULL, negative size, a dtype not named. */
+ * Rounding: nearest even, saturating to +-448 (E4M3) or +-57344 (E5M2), Inf saturates, NaN stays
+ * NaN (E4M3 0x7f|sign, E5M2 0x7e|sign), -0 stays -0. Source: OCP OFP8 v1.0 and CUDA's
+ * __NV_SATFINITE. The sign of a NaN is that of x times that of the scale.
+ * Every call runs on `d`: pool threads on the CPU, asynchronously on the stream on CUDA; pointers
+ * are of that place; nothing is allocated. FP8_EINVAL: NULL, negative size, a dtype not named. */
 #ifndef FP8_QUANT_CAST_H
 #define FP8_QUANT_CAST_H
 #include <stddef.h>
@@ -34,10 +35,11 @@ FP8_NODISCARD fp8_status fp8_quantize(fp8_device *d, uint8_t *codes, fp8_dtype t
 FP8_NODISCARD fp8_status fp8_dequantize(fp8_device *d, void *x, fp8_dtype to, const uint8_t *codes,
                                         fp8_dtype from, int64_t n, const float *descale);
 
-/* One scale a row (axis 0: codes[r,c] from x[r,:]) or a column (axis 1), from that row's or column's
- * own amax: descale[i] = amax/max, codes = cast(x * (max/amax)). An all-zero group gets descale 1.
- * A token's dynamic scale and a weight's channel scale are both this. NaN in a group: its descale
- * comes from the finite values, codes of NaN are NaN.
+/* One scale a row (axis 0: codes[r,c] from x[r,:]) or a column (axis 1), from that row's or
+ * column's own amax: descale[i] = amax/max, codes = cast(x * (max/amax)). An all-zero group gets
+ * descale 1. A token's dynamic scale and a weight's channel scale are both this. NaN or Inf
+ * in a group: its descale comes from the finite values; NaN stays NaN, Inf saturates. Limits of
+ * descale as fp8_recipe_scale's.
  *   codes [rows, cols]  descale out F32 [rows] or [cols]  x [rows, cols] F32 | BF16 | F16 */
 FP8_NODISCARD fp8_status fp8_quantize_groups(fp8_device *d, uint8_t *codes, fp8_dtype to,
                                              float *descale, const void *x, fp8_dtype from,
@@ -78,16 +80,17 @@ typedef struct fp8_error_stats {
     uint64_t bins[FP8_ERROR_BINS];
 } fp8_error_stats;
 
-/* Adds x's figures to *out (place of d, zeroed by the caller). Deterministic between runs. scale and
- * descale point to one float each in the place of d. `workspace`: bytes as below, place of d. */
+/* Adds x's figures to *out (place of d, zeroed by the caller). Deterministic between runs. scale
+ * and descale point to one float each, workspace to as many bytes as below, in the place of d. */
 size_t fp8_measure_error_workspace(const fp8_device *d);
 FP8_NODISCARD fp8_status fp8_measure_error(fp8_device *d, fp8_error_stats *out, const void *x,
                                            fp8_dtype dtype, int64_t rows, int64_t cols,
                                            int64_t stride, fp8_dtype to, const float *scale,
                                            const float *descale, void *workspace);
-/* |x| below which `fraction` (0.999) of the counted elements lie: upper edge of its bin. Host only. */
+/* |x| below which `fraction` (0.999) of the counted elements lie: upper edge of its bin. */
 double fp8_error_quantile(const fp8_error_stats *host_stats, double fraction);
-double fp8_error_sqnr_db(const fp8_error_stats *host_stats); /* 10 log10(signal/noise); +Inf if exact */
+/* 10 log10(signal/noise); +Inf if exact. */
+double fp8_error_sqnr_db(const fp8_error_stats *host_stats);
 
 #ifdef __cplusplus
 }

@@ -1,5 +1,5 @@
-/* quant/cast_cpu.h - private: the CPU halves of quant/cast.h over one version of the row primitives,
- * which tests choose. Arguments were checked. p NULL runs on the calling thread. */
+/* quant/cast_cpu.h - private: the CPU halves of quant/cast.h over one version of the row
+ * primitives, which tests choose. Arguments were checked. p NULL runs on the calling thread. */
 #ifndef FP8_QUANT_CAST_CPU_H
 #define FP8_QUANT_CAST_CPU_H
 #include "quant/cast.h"

@@ -1,5 +1,5 @@
-/* quant/cuda_ops.h - private: the CUDA halves of the calls in this folder. Arguments were checked and
- * nothing is empty. In a build without CUDA these are not there: FP8_ON_CUDA is then constant 0. */
+/* quant/cuda_ops.h - private: the CUDA halves of the calls in this folder. Arguments were checked
+ * and nothing is empty. In a build without CUDA they are absent and FP8_ON_CUDA is constant 0. */
 #ifndef FP8_QUANT_CUDA_OPS_H
 #define FP8_QUANT_CUDA_OPS_H
 #include "quant/cast.h"

@@ -1,9 +1,9 @@
 /* quant/gemm.h - matrix products: D[m,n] = alpha * A[m,k] B[n,k]^T (+ bias[n]), optionally batched.
  *
  * CPU: F32 accumulation, any mix of F32, BF16, F16, E4M3, E5M2 operands, the same result for any
- * thread count: own loops for AVX-512 and AVX2; elsewhere OpenBLAS inside a block when built with it,
- * else portable loops. CUDA: cuBLASLt; FP8 operands where its layout rules fit (fp8_gemm_supported),
- * BF16 and F32 always. */
+ * thread count: own loops for AVX-512 and AVX2; elsewhere OpenBLAS inside a block when built with
+ * it, else portable loops. CUDA: cuBLASLt; FP8 operands where its layout rules fit
+ * (fp8_gemm_supported), BF16 and F32 always. */
 #ifndef FP8_QUANT_GEMM_H
 #define FP8_QUANT_GEMM_H
 #include <stddef.h>
@@ -31,8 +31,8 @@ typedef struct fp8_gemm {
     const float *a_descale, *b_descale; /* NULL = 1; place of the device */
     int64_t a_descale_count; /* 1, or m (one a row of A) */
     int64_t b_descale_count; /* 1, or n (one a row of B) */
-    const void *bias;        /* [n], NULL = none; its type is bias_dtype (CUDA: that of d) */
-    fp8_dtype bias_dtype;
+    const void *bias;        /* [n], NULL = none */
+    fp8_dtype bias_dtype;    /* F32 | BF16 | F16; on CUDA that of d costs least */
     int64_t batch;           /* 0 or 1 = one product */
     int64_t a_stride, b_stride, d_stride; /* elements between the products of a batch */
     fp8_accumulate accumulate;

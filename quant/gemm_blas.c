@@ -1,10 +1,10 @@
-/* The inner product of a block by OpenBLAS, for processors without loops of our own (where there are
- * some, they are at 0.8 to 1.0 of its speed at its best and several times it where it mistakes the
- * processor; measured: Xeon with AVX-512, 1 thread, 512x1024x384 F32: 130 GFLOP/s, against OpenBLAS
- * 0.3.21 at 150 told OPENBLAS_CORETYPE=SkylakeX, 26 left to itself).
+/* The inner product of a block by OpenBLAS, for processors without loops of our own (where there
+ * are some, they are at 0.8 to 1.0 of its speed at its best and several times it where it mistakes
+ * the processor; measured: Xeon with AVX-512, 1 thread, 512x1024x384 F32: 130 GFLOP/s, against
+ * OpenBLAS 0.3.21 at 150 told OPENBLAS_CORETYPE=SkylakeX, 26 left to itself).
  *
- * It is called by our workers, each on its own block, so it must not start threads itself: that setting
- * is the process's, and is made when the first product runs here, not before. */
+ * It is called by our workers, each on its own block, so it must not start threads itself: that
+ * setting is the process's, and is made when the first product runs here, not before. */
 #include "quant/gemm_cpu.h"
 
 #if defined(FP8_OPENBLAS) && FP8_OPENBLAS

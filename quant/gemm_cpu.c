@@ -1,11 +1,11 @@
-/* The CPU matrix product. D is cut into blocks, each made whole by one worker: A and B are widened to
- * F32 a slab of FP8_TILE_K columns at a time, packed into the worker's part of the workspace, and
- * multiplied tile by tile out of the caches. Every element is summed over k in ascending order, so the
- * cut and the number of threads leave no trace in the result.
+/* The CPU matrix product. D is cut into blocks, each made whole by one worker: A and B are widened
+ * to F32 a slab of FP8_TILE_K columns at a time, packed into the worker's part of the workspace,
+ * and multiplied tile by tile out of the caches. Every element is summed over k in ascending order,
+ * so the cut and the number of threads leave no trace in the result.
  *
  *   block       BLOCK_M x BLOCK_N of D; A slab 365 KiB, B slab 192 KiB, sums 252 KiB: the L2 cache
- *   tile        14 x 32 (AVX-512), 6 x 16 (AVX2): the registers; B panel of a tile 32 KiB: the L1 cache
- *   repacking   A n / BLOCK_N times, B m / BLOCK_M times, for BLOCK_N and BLOCK_M multiply-adds each */
+ *   tile        14 x 32 (AVX-512), 6 x 16 (AVX2): the registers; its B panel, 32 KiB: the L1 cache
+ *   repacking   A n / BLOCK_N times, B m / BLOCK_M times, each for BLOCK_N, BLOCK_M products */
 #include "quant/gemm_cpu.h"
 
 #include <string.h>
@@ -110,7 +110,7 @@ static void pack_a(const gemm_job *j, const gemm_block *at, float *a, int64_t k0
                     g->a_dtype, k);
 }
 
-/* b[p, c] = B[col + c, k0 + p] for the tile_cols columns from `col` on, 0 past the last of `cols`. */
+/* b[p, c] = B[col + c, k0 + p]: tile_cols columns from `col` on, 0 past the last of `cols`. */
 static void pack_b_nk(const gemm_job *j, const gemm_block *at, float *b, int64_t col, int64_t cols,
                       int64_t k0, int64_t k) {
     const fp8_gemm *g = j->g;

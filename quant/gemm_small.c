@@ -1,6 +1,6 @@
-/* Products of a few rows, as decoding asks for: limited by reading B, so each row of B is widened once
- * and met by all rows of A while it is in the L1 cache. An element's sum is FP8_DOT_LANES partial sums
- * by k modulo that, added as a tree: a fixed order. */
+/* Products of a few rows, as decoding asks for: limited by reading B, so each row of B is widened
+ * once and met by all rows of A while it is in the L1 cache. An element's sum is FP8_DOT_LANES
+ * partial sums by k modulo that, added as a tree: a fixed order. */
 #include <string.h>
 
 #include "quant/gemm_cpu.h"

@@ -1,6 +1,6 @@
-/* One path for every device: quantize the input if the layer says so, then a matrix product with the
- * descales applied at its store. What the device's product cannot take is converted when the layer is
- * made, never in the forward:
+/* One path for every device: quantize the input if the layer says so, then a matrix product with
+ * the descales applied at its store. What the device's product cannot take is converted when the
+ * layer is made, never in the forward:
  *
  *   operand    weights as kept                        input of the product
  *   DENSE      the compute type (CPU: as given        x itself
@@ -346,7 +346,7 @@ done:
     return st;
 }
 
-/* codes = the quantized x. The descale is left in *used: the layer's constant, or `descale`, written. */
+/* codes = the quantized x; *used = the layer's constant descale, or `descale`, filled in. */
 static fp8_status quantize_input(const fp8_linear *l, uint8_t *codes, float *descale,
                                  const float **used, const fp8_tensor *x) {
     const int64_t tokens = x->shape[0];

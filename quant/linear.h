@@ -1,6 +1,6 @@
 /* quant/linear.h - a Linear layer y = x W^T + b, with dense (BF16, F16, F32) or FP8 weights.
  *
- * Made once, run many times, any token count. Forward allocates nothing and does not synchronise. */
+ * Made once, run many times, any token count. Forward allocates nothing and never waits. */
 #ifndef FP8_QUANT_LINEAR_H
 #define FP8_QUANT_LINEAR_H
 #include <stddef.h>
@@ -39,9 +39,10 @@ typedef struct fp8_linear_spec {
 
 typedef struct fp8_linear fp8_linear;
 
-/* Uploads (CUDA) or copies / borrows (CPU) the weights; dense weights of another type than `compute`
- * are converted. On CUDA FP8 weights whose sizes cuBLASLt cannot take are kept as FP8 and the product
- * runs on dequantized values, exactly. FP8_EINVAL, FP8_ENOMEM, FP8_ECUDA. */
+/* Uploads (CUDA) or copies / borrows (CPU) the weights; dense weights of another type than
+ * `compute` are converted (on the CPU not where that is exact anyway). On CUDA FP8 weights that
+ * cuBLASLt cannot multiply are kept as the BF16 values of their codes, and so are codes of x: the
+ * same numbers. FP8_EINVAL, FP8_ENOMEM, FP8_ECUDA. */
 FP8_NODISCARD fp8_status fp8_linear_create(fp8_linear **out, fp8_device *d,
                                            const fp8_linear_spec *spec);
 void fp8_linear_destroy(fp8_linear *l);
@@ -56,7 +57,7 @@ size_t fp8_linear_workspace_size(const fp8_linear *l, int64_t max_tokens);
 /* y[t,:] = x[t,:] W^T + b.
  *   y  out  [tokens, out] of the compute type, place of the device
  *   x  in   [tokens, in]: of the compute type (quantized inside as the spec says), or E4M3 codes
- *           already quantized, with x_descale [1] (STATIC) or [tokens] (DYNAMIC) in place of the device
+ *           already quantized, with x_descale [1] (STATIC) or [tokens] (DYNAMIC), same place
  * Asynchronous; FP8_EINVAL: shapes, dtypes, workspace too small (expected, found). */
 FP8_NODISCARD fp8_status fp8_linear_forward(const fp8_linear *l, const fp8_tensor *y,
                                             const fp8_tensor *x, const float *x_descale,

@@ -1,6 +1,6 @@
 /* quant/quant.h - numbers in FP8: casts, amax, scale recipes, matrix products, Linear layers. Each
  * operation has a plain CPU version and a CUDA one behind the same call; the fp8_device given says
- * which runs. scale multiplies into FP8, descale comes out: scale = max/amax, descale = amax/max. */
+ * which runs. scale = max/amax multiplies into FP8, descale = amax/max comes out. */
 #ifndef FP8_QUANT_QUANT_H
 #define FP8_QUANT_QUANT_H
 #include "quant/cast.h"

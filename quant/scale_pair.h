@@ -1,5 +1,5 @@
-/* quant/scale_pair.h - private: the one place where an amax becomes a scale and a descale; shared by
- * the recipe, the CPU and the CUDA quantizers, so that all agree to the bit. */
+/* quant/scale_pair.h - private: the one place where an amax becomes a scale and a descale; shared
+ * by the recipe, the CPU and the CUDA quantizers, so that all agree to the bit. */
 #ifndef FP8_QUANT_SCALE_PAIR_H
 #define FP8_QUANT_SCALE_PAIR_H
 #include <float.h>

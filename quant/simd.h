@@ -1,5 +1,5 @@
-/* quant/simd.h - private: the row primitives that CPU casts, observation and matrix products are made
- * of, in versions for several instruction sets. All versions give the same bits (tile and dot with F32
+/* quant/simd.h - private: the row primitives that CPU casts, observation and matrix products are
+ * made of, in versions for several instruction sets. All give the same bits (tile and dot with F32
  * operands excepted where a processor has no fused multiply-add). Any length, any alignment. */
 #ifndef FP8_QUANT_SIMD_H
 #define FP8_QUANT_SIMD_H
@@ -46,7 +46,7 @@ typedef enum fp8_simd_level {
     FP8_NUM_SIMD_LEVELS
 } fp8_simd_level;
 
-const fp8_simd *fp8_simd_at(fp8_simd_level level); /* NULL: not on this processor or in this build */
+const fp8_simd *fp8_simd_at(fp8_simd_level level); /* NULL: not on this processor */
 const fp8_simd *fp8_simd_best(void);
 
 /* The tables, each in its own file. */

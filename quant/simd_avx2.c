@@ -1,5 +1,5 @@
-/* Row primitives for AVX2 with FMA and F16C: 8 floats at a time; tails go through a small buffer. Built
- * for any x86-64 (target attributes), entered where simd.c allows. */
+/* Row primitives for AVX2 with FMA and F16C: 8 floats at a time; tails go through a small buffer.
+ * Built for any x86-64 (target attributes), entered where simd.c allows. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <string.h>

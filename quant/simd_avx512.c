@@ -1,5 +1,5 @@
-/* Row primitives for AVX-512 (F, BW, VL, DQ): 16 floats at a time, tails by mask. Written with target
- * attributes, so that the file is built for any x86-64 and only entered where simd.c allows. */
+/* Row primitives for AVX-512 (F, BW, VL, DQ): 16 floats at a time, tails by mask. Written with
+ * target attributes: built for any x86-64, entered where simd.c allows. */
 #if defined(__x86_64__)
 #include <immintrin.h>
 #include <string.h>
@@ -9,7 +9,8 @@
 #define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")))
 #define INLINE_TARGET TARGET __attribute__((always_inline)) static inline
 
-enum { WIDTH = 16, TILE_ROWS = 14, TILE_COLS = 32 }; /* 28 sums, 2 of b, 1 of a: 31 of 32 registers */
+/* 28 sums, 2 of b, 1 of a: 31 of 32 registers. */
+enum { WIDTH = 16, TILE_ROWS = 14, TILE_COLS = 32 };
 
 /* The mask of the first n lanes; all 16 from 16 on. */
 INLINE_TARGET __mmask16 lanes_of(int64_t n) {
@@ -25,7 +26,7 @@ INLINE_TARGET __m512 from_bf16(__m256i x) {
 /* 32 E4M3 codes as F16 2^8 too small: the exponent moves up one bit, the sign to the top; only NaN
  * needs care. */
 INLINE_TARGET __m512i e4m3_to_half(__m256i codes) {
-    const __m512i wide = _mm512_slli_epi16(_mm512_cvtepi8_epi16(codes), 7); /* sign also in bit 14 */
+    const __m512i wide = _mm512_slli_epi16(_mm512_cvtepi8_epi16(codes), 7); /* sign in 15, 14 */
     const __m512i half = _mm512_and_si512(wide, _mm512_set1_epi16((short)0xbf80));
     const __m512i top = _mm512_set1_epi16((short)0x8000);
     const __mmask32 nan = _mm512_cmpeq_epi16_mask(_mm512_or_si512(half, top),
@@ -131,8 +132,8 @@ TARGET static void narrow(void *out, fp8_dtype to, const float *in, int64_t n) {
     }
 }
 
-/* See fp8_from_f32, whose steps these are: saturate, round by an integer or (among subnormals) a float
- * addition, NaN, sign. `drop` and the constants come inlined. */
+/* See fp8_from_f32, whose steps these are: saturate, round by an integer or (among subnormals) a
+ * float addition, NaN, sign. `drop` and the constants come inlined. */
 INLINE_TARGET __m128i encode16(__m512 x, __m512 scale, int drop, int rebias, uint32_t max,
                                uint32_t min_normal, uint32_t magic, int nan_code) {
     const __m512i top = _mm512_set1_epi32((int)0x80000000u);

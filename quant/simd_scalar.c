@@ -1,5 +1,5 @@
-/* The plain version of every row primitive: the oracle of the others, and what runs on processors that
- * have none of their own. Loops are shaped so that compilers vectorize them. */
+/* The plain version of every row primitive: the oracle of the others, and what runs on processors
+ * that have none of their own. Loops are shaped so that compilers vectorize them. */
 #include <math.h>
 #include <string.h>
 

@@ -236,8 +236,9 @@ static void test_quantize(fp8_device *d) {
             for (int t = 0; t < NUM_CODES; t++) {
                 const int64_t n = sizes[i];
                 const void *in = real ? (const void *)half : x;
+                const fp8_dtype narrow = real ? reals[real] : FP8_DTYPE_BF16;
                 int64_t wrong = 0;
-                fp8_simd_scalar.narrow(half, reals[real] == FP8_DTYPE_F32 ? FP8_DTYPE_BF16 : reals[real], x, n);
+                fp8_simd_scalar.narrow(half, narrow, x, n);
                 CHECK_STATUS(fp8_quantize(d, codes, codes_of[t], in, reals[real], n, &scale),
                              FP8_OK);
                 fp8_simd_scalar.widen(back, in, reals[real], n);

@@ -28,7 +28,8 @@ static void *checked(size_t bytes) {
 static void make(void **out, float **values, fp8_dtype t, int64_t n, uint64_t *seed) {
     *values = checked((size_t)n * sizeof(float));
     *out = checked((size_t)n * fp8_dtype_size(t));
-    for (int64_t i = 0; i < n; i++) (*values)[i] = check_random(seed) % 64 ? check_normal(seed) : -0.0f;
+    for (int64_t i = 0; i < n; i++)
+        (*values)[i] = check_random(seed) % 64 ? check_normal(seed) : -0.0f;
     if (t == FP8_DTYPE_E4M3 || t == FP8_DTYPE_E5M2)
         fp8_simd_scalar.encode(*out, t, *values, n, 8);
     else fp8_simd_scalar.narrow(*out, t, *values, n);
@@ -134,8 +135,9 @@ static void check_product(const fp8_simd *s, fp8_inner inner, fp8_pool *pools[2]
     void *once;
 
     snprintf(name, sizeof name, "%s%s %lldx%lldx%lld batch %lld kn %d types %d %d %d descales %d",
-             s->name, inner == FP8_INNER_BLAS ? "+blas" : "", (long long)shape->m, (long long)shape->n, (long long)shape->k,
-             (long long)shape->batch, shape->kn, shape->a, shape->b, shape->d, shape->descales);
+             s->name, inner == FP8_INNER_BLAS ? "+blas" : "", (long long)shape->m,
+             (long long)shape->n, (long long)shape->k, (long long)shape->batch, shape->kn,
+             shape->a, shape->b, shape->d, shape->descales);
     check_case = name;
     make_case(&c, shape);
     bytes = (size_t)(batch * c.g.d_stride) * fp8_dtype_size(c.g.d_dtype);
@@ -158,27 +160,40 @@ static void check_product(const fp8_simd *s, fp8_inner inner, fp8_pool *pools[2]
 
 static void test_shapes(const fp8_simd *s, fp8_inner inner, fp8_pool *pools[2]) {
     static const gemm_shape cases[] = {
-        {0, 5, 7, 0, 0, 0, F32, F32, F32, 0, -1},        {5, 0, 7, 0, 0, 0, F32, F32, F32, 0, -1},
-        {3, 5, 0, 0, 0, 0, F32, F32, F32, 1, F32},       {9, 5, 0, 0, 0, 0, F32, F32, F32, 1, F32},
-        {1, 1, 1, 0, 0, 0, F32, F32, F32, 0, -1},        {1, 33, 80, 0, 0, 0, BF16, BF16, BF16, 1, BF16},
-        {2, 31, 513, 0, 0, 3, F32, BF16, F32, 2, F32},   {3, 32, 15, 0, 0, 1, F16, F16, F16, 3, F16},
-        {4, 97, 1025, 0, 0, 0, E4M3, E4M3, BF16, 2, -1}, {5, 20, 16, 0, 0, 1, E4M3, E5M2, F32, 1, -1},
-        {8, 64, 300, 0, 0, 0, BF16, E4M3, BF16, 2, BF16}, {8, 65, 17, 0, 1, 1, F32, F32, F32, 0, -1},
-        {1, 40, 70, 0, 1, 0, BF16, BF16, F32, 0, F32},   {9, 20, 80, 0, 0, 0, BF16, BF16, F32, 0, -1},
-        {13, 33, 257, 0, 0, 1, F32, F32, F32, 0, -1},    {14, 32, 256, 0, 0, 0, F32, F32, F32, 0, -1},
-        {15, 31, 255, 0, 1, 2, F16, BF16, F32, 2, F32},  {29, 193, 65, 0, 0, 0, E5M2, E4M3, F16, 2, F16},
-        {16, 16, 16, 0, 0, 0, E5M2, E5M2, F32, 3, -1},   {337, 20, 30, 0, 0, 1, BF16, BF16, BF16, 0, BF16},
-        {40, 385, 520, 0, 1, 0, BF16, BF16, BF16, 1, -1}, {17, 19, 23, 3, 0, 1, F32, BF16, F32, 2, F32},
-        {5, 19, 23, 3, 0, 1, F32, BF16, F32, 2, F32},    {12, 64, 17, 2, 1, 1, BF16, BF16, BF16, 0, -1},
+        {0, 5, 7, 0, 0, 0, F32, F32, F32, 0, -1},
+        {5, 0, 7, 0, 0, 0, F32, F32, F32, 0, -1},
+        {3, 5, 0, 0, 0, 0, F32, F32, F32, 1, F32},
+        {9, 5, 0, 0, 0, 0, F32, F32, F32, 1, F32},
+        {1, 1, 1, 0, 0, 0, F32, F32, F32, 0, -1},
+        {1, 33, 80, 0, 0, 0, BF16, BF16, BF16, 1, BF16},
+        {2, 31, 513, 0, 0, 3, F32, BF16, F32, 2, F32},
+        {3, 32, 15, 0, 0, 1, F16, F16, F16, 3, F16},
+        {4, 97, 1025, 0, 0, 0, E4M3, E4M3, BF16, 2, -1},
+        {5, 20, 16, 0, 0, 1, E4M3, E5M2, F32, 1, -1},
+        {8, 64, 300, 0, 0, 0, BF16, E4M3, BF16, 2, BF16},
+        {8, 65, 17, 0, 1, 1, F32, F32, F32, 0, -1},
+        {1, 40, 70, 0, 1, 0, BF16, BF16, F32, 0, F32},
+        {9, 20, 80, 0, 0, 0, BF16, BF16, F32, 0, -1},
+        {13, 33, 257, 0, 0, 1, F32, F32, F32, 0, -1},
+        {14, 32, 256, 0, 0, 0, F32, F32, F32, 0, -1},
+        {15, 31, 255, 0, 1, 2, F16, BF16, F32, 2, F32},
+        {29, 193, 65, 0, 0, 0, E5M2, E4M3, F16, 2, F16},
+        {16, 16, 16, 0, 0, 0, E5M2, E5M2, F32, 3, -1},
+        {337, 20, 30, 0, 0, 1, BF16, BF16, BF16, 0, BF16},
+        {40, 385, 520, 0, 1, 0, BF16, BF16, BF16, 1, -1},
+        {17, 19, 23, 3, 0, 1, F32, BF16, F32, 2, F32},
+        {5, 19, 23, 3, 0, 1, F32, BF16, F32, 2, F32},
+        {12, 64, 17, 2, 1, 1, BF16, BF16, BF16, 0, -1},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_product(s, inner, pools, &cases[i]);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check_product(s, inner, pools, &cases[i]);
     for (int64_t m = 1; m <= 30; m++) { /* every height of the tile, and a split of two */
         const gemm_shape shape = {m, 34, 40, 0, 1, 0, BF16, E4M3, F32, 2, F32};
         check_product(s, inner, pools, &shape);
     }
 }
 
-/* Products of these types are exact in F32, so fused or not, every version sums to the same bits. */
+/* Products of these types are exact in F32: fused or not, every version sums to the same bits. */
 static void test_versions_agree(fp8_pool *pool) {
     const gemm_shape shapes[] = {{33, 70, 600, 0, 0, 1, BF16, E4M3, F32, 2, F32},
                                  {3, 70, 600, 0, 0, 1, BF16, E4M3, F32, 2, F32},

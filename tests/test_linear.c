@@ -1,5 +1,5 @@
-/* quant/linear.h on the CPU: each combination of weights and input against arithmetic in double, what
- * must be refused. */
+/* quant/linear.h on the CPU: combinations of weights and input against arithmetic in double, and
+ * what must be refused. */
 #include <string.h>
 
 #include "core/half.h"
@@ -19,17 +19,25 @@ typedef struct linear_case {
     int borrow;
 } linear_case;
 
+#define OI FP8_WEIGHT_OUT_IN
+#define IO FP8_WEIGHT_IN_OUT
+#define B16 FP8_DTYPE_BF16
+#define F16 FP8_DTYPE_F16
+#define F32 FP8_DTYPE_F32
+#define E4M3 FP8_DTYPE_E4M3
+#define E5M2 FP8_DTYPE_E5M2
+#define NONE FP8_DTYPE_BOOL
 static const linear_case cases[] = {
-    {"bf16", FP8_DTYPE_BF16, FP8_WEIGHT_OUT_IN, 0, FP8_INPUT_DENSE, FP8_DTYPE_BF16, FP8_DTYPE_BF16, 1},
-    {"bf16 copied", FP8_DTYPE_BF16, FP8_WEIGHT_OUT_IN, 0, FP8_INPUT_DENSE, FP8_DTYPE_BF16, FP8_DTYPE_BOOL, 0},
-    {"gpt2", FP8_DTYPE_F32, FP8_WEIGHT_IN_OUT, 0, FP8_INPUT_DENSE, FP8_DTYPE_BF16, FP8_DTYPE_F32, 1},
-    {"f16 in f32", FP8_DTYPE_F16, FP8_WEIGHT_OUT_IN, 0, FP8_INPUT_DENSE, FP8_DTYPE_F32, FP8_DTYPE_F16, 0},
-    {"weight only", FP8_DTYPE_E4M3, FP8_WEIGHT_OUT_IN, 1, FP8_INPUT_DENSE, FP8_DTYPE_BF16, FP8_DTYPE_BOOL, 1},
-    {"static tensor", FP8_DTYPE_E4M3, FP8_WEIGHT_OUT_IN, 1, FP8_INPUT_STATIC, FP8_DTYPE_BF16, FP8_DTYPE_BF16, 1},
-    {"static channel", FP8_DTYPE_E4M3, FP8_WEIGHT_OUT_IN, OUT, FP8_INPUT_STATIC, FP8_DTYPE_F32, FP8_DTYPE_BOOL, 0},
-    {"dynamic channel", FP8_DTYPE_E4M3, FP8_WEIGHT_OUT_IN, OUT, FP8_INPUT_DYNAMIC, FP8_DTYPE_BF16, FP8_DTYPE_F32, 0},
-    {"dynamic, [in, out]", FP8_DTYPE_E4M3, FP8_WEIGHT_IN_OUT, OUT, FP8_INPUT_DYNAMIC, FP8_DTYPE_F32, FP8_DTYPE_F32, 0},
-    {"e5m2 without descale", FP8_DTYPE_E5M2, FP8_WEIGHT_OUT_IN, 0, FP8_INPUT_STATIC, FP8_DTYPE_F32, FP8_DTYPE_BOOL, 0},
+    {"bf16", B16, OI, 0, FP8_INPUT_DENSE, B16, B16, 1},
+    {"bf16 copied", B16, OI, 0, FP8_INPUT_DENSE, B16, NONE, 0},
+    {"gpt2", F32, IO, 0, FP8_INPUT_DENSE, B16, F32, 1},
+    {"f16 in f32", F16, OI, 0, FP8_INPUT_DENSE, F32, F16, 0},
+    {"weight only", E4M3, OI, 1, FP8_INPUT_DENSE, B16, NONE, 1},
+    {"static tensor", E4M3, OI, 1, FP8_INPUT_STATIC, B16, B16, 1},
+    {"static channel", E4M3, OI, OUT, FP8_INPUT_STATIC, F32, NONE, 0},
+    {"dynamic channel", E4M3, OI, OUT, FP8_INPUT_DYNAMIC, B16, F32, 0},
+    {"dynamic, [in, out]", E4M3, IO, OUT, FP8_INPUT_DYNAMIC, F32, F32, 0},
+    {"e5m2 without descale", E5M2, OI, 0, FP8_INPUT_STATIC, F32, NONE, 0},
 };
 
 /* Everything in F32 beside what the layer is given. */
@@ -47,7 +55,8 @@ static void convert(fp8_device *d, void *out, fp8_dtype to, float *values, int64
             ((uint16_t *)out)[i] = half;
             values[i] = to == FP8_DTYPE_BF16 ? fp8_bf16_to_f32(half) : fp8_f16_to_f32(half);
         } else {
-            CHECK_STATUS(fp8_quantize(d, (uint8_t *)out + i, to, values + i, FP8_DTYPE_F32, 1, NULL), FP8_OK);
+            CHECK_STATUS(fp8_quantize(d, (uint8_t *)out + i, to, values + i, F32, 1, NULL),
+                         FP8_OK);
             values[i] = fp8_to_f32(to, ((uint8_t *)out)[i]);
         }
     }
@@ -91,8 +100,8 @@ static double input_value(const linear_data *t, const linear_case *c, int64_t to
            (double)descale;
 }
 
-/* Bound: (IN + 4) roundings of the F32 sum and scales, then one to the output type. Weights and bias
- * that the layer rounds to the compute type are rounded here too. */
+/* Bound: (IN + 4) roundings of the F32 sum and scales, then one to the output type. Weights and
+ * bias that the layer rounds to the compute type are rounded here too. */
 static void check_output(const linear_data *t, const linear_case *c, const uint8_t *y) {
     const int kn = c->layout == FP8_WEIGHT_IN_OUT, bf16 = c->compute == FP8_DTYPE_BF16;
     const int rounds = bf16 && c->num_descales == 0 && c->input == FP8_INPUT_DENSE;

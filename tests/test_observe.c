@@ -60,7 +60,8 @@ static void test_observe(fp8_device *d) {
             }
 }
 
-/* Sums in double over at most 309000 elements: any order agrees to n eps = 309000 * 2^-53 < 1e-10. */
+/* Sums in double over at most 309000 elements: any order agrees to n eps = 309000 * 2^-53 <
+ * 1e-10. */
 static void test_measure(fp8_device *d) {
     static fp8_error_stats got, again, want;
     const float scale = 48.0f, descale = 1.0f / 48.0f; /* 3 sigma clips a few */
@@ -78,7 +79,8 @@ static void test_measure(fp8_device *d) {
             for (int64_t r = 0; r < rows; r++)
                 for (int64_t c = 0; c < cols; c++) {
                     const float v = x[r * STRIDE + c];
-                    const float q = fp8_to_f32(FP8_DTYPE_E4M3, fp8_from_f32(FP8_DTYPE_E4M3, v * scale)) * descale;
+                    const uint8_t code = fp8_from_f32(FP8_DTYPE_E4M3, v * scale);
+                    const float q = fp8_to_f32(FP8_DTYPE_E4M3, code) * descale;
                     if (!isfinite(v)) continue;
                     want.signal += (double)v * (double)v;
                     want.noise += ((double)v - (double)q) * ((double)v - (double)q);
@@ -86,8 +88,8 @@ static void test_measure(fp8_device *d) {
                     want.clipped += fabsf(v * scale) > 448.0f;
                     want.bins[(fp8_f32_bits(v) & 0x7fffffffu) >> 20]++;
                 }
-            CHECK_STATUS(fp8_measure_error(d, &got, in, reals[t], rows, cols, STRIDE, FP8_DTYPE_E4M3,
-                                           &scale, &descale, workspace),
+            CHECK_STATUS(fp8_measure_error(d, &got, in, reals[t], rows, cols, STRIDE,
+                                           FP8_DTYPE_E4M3, &scale, &descale, workspace),
                          FP8_OK);
             CHECK_STATUS(fp8_measure_error(d, &again, in, reals[t], rows, cols, STRIDE,
                                            FP8_DTYPE_E4M3, &scale, &descale, workspace),

@@ -1,0 +1,163 @@
+/* quant/cast.cu - casts between F32, BF16, F16 and FP8 with one scale for all; transpose of codes.
+ *
+ * Computes   codes[i] = cast(x[i] * scale);  x[i] = round(code[i] * descale);  out[c, r] = in[r, c]
+ * Shapes     n elements; [rows, cols] for the transpose
+ * Bound      memory: BF16 3 bytes an element either way, F32 5; transpose 2.
+ *            n = 2^28 BF16: 0.81 GB; at the H200's copy rate of 4.27 TB/s 0.19 ms
+ * Tiling     a thread takes 16 bytes of the wide type at a time, UNROLL of them in flight,
+ *            grid-stride; transpose: 32 x 32 tiles through shared memory
+ * Numerics   product in F32, one rounding; see cast_device.cuh
+ */
+#include "quant/cast_device.cuh"
+#include "quant/cuda_ops.h"
+
+using namespace fp8;
+
+/* ---- constants ------------------------------------------------------------------------------ */
+
+/* 4 loads of 16 bytes x 2048 threads = 128 KiB in flight an SM: far more than latency x bandwidth
+ * (0.6 us x 36 GB/s = 22 KiB). */
+enum { THREADS = 256, BLOCKS_PER_SM = 8, UNROLL = 4, TILE = 32, TILE_ROWS = 8 };
+
+/* ---- kernels -------------------------------------------------------------------------------- */
+
+/* N codes as one store. */
+template <int N> struct alignas(N) codes_of {
+    uint8_t at[N];
+};
+
+template <typename T>
+static __global__ void __launch_bounds__(THREADS)
+quantize_kernel(uint8_t *__restrict__ codes, bool e5m2, const T *__restrict__ x, int64_t n,
+                int64_t n_vec, const float *__restrict__ scale_ptr) {
+    enum { N = vector16<T>::COUNT };
+    const float scale = scale_ptr ? *scale_ptr : 1.0f;
+    const int64_t tid = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    const int64_t total = (int64_t)gridDim.x * THREADS;
+
+    for (int64_t v0 = tid; v0 < n_vec; v0 += total * UNROLL) {
+        vector16<T> in[UNROLL];
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++)
+            if (v0 + u * total < n_vec)
+                in[u] = reinterpret_cast<const vector16<T> *>(x)[v0 + u * total];
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            codes_of<N> out;
+#pragma unroll
+            for (int k = 0; k < N; k++) out.at[k] = encode(to_float(in[u].at[k]), scale, e5m2);
+            if (v0 + u * total < n_vec)
+                reinterpret_cast<codes_of<N> *>(codes)[v0 + u * total] = out;
+        }
+    }
+    for (int64_t i = n_vec * N + tid; i < n; i += total)
+        codes[i] = encode(to_float(x[i]), scale, e5m2);
+}
+
+template <typename T>
+static __global__ void __launch_bounds__(THREADS)
+dequantize_kernel(T *__restrict__ x, const uint8_t *__restrict__ codes, bool e5m2, int64_t n,
+                  int64_t n_vec, const float *__restrict__ descale_ptr) {
+    enum { N = vector16<T>::COUNT };
+    const float descale = descale_ptr ? *descale_ptr : 1.0f;
+    const int64_t tid = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    const int64_t total = (int64_t)gridDim.x * THREADS;
+
+    for (int64_t v0 = tid; v0 < n_vec; v0 += total * UNROLL) {
+        codes_of<N> in[UNROLL];
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++)
+            if (v0 + u * total < n_vec)
+                in[u] = reinterpret_cast<const codes_of<N> *>(codes)[v0 + u * total];
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+            vector16<T> out;
+#pragma unroll
+            for (int k = 0; k < N; k++)
+                out.at[k] = from_float<T>(__fmul_rn(decode(in[u].at[k], e5m2), descale));
+            if (v0 + u * total < n_vec)
+                reinterpret_cast<vector16<T> *>(x)[v0 + u * total] = out;
+        }
+    }
+    for (int64_t i = n_vec * N + tid; i < n; i += total)
+        x[i] = from_float<T>(__fmul_rn(decode(codes[i], e5m2), descale));
+}
+
+/* Block (TILE, TILE_ROWS); the extra column keeps the reads of a column off one bank. */
+static __global__ void __launch_bounds__(TILE *TILE_ROWS)
+transpose_kernel(uint8_t *__restrict__ out, const uint8_t *__restrict__ in, int64_t rows,
+                 int64_t cols) {
+    __shared__ uint8_t tile[TILE][TILE + 4];
+    const int64_t tiles_across = (cols + TILE - 1) / TILE;
+    const int64_t r0 = (int64_t)blockIdx.x / tiles_across * TILE;
+    const int64_t c0 = (int64_t)blockIdx.x % tiles_across * TILE;
+
+    for (int y = threadIdx.y; y < TILE; y += TILE_ROWS)
+        if (r0 + y < rows && c0 + threadIdx.x < cols)
+            tile[y][threadIdx.x] = in[(r0 + y) * cols + c0 + threadIdx.x];
+    __syncthreads();
+    for (int y = threadIdx.y; y < TILE; y += TILE_ROWS)
+        if (c0 + y < cols && r0 + threadIdx.x < rows)
+            out[(c0 + y) * rows + r0 + threadIdx.x] = tile[threadIdx.x][y];
+}
+
+/* ---- launchers ------------------------------------------------------------------------------ */
+
+/* Whole vectors of n elements when both ends allow them. `codes` needs only the alignment of its
+ * own vector, which 16 bytes imply. */
+template <typename T> static int64_t whole_vectors(const void *x, const void *codes, int64_t n) {
+    const bool fits = aligned16(x) && (uintptr_t)codes % vector16<T>::COUNT == 0;
+    return fits ? n / vector16<T>::COUNT : 0;
+}
+
+static int64_t blocks_of(int64_t n) { return (n + THREADS * 4 - 1) / (THREADS * 4); }
+
+extern "C" fp8_status fp8_cuda_quantize(fp8_device *d, uint8_t *codes, fp8_dtype to, const void *x,
+                                        fp8_dtype from, int64_t n, const float *scale) {
+    const cudaStream_t stream = fp8_device_stream(d);
+    const bool e5m2 = to == FP8_DTYPE_E5M2;
+    fp8_status st = FP8_OK;
+    unsigned blocks = 0;
+
+    FP8_TRY(grid_for(blocks_of(n), BLOCKS_PER_SM, &blocks));
+    FP8_FOR_REAL(from, quantize_kernel<T><<<blocks, THREADS, 0, stream>>>(
+                           codes, e5m2, static_cast<const T *>(x), n,
+                           whole_vectors<T>(x, codes, n), scale));
+    FP8_TRY(fp8_cuda_launched("quantize", stream));
+done:
+    return st;
+}
+
+extern "C" fp8_status fp8_cuda_dequantize(fp8_device *d, void *x, fp8_dtype to,
+                                          const uint8_t *codes, fp8_dtype from, int64_t n,
+                                          const float *descale) {
+    const cudaStream_t stream = fp8_device_stream(d);
+    const bool e5m2 = from == FP8_DTYPE_E5M2;
+    fp8_status st = FP8_OK;
+    unsigned blocks = 0;
+
+    FP8_TRY(grid_for(blocks_of(n), BLOCKS_PER_SM, &blocks));
+    FP8_FOR_REAL(to, dequantize_kernel<T><<<blocks, THREADS, 0, stream>>>(
+                         static_cast<T *>(x), codes, e5m2, n, whole_vectors<T>(x, codes, n),
+                         descale));
+    FP8_TRY(fp8_cuda_launched("dequantize", stream));
+done:
+    return st;
+}
+
+extern "C" fp8_status fp8_cuda_transpose_codes(fp8_device *d, uint8_t *out, const uint8_t *in,
+                                               int64_t rows, int64_t cols) {
+    const cudaStream_t stream = fp8_device_stream(d);
+    const int64_t tiles = ((rows + TILE - 1) / TILE) * ((cols + TILE - 1) / TILE);
+    fp8_status st = FP8_OK;
+
+    if (tiles > INT32_MAX) {
+        st = FP8_FAIL(FP8_EINVAL, "transpose_codes: [%lld, %lld] is too large", (long long)rows,
+                      (long long)cols);
+        goto done;
+    }
+    transpose_kernel<<<(unsigned)tiles, dim3(TILE, TILE_ROWS), 0, stream>>>(out, in, rows, cols);
+    FP8_TRY(fp8_cuda_launched("transpose_codes", stream));
+done:
+    return st;
+}
