@@ -246,7 +246,7 @@ static fp8_status make_linear(fp8_model *m, const disk_linear *l, int64_t begin,
     };
 
     FP8_TRY(slice_weight(l, begin, end, &spec.weight, &weight_copy));
-    spec.borrow_weight = !weight_copy;
+    spec.borrow_weight = !weight_copy && fp8_device_place(m->device) == FP8_PLACE_CPU;
     if (l->bias.data) {
         const size_t size = fp8_dtype_size(l->bias.dtype), bytes = (size_t)(end - begin) * size;
         spec.bias.shape[0] = end - begin;

@@ -121,7 +121,8 @@ static const char *const groups[][4] = {
 
 static void check_layer(const fp8_checkpoint *source, const fp8_checkpoint *out,
                         const fp8_record *r, int64_t layer) {
-    char module[256], point[300];
+    static char module[256]; /* check_case keeps pointing here */
+    char point[300];
     for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
         double amax = 0;
         for (int i = 0; groups[g][i]; i++) {
