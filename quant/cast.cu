@@ -74,13 +74,13 @@ dequantize_kernel(T *__restrict__ x, const uint8_t *__restrict__ codes, bool e5m
             vector16<T> out;
 #pragma unroll
             for (int k = 0; k < N; k++)
-                out.at[k] = from_float<T>(__fmul_rn(decode(in[u].at[k], e5m2), descale));
+                out.at[k] = from_float<T>(scaled(decode(in[u].at[k], e5m2), descale));
             if (v0 + u * total < n_vec)
                 reinterpret_cast<vector16<T> *>(x)[v0 + u * total] = out;
         }
     }
     for (int64_t i = n_vec * N + tid; i < n; i += total)
-        x[i] = from_float<T>(__fmul_rn(decode(codes[i], e5m2), descale));
+        x[i] = from_float<T>(scaled(decode(codes[i], e5m2), descale));
 }
 
 /* Block (TILE, TILE_ROWS); the extra column keeps the reads of a column off one bank. */

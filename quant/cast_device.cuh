@@ -73,6 +73,11 @@ static __device__ __forceinline__ float decode(uint8_t code, bool e5m2) {
     return __half2float(__ushort_as_half((unsigned short)(sign << 8 | magnitude << 7))) * 256.0f;
 }
 
+/* value * descale. A NaN code keeps its sign, which the device's product would drop. */
+static __device__ __forceinline__ float scaled(float value, float descale) {
+    return value != value ? value : __fmul_rn(value, descale);
+}
+
 /* Bits of a non-negative float order like the float, so an integer maximum is exact; Inf and NaN
  * lie above every finite value. */
 static __device__ __forceinline__ uint32_t magnitude_bits(float x) {

@@ -132,7 +132,7 @@ dequantize_groups_kernel(T *__restrict__ x, const uint8_t *__restrict__ codes, b
     for (int64_t r = blockIdx.x; r < rows; r += gridDim.x)
         for (int64_t c = threadIdx.x; c < cols; c += THREADS) {
             const float value = decode(codes[r * cols + c], e5m2);
-            x[r * cols + c] = from_float<T>(__fmul_rn(value, descale[axis ? c : r]));
+            x[r * cols + c] = from_float<T>(scaled(value, descale[axis ? c : r]));
         }
 }
 
