@@ -50,7 +50,7 @@ static void print_worst(const run_result *r) {
 void run_result_print(const run_result *r) {
     char before[32], after[32];
     printf("%-14s %s\n", "FP8 checkpoint", r->output);
-    printf("%-14s %s -> %s, %lld Linears quantized\n", "size",
+    printf("%-14s BF16 %s, FP8 %s; %lld Linears quantized\n", "size",
            cli_bytes_text(before, sizeof before, r->exported.source_bytes),
            cli_bytes_text(after, sizeof after, r->exported.output_bytes),
            (long long)r->exported.linears);
