@@ -2,12 +2,13 @@
 """Perplexity of a checkpoint by an independent simulation in numpy: an oracle for the runtime.
 
 FP8 checkpoints (compressed-tensors, E4M3): products of E4M3 values with the stored descales, inputs
-static or one scale a token; Q, K, V by their descales; P in E4M3 with a 2^8 offset where the
-metadata asks for FP8 attention. Others: as they are. Families: llama, mistral, qwen2, qwen3, gemma,
-gpt2 (default RoPE, no sliding window). Needs numpy, ml_dtypes and safetensors only.
+static or one scale a token; Q by its descale where the metadata asks for FP8 attention, K and V by
+theirs; P as it is, or with --quantize-p in E4M3 with a 2^8 offset. Others: as they are. Families:
+llama, mistral, qwen2, qwen3, gemma, gpt2 (default RoPE, no sliding window). Needs numpy, ml_dtypes
+and safetensors only.
 
     sim_fp8.py MODEL ids.npy [--window 256] [--max-windows 20] [--compute bf16|fp32]
-               [--plain-p] [--plain-attention] [--plain-inputs]
+               [--quantize-p] [--plain-attention] [--plain-inputs]
 """
 import argparse
 import glob
@@ -142,7 +143,7 @@ class Model:
         s = np.where(np.tril(np.ones((tokens, tokens), bool)), s, F32(-np.inf))
         p = np.exp(s - s.max(-1, keepdims=True))
         total = p.sum(-1, keepdims=True)
-        if fp8 and not self.args.plain_p:
+        if fp8 and self.args.quantize_p:
             p = to_e4m3(p * 256) / 256
         o = self.round(p @ v / total)
         return o.transpose(0, 2, 1, 3).reshape(o.shape[0], tokens, -1)
@@ -217,8 +218,8 @@ def main():
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--max-windows", type=int, default=20, help="0: all")
     parser.add_argument("--compute", choices=["bf16", "fp32"], default="bf16")
-    parser.add_argument("--plain-p", action="store_true", help="P stays in F32")
-    parser.add_argument("--plain-attention", action="store_true", help="so do Q, K and V")
+    parser.add_argument("--quantize-p", action="store_true", help="P in E4M3 before P V")
+    parser.add_argument("--plain-attention", action="store_true", help="Q, K, V as they are")
     parser.add_argument("--plain-inputs", action="store_true", help="inputs are not quantized")
     args = parser.parse_args()
     ids = np.load(args.ids).reshape(-1).astype(np.int64)
