@@ -20,50 +20,43 @@ static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t up_to(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 static int64_t pieces(int64_t n, int64_t step) { return (n + step - 1) / step; }
 
-/* How D is cut, and the floats of a worker's scratch. */
+/* How D is cut, and the floats of a worker's slabs. */
 typedef struct gemm_plan {
     int64_t block_m, block_n, num_m, num_n, batch;
-    int64_t a_floats, b_floats, c_floats;
+    int64_t a_floats, b_floats;
 } gemm_plan;
 
-static gemm_plan make_plan(const fp8_simd *s, const fp8_gemm *g) {
+static gemm_plan make_plan(const fp8_simd *s, int32_t threads, const fp8_gemm *g) {
     gemm_plan p = {.batch = g->batch > 1 ? g->batch : 1};
 
     /* Rows in equal blocks: 400 as 200 + 200, not as 336 + 64. */
     p.num_m = pieces(g->m, BLOCK_M);
     p.block_m = min64(BLOCK_M, up_to(pieces(g->m, p.num_m), s->tile_rows));
     p.num_m = pieces(g->m, p.block_m);
+    /* Columns in narrower blocks while some thread would get less than three. */
     p.block_n = min64(BLOCK_N, up_to(g->n, s->tile_cols));
+    while (p.block_n > 2 * s->tile_cols &&
+           p.batch * p.num_m * pieces(g->n, p.block_n) < 3 * (int64_t)threads)
+        p.block_n -= s->tile_cols;
     p.num_n = pieces(g->n, p.block_n);
     p.a_floats = p.block_m * FP8_TILE_A_STRIDE;
     p.b_floats = p.block_n * FP8_TILE_A_STRIDE; /* OpenBLAS: rows as those of A */
-    p.c_floats = p.block_m * p.block_n;
     return p;
 }
 
-static int64_t scratch_floats(const gemm_plan *p) {
-    return up_to(p->a_floats + p->b_floats + p->c_floats, 64); /* a worker's own 256 bytes */
-}
-
-/* A plan with the highest blocks that any product of up to g->m rows has: equal blocks of 4096 rows
- * are lower than those of 999. Workspaces are sized once, for the most rows that may come. */
-static gemm_plan largest_plan(const fp8_simd *s, const fp8_gemm *g) {
-    gemm_plan p = make_plan(s, g);
-
-    p.block_m = min64(BLOCK_M, up_to(g->m, s->tile_rows));
-    p.a_floats = p.block_m * FP8_TILE_A_STRIDE;
-    p.c_floats = p.block_m * p.block_n;
-    return p;
+/* Scratch of one worker, a multiple of 256 bytes, for the largest block that m and n allow: a plan
+ * for more rows may have smaller blocks, and workspaces are sized once, for the most rows. */
+static int64_t scratch_floats(const fp8_simd *s, const fp8_gemm *g) {
+    const int64_t m = min64(BLOCK_M, up_to(g->m, s->tile_rows));
+    const int64_t n = min64(BLOCK_N, up_to(g->n, s->tile_cols));
+    return up_to((m + n) * FP8_TILE_A_STRIDE + m * n, 64);
 }
 
 static int is_small(const fp8_gemm *g) { return g->m <= FP8_GEMM_SMALL_M && !g->b_is_kn; }
 
 size_t fp8_cpu_gemm_workspace_size(const fp8_simd *s, int32_t threads, const fp8_gemm *g) {
-    gemm_plan p;
-
     if (g->m <= 0 || g->n <= 0 || is_small(g)) return 0;
-    p = largest_plan(s, g);
-    return (size_t)threads * (size_t)scratch_floats(&p) * sizeof(float);
+    return (size_t)threads * (size_t)scratch_floats(s, g) * sizeof(float);
 }
 
 /* ---- storing --------------------------------------------------------------------------------- */
@@ -184,7 +177,7 @@ static void run_block(const gemm_job *j, const gemm_block *at, float *scratch) {
     const fp8_gemm *g = j->g;
     float *a = scratch, *b = a + j->plan.a_floats, *c = b + j->plan.b_floats;
 
-    if (g->k == 0) memset(c, 0, (size_t)j->plan.c_floats * sizeof *c);
+    if (g->k == 0) memset(c, 0, (size_t)(at->rows * j->plan.block_n) * sizeof *c);
     for (int64_t k0 = 0; k0 < g->k; k0 += FP8_TILE_K) {
         const int64_t k = min64(FP8_TILE_K, g->k - k0);
         pack_a(j, at, a, k0, k);
@@ -203,7 +196,7 @@ static fp8_status run_blocks(void *ctx, int64_t begin, int64_t end, int32_t work
         const int64_t row = i / p->num_n % p->num_m * p->block_m, col = i % p->num_n * p->block_n;
         const gemm_block at = {i / (p->num_m * p->num_n), row, col,
                                min64(p->block_m, j->g->m - row), min64(p->block_n, j->g->n - col)};
-        run_block(j, &at, j->scratch + worker * scratch_floats(p));
+        run_block(j, &at, j->scratch + worker * scratch_floats(j->s, j->g));
     }
     return FP8_OK;
 }
@@ -222,6 +215,6 @@ fp8_status fp8_cpu_gemm_run(const fp8_simd *s, fp8_inner inner, fp8_pool *p, con
     if (!workspace || workspace_bytes < want)
         return FP8_FAIL(FP8_EINVAL, "gemm: workspace of %zu bytes, expected %zu",
                         workspace ? workspace_bytes : 0, want);
-    j.plan = make_plan(s, g);
+    j.plan = make_plan(s, fp8_pool_threads(p), g);
     return fp8_parallel_for(p, j.plan.batch * j.plan.num_m * j.plan.num_n, 1, run_blocks, &j);
 }
