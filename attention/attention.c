@@ -10,13 +10,16 @@
 #include "attention/attention_impl.h"
 #include "core/log.h"
 
-/* What a build without CUDA has instead of the two. */
+/* What a build without CUDA has instead of the three. */
 #if !FP8_CUDA
 static fp8_status no_cuda(const fp8_attention_plan *p, char about[ATTENTION_REASON_BYTES]) {
     (void)p;
     (void)about;
     return FP8_FAIL(FP8_EUNSUPPORTED, "this build is without CUDA");
 }
+static const attention_backend attention_backend_flash = {
+    FP8_BACKEND_FLASH, "flash", "FP8_FLASH_ATTN", no_cuda, NULL, NULL, NULL,
+};
 static const attention_backend attention_backend_fused = {
     FP8_BACKEND_FUSED, "fused", "FP8_FUSED_ATTN", no_cuda, NULL, NULL, NULL,
 };
@@ -27,6 +30,7 @@ static const attention_backend attention_backend_unfused = {
 
 /* In order of preference. */
 static const attention_backend *const backends[ATTENTION_NUM_BACKENDS] = {
+    &attention_backend_flash,
     &attention_backend_fused,
     &attention_backend_unfused,
     &attention_backend_cpu,
@@ -119,7 +123,8 @@ static fp8_status read_preference(fp8_attention_backend *out) {
         return FP8_OK;
     }
     return FP8_FAIL(FP8_EINVAL,
-                    "environment: FP8_ATTENTION_BACKEND='%s', expected auto, fused, unfused or cpu",
+                    "environment: FP8_ATTENTION_BACKEND='%s', expected auto, flash, fused, unfused "
+                    "or cpu",
                     text);
 }
 

@@ -3,10 +3,12 @@
  *
  *   O[i] = sum_j softmax_j(scale * Q[i] . K[j], masked) V[j]      per sequence and query head
  *
- * Backends, named as Transformer Engine's users know them: `fused` (cuDNN), `unfused` (cuBLASLt
- * products around an FP32 softmax kernel; any GPU, any option here), `cpu` (threaded; with F32 data
- * it is the oracle). plan() picks one and keeps, in words, why each other was passed over.
- * FP8_FUSED_ATTN=0|1, FP8_UNFUSED_ATTN=0|1 switch backends off; FP8_ATTENTION_BACKEND prefers one.
+ * Backends, named as Transformer Engine's users know them: `flash` (our FP8 kernel for Hopper:
+ * codes in, P in E4M3, d 64, 128 or 256), `fused` (cuDNN), `unfused` (cuBLASLt products around an
+ * FP32 softmax kernel; any GPU, any option here), `cpu` (threaded; with F32 data it is the oracle).
+ * plan() picks one and keeps, in words, why each other was passed over. FP8_FLASH_ATTN=0|1 (so far
+ * `flash` serves only with 1, or when the options ask for it), FP8_FUSED_ATTN=0|1 and
+ * FP8_UNFUSED_ATTN=0|1 switch backends off; FP8_ATTENTION_BACKEND prefers one.
  * A plan holds no data; run() allocates no device memory and does not synchronise.
  *
  * Numerics: scores, maximum and sum in FP32, one rounding of O. P meets V as FP32 on the CPU and as
@@ -25,6 +27,7 @@ extern "C" {
 
 typedef enum fp8_attention_backend {
     FP8_BACKEND_AUTO,
+    FP8_BACKEND_FLASH,
     FP8_BACKEND_FUSED,
     FP8_BACKEND_UNFUSED,
     FP8_BACKEND_CPU
@@ -75,7 +78,8 @@ size_t fp8_attention_workspace_size(const fp8_attention_plan *p);
 
 /* Rows with no key to see, and sequences of length 0, give 0. Lengths beyond the plan's maxima or
  * starts outside the totals are clamped: no byte outside the buffers is read or written.
- * Asynchronous on CUDA. FP8_EINVAL (NULL, strides, workspace), FP8_ECUDA. */
+ * Asynchronous on CUDA. `flash` wants addresses and rows of O, Q, K, V that are multiples of 16
+ * bytes. FP8_EINVAL (NULL, strides, alignment, workspace), FP8_ECUDA. */
 FP8_NODISCARD fp8_status fp8_attention_run(fp8_attention_plan *p, const fp8_attention_io *io,
                                            void *workspace, size_t workspace_bytes);
 

@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-enum { ATTENTION_NUM_BACKENDS = 3, ATTENTION_REASON_BYTES = 512 };
+enum { ATTENTION_NUM_BACKENDS = 4, ATTENTION_REASON_BYTES = 512 };
 
 struct fp8_attention_plan {
     fp8_attention_options options; /* scale resolved */
@@ -40,7 +40,8 @@ typedef struct attention_backend {
 
 extern const attention_backend attention_backend_cpu;
 #if FP8_CUDA
-extern const attention_backend attention_backend_unfused, attention_backend_fused;
+extern const attention_backend attention_backend_flash, attention_backend_fused,
+    attention_backend_unfused;
 #endif
 
 /* Rows [*begin, *begin + length) of sequence s, whatever `starts` holds: within [0, total) and no

@@ -1,0 +1,386 @@
+/* The flash backend against the CPU backend: shapes by head sizes 64, 128, 256; long sums of one
+ * sign; refusals and hostile starts. `gpu_flash bench` times shapes instead. Skipped off sm_90. */
+#include <cuda_runtime_api.h>
+
+#include "attention/flash.h"
+#include "attention_device.h"
+
+enum { NUM_HEAD_SIZES = 3 };
+static const int32_t head_sizes[NUM_HEAD_SIZES] = {64, 128, 256};
+
+/* d is filled in; everything is in codes. Tiles are 128 queries and 128 keys. */
+#define SHAPE(name, heads, kv_heads, num_seqs, s_q, s_kv, mask, window, gap)                       \
+    {name, heads, kv_heads, 0, 0, num_seqs, s_q, s_kv, mask, window, BF16, E4M3, E4M3, 1, gap}
+#define LENGTHS(...) {__VA_ARGS__}
+static const problem cases[] = {
+    SHAPE("one token", 1, 1, 1, {1}, {1}, NONE, 0, 0),
+    SHAPE("nothing", 2, 1, 2, LENGTHS(0, 0), LENGTHS(0, 0), CAUSAL, 0, 0),
+    SHAPE("no keys", 2, 1, 2, LENGTHS(3, 2), LENGTHS(0, 5), NONE, 0, 0),
+    SHAPE("no keys at all", 2, 1, 1, {3}, {0}, NONE, 0, 0),
+    SHAPE("127", 2, 2, 1, {127}, {127}, NONE, 0, 0),
+    SHAPE("128", 2, 2, 1, {128}, {128}, NONE, 0, 0),
+    SHAPE("128 causal", 2, 2, 1, {128}, {128}, CAUSAL, 0, 0),
+    SHAPE("129 causal", 3, 3, 1, {129}, {129}, CAUSAL, 0, 0),
+    SHAPE("64 by 192", 2, 2, 1, {64}, {192}, NONE, 0, 0),
+    SHAPE("255 by 257", 2, 1, 1, {255}, {257}, NONE, 0, 0),
+    SHAPE("257 by 255 causal", 2, 1, 1, {257}, {255}, CAUSAL, 0, 0),
+    SHAPE("more queries than keys", 2, 1, 1, {300}, {65}, CAUSAL, 0, 0),
+    SHAPE("grouped", 8, 2, 2, LENGTHS(511, 3), LENGTHS(511, 400), CAUSAL, 0, 0),
+    SHAPE("one KV head", 8, 1, 1, {200}, {1000}, CAUSAL, 0, 0),
+    SHAPE("chunked prefill", 4, 2, 2, LENGTHS(100, 33), LENGTHS(900, 513), CAUSAL, 0, 0),
+    SHAPE("decode", 8, 2, 4, LENGTHS(1, 1, 1, 2), LENGTHS(1, 128, 129, 777), CAUSAL, 0, 0),
+    SHAPE("ragged", 4, 2, 8, LENGTHS(0, 1, 2, 63, 64, 65, 0, 300),
+          LENGTHS(0, 1, 2, 63, 64, 65, 9, 700), CAUSAL, 0, 0),
+    SHAPE("ragged, strided", 4, 2, 5, LENGTHS(130, 0, 257, 1, 128), LENGTHS(131, 64, 0, 5, 640),
+          NONE, 0, 16),
+    SHAPE("strided causal", 4, 4, 2, LENGTHS(65, 385), LENGTHS(65, 385), CAUSAL, 0, 48),
+    SHAPE("window 1", 2, 2, 1, {300}, {300}, CAUSAL, 1, 0),
+    SHAPE("window 7", 2, 1, 2, LENGTHS(200, 3), LENGTHS(200, 290), CAUSAL, 7, 0),
+    SHAPE("window 128", 2, 1, 1, {640}, {640}, CAUSAL, 128, 0),
+    SHAPE("window 129, chunked", 2, 1, 1, {100}, {900}, CAUSAL, 129, 0),
+    SHAPE("window 1000", 2, 2, 1, {600}, {700}, CAUSAL, 1000, 0),
+    SHAPE("1023 by 1025", 2, 2, 1, {1023}, {1025}, CAUSAL, 0, 0),
+    SHAPE("2049", 2, 1, 1, {2049}, {2049}, CAUSAL, 0, 0),
+    SHAPE("2049 full", 2, 1, 1, {2049}, {2049}, NONE, 0, 0),
+    SHAPE("many tiles", 40, 40, 1, {640}, {384}, NONE, 0, 0), /* more items than blocks */
+};
+
+/* ---- against the CPU ------------------------------------------------------------------------- */
+
+static fp8_attention_options flash_options(const problem *p, const buffers *b) {
+    fp8_attention_options o = options_of(p, b);
+    o.backend = FP8_BACKEND_FLASH;
+    return o;
+}
+
+static void set_code(operand *x, int64_t i, uint8_t code) {
+    ((uint8_t *)x->data)[i] = code;
+    x->value[i] = (float)e4m3_value(code);
+}
+
+/* Q and K in {-1, 0, 1}, a quarter of them not 0: with scale ln 2 every p is a power of two, which
+ * E4M3 holds exactly against any maximum. What is left of the error is BF16's and the products'. */
+static void make_exact(buffers *b, fp8_attention_options *plain, fp8_attention_options *flash) {
+    operand *both[2] = {&b->q, &b->k};
+    uint64_t seed = 77;
+    for (int x = 0; x < 2; x++)
+        for (int64_t i = 0; i < both[x]->rows * both[x]->stride; i++) {
+            const uint64_t r = check_random(&seed) % 8;
+            set_code(both[x], i, r == 0 ? 0x38 : r == 1 ? 0xb8 : 0);
+        }
+    b->q_descale = b->k_descale = 1.0f;
+    plain->scale = flash->scale = 0.693147181f;
+}
+
+/* Runs on both; the relative L2 of O. O is NaN before; a second run gives the same bytes. */
+static double difference(fp8_device *gpu, fp8_device *cpu, const problem *p, buffers *b,
+                         const fp8_attention_options *plain, const fp8_attention_options *flash) {
+    const int64_t n = b->total_q * b->o_stride;
+    uint16_t *once = zeroed(n, sizeof *once);
+    float *want, *got;
+    double error;
+
+    poison(p, b);
+    CHECK_STATUS(run_on(cpu, p, b, plain), FP8_OK);
+    want = widened(b);
+    poison(p, b);
+    CHECK_STATUS(run_on(gpu, p, b, flash), FP8_OK);
+    got = widened(b);
+    error = check_relative_l2(got, want, n);
+    for (int64_t i = 0, wrong = 0; i < n && wrong < 10; i++) {
+        const float bound = 0.05f + 0.1f * fabsf(want[i]);
+        if (fabsf(got[i] - want[i]) <= bound || error < 0.05) continue;
+        fprintf(stderr, "  [%s] token %lld, column %lld: %g, expected %g\n", check_case,
+                (long long)(i / b->o_stride), (long long)(i % b->o_stride), (double)got[i],
+                (double)want[i]);
+        wrong++;
+    }
+    memcpy(once, b->o, (size_t)n * sizeof *once);
+    poison(p, b);
+    CHECK_STATUS(run_on(gpu, p, b, flash), FP8_OK);
+    CHECK(memcmp(once, b->o, (size_t)n * sizeof *once) == 0);
+    free(once);
+    free(want);
+    free(got);
+    return error;
+}
+
+/* exact: 1e-2 against P in codes. Random: P is rounded against the maximum so far, not the last,
+ * so that codes differ: against P in FP32, from which E4M3's rounding is 2.6 % off on average. */
+static void test_case(fp8_device *gpu, fp8_device *cpu, const problem *p, int exact) {
+    const double bound = exact ? 1e-2 : 4e-2;
+    fp8_attention_options plain, flash;
+    double error;
+    buffers b;
+
+    buffers_init(&b, p, 90);
+    plain = options_of(p, &b);
+    flash = flash_options(p, &b);
+    if (exact) make_exact(&b, &plain, &flash);
+    else plain.quantize_p = 0;
+    error = difference(gpu, cpu, p, &b, &plain, &flash);
+    CHECK(error <= bound);
+    fprintf(stderr, "d %3d %-24s %-7s relative L2 %.2e%s\n", p->d_v, p->name,
+            exact ? "exact" : "random", error, error <= bound ? "" : "  FAILED");
+    buffers_free(&b);
+}
+
+static void test_cases(fp8_device *gpu, fp8_device *cpu) {
+    for (int i = 0; i < NUM_HEAD_SIZES; i++)
+        for (size_t j = 0; j < sizeof cases / sizeof *cases; j++) {
+            problem p = cases[j];
+            p.d_qk = p.d_v = head_sizes[i];
+            check_case = p.name;
+            test_case(gpu, cpu, &p, 1);
+            test_case(gpu, cpu, &p, 0);
+        }
+}
+
+/* V = |N| + 0.5 under nearly uniform attention: where products that accumulate in 14 bits lose
+ * 15 % (8k keys) and 50 % (32k). */
+static void test_long(fp8_device *gpu, fp8_device *cpu) {
+    static const int32_t lengths[] = {8192, 32768};
+    for (int i = 0; i < NUM_HEAD_SIZES * 2; i++) {
+        problem p = SHAPE("one sign, long", 2, 1, 1, {70}, {0}, NONE, 0, 0);
+        fp8_attention_options plain, flash;
+        double error;
+        buffers b;
+
+        p.d_qk = p.d_v = head_sizes[i / 2];
+        p.s_kv[0] = lengths[i % 2];
+        check_case = p.name;
+        buffers_init(&b, &p, 91);
+        for (int64_t k = 0; k < b.v.rows * b.v.stride; k++)
+            set_code(&b.v, k, e4m3_code(fabs((double)b.v.value[k]) + 8.0));
+        b.q_descale *= 1e-4f;
+        plain = options_of(&p, &b);
+        flash = flash_options(&p, &b);
+        error = difference(gpu, cpu, &p, &b, &plain, &flash);
+        CHECK(error <= 1e-2);
+        fprintf(stderr, "d %3d %d keys of one sign: relative L2 %.2e\n", p.d_v, p.s_kv[0], error);
+        buffers_free(&b);
+    }
+}
+
+/* ---- refusals and lies ----------------------------------------------------------------------- */
+
+static void test_refusals(fp8_device *gpu) {
+    static const problem refused[] = {
+        {"d 96", 2, 1, 96, 96, 1, {4}, {4}, NONE, 0, BF16, E4M3, E4M3, 1, 0},
+        {"d_qk is not d_v", 2, 1, 128, 64, 1, {4}, {4}, NONE, 0, BF16, E4M3, E4M3, 1, 0},
+        {"BF16 keys", 2, 1, 64, 64, 1, {4}, {4}, NONE, 0, BF16, E4M3, BF16, 1, 0},
+        {"P in BF16", 2, 1, 64, 64, 1, {4}, {4}, NONE, 0, BF16, E4M3, E4M3, 0, 0},
+    };
+    problem p = SHAPE("unaligned rows", 2, 1, 1, {4}, {4}, NONE, 0, 8);
+    fp8_attention_options o;
+    buffers b;
+
+    for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+        fp8_attention_plan *plan = NULL;
+        check_case = refused[i].name;
+        buffers_init(&b, &refused[i], 1);
+        o = flash_options(&refused[i], &b);
+        CHECK_STATUS(fp8_attention_plan_create(&plan, gpu, &o), FP8_EUNSUPPORTED);
+        CHECK(strstr(fp8_last_message(), "flash: "));
+        fp8_attention_plan_destroy(plan);
+        buffers_free(&b);
+    }
+    check_case = p.name;
+    p.d_qk = p.d_v = 64;
+    buffers_init(&b, &p, 1);
+    o = flash_options(&p, &b);
+    CHECK_STATUS(run_on(gpu, &p, &b, &o), FP8_EINVAL);
+    buffers_free(&b);
+}
+
+/* Starts beyond the buffers: the run must stay inside (compute-sanitizer tells) and succeed. */
+static void test_hostile_starts(fp8_device *gpu) {
+    static const int32_t starts[][4] = {{0, 100, 200, 300}, {-50, 4, 8, 12},
+                                        {0, 8, 4, 12},      {INT32_MIN, INT32_MAX, 0, 5}};
+    for (int i = 0; i < 16 * NUM_HEAD_SIZES; i++) {
+        problem p = SHAPE("hostile starts", 2, 1, 3, LENGTHS(4, 4, 4), LENGTHS(4, 4, 4), CAUSAL, 0,
+                          0);
+        fp8_attention_options o;
+        buffers b;
+        check_case = p.name;
+        p.d_qk = p.d_v = head_sizes[i / 16];
+        buffers_init(&b, &p, 8);
+        o = flash_options(&p, &b);
+        memcpy(b.q_starts, starts[i % 16 / 4], sizeof starts[0]);
+        memcpy(b.kv_starts, starts[i % 4], sizeof starts[0]);
+        CHECK_STATUS(run_on(gpu, &p, &b, &o), FP8_OK);
+        buffers_free(&b);
+    }
+}
+
+/* ---- timing ---------------------------------------------------------------------------------- */
+
+enum { RUNS = 4, REPLAYS = 25 }; /* runs a graph, graphs timed */
+
+typedef struct bench_shape {
+    int32_t b, h_q, h_kv, d, s;
+    fp8_attention_mask mask;
+} bench_shape;
+
+static const bench_shape bench_shapes[] = {
+    {1, 24, 24, 128, 4224, NONE},   {1, 24, 24, 128, 4608, NONE},   {2, 16, 16, 64, 512, NONE},
+    {2, 16, 16, 128, 2048, CAUSAL}, {4, 16, 16, 128, 4096, NONE},   {1, 16, 16, 128, 16384, NONE},
+    {1, 16, 16, 128, 16384, CAUSAL}, {2, 32, 4, 128, 8192, CAUSAL}, {1, 8, 8, 256, 16384, NONE},
+    {4, 32, 32, 64, 4096, NONE},    {32, 32, 32, 128, 256, CAUSAL}, {64, 16, 16, 256, 128, CAUSAL},
+};
+
+/* `count` codes of normals times 16, drawn from a table of 64 K of them. */
+static void *random_codes(fp8_device *d, int64_t count, uint64_t seed) {
+    enum { TABLE = 1 << 16 };
+    static uint8_t table[TABLE];
+    static int made;
+    uint8_t *host = zeroed(count, 1);
+    void *device;
+
+    for (int i = 0; i < TABLE && !made; i++)
+        table[i] = e4m3_code((double)check_normal(&seed) * 16.0);
+    made = 1;
+    for (int64_t i = 0; i + 4 <= count; i += 4) {
+        const uint64_t r = check_random(&seed);
+        for (int k = 0; k < 4; k++) host[i + k] = table[r >> (16 * k) & (TABLE - 1)];
+    }
+    device = upload(d, host, (size_t)count);
+    free(host);
+    return device;
+}
+
+static int compare_floats(const void *a, const void *b) {
+    return (*(const float *)a > *(const float *)b) - (*(const float *)a < *(const float *)b);
+}
+
+typedef fp8_status (*bench_call)(void *ctx);
+
+/* Median milliseconds of a call, by replays of a graph of RUNS of them; NaN if something fails. */
+static double median_ms(fp8_device *d, bench_call call, void *ctx) {
+    const cudaStream_t stream = fp8_device_stream(d);
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+    cudaEvent_t begin = NULL, end = NULL;
+    float ms[REPLAYS];
+    cudaError_t e = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+
+    for (int i = 0; i < RUNS; i++) CHECK_STATUS(call(ctx), FP8_OK);
+    if (e == cudaSuccess) e = cudaStreamEndCapture(stream, &graph);
+    if (e == cudaSuccess) e = cudaGraphInstantiate(&exec, graph, 0);
+    if (e == cudaSuccess) e = cudaEventCreate(&begin);
+    if (e == cudaSuccess) e = cudaEventCreate(&end);
+    for (int i = -3; i < REPLAYS && e == cudaSuccess; i++) {
+        e = cudaEventRecord(begin, stream);
+        if (e == cudaSuccess) e = cudaGraphLaunch(exec, stream);
+        if (e == cudaSuccess) e = cudaEventRecord(end, stream);
+        if (e == cudaSuccess) e = cudaEventSynchronize(end);
+        if (e == cudaSuccess && i >= 0) e = cudaEventElapsedTime(&ms[i], begin, end);
+    }
+    if (e != cudaSuccess) fprintf(stderr, "bench: %s\n", cudaGetErrorString(e));
+    CHECK(e == cudaSuccess);
+    if (exec) (void)cudaGraphExecDestroy(exec);
+    if (graph) (void)cudaGraphDestroy(graph);
+    if (begin) (void)cudaEventDestroy(begin);
+    if (end) (void)cudaEventDestroy(end);
+    if (e != cudaSuccess) return NAN;
+    qsort(ms, REPLAYS, sizeof *ms, compare_floats);
+    return (double)ms[REPLAYS / 2] / RUNS;
+}
+
+typedef struct bench_run {
+    fp8_device *d;
+    fp8_attention_plan *plan;
+    fp8_attention_io io;
+    void *workspace;
+    size_t workspace_bytes;
+    flash_params transpose; /* what flash_v.cu reads */
+} bench_run;
+
+static fp8_status call_attention(void *ctx) {
+    bench_run *r = ctx;
+    return fp8_attention_run(r->plan, &r->io, r->workspace, r->workspace_bytes);
+}
+
+static fp8_status call_transpose(void *ctx) {
+    bench_run *r = ctx;
+    return attention_flash_transpose(&r->transpose, (int32_t)(r->io.v_stride /
+                                     r->transpose.num_kv_heads), fp8_device_stream(r->d));
+}
+
+static void bench_one(fp8_device *d, const bench_shape *x) {
+    const fp8_attention_options o = {.num_heads = x->h_q, .num_kv_heads = x->h_kv, .d_qk = x->d,
+                                     .d_v = x->d, .num_seqs = x->b, .max_q = x->s, .max_kv = x->s,
+                                     .mask = x->mask, .dtype = BF16, .q_dtype = E4M3,
+                                     .kv_dtype = E4M3, .quantize_p = 1,
+                                     .backend = FP8_BACKEND_FLASH};
+    const int64_t rows = (int64_t)x->b * x->s;
+    const float descales[3] = {1.0f / 16, 1.0f / 16, 1.0f / 16};
+    int32_t *starts = zeroed(x->b + 1, sizeof *starts);
+    bench_run r = {.d = d};
+    double ms, v_ms, flops = 4.0 * x->b * x->h_q * x->s * (double)x->s * x->d;
+    void *all[7];
+
+    for (int32_t i = 0; i <= x->b; i++) starts[i] = i * x->s;
+    CHECK_STATUS(fp8_attention_plan_create(&r.plan, d, &o), FP8_OK);
+    if (!r.plan) abort();
+    r.workspace_bytes = fp8_attention_workspace_size(r.plan);
+    CHECK_STATUS(fp8_device_alloc(d, &r.workspace, r.workspace_bytes), FP8_OK);
+    all[0] = random_codes(d, rows * x->h_q * x->d, 1);
+    all[1] = random_codes(d, rows * x->h_kv * x->d, 2);
+    all[2] = random_codes(d, rows * x->h_kv * x->d, 3);
+    all[3] = upload(d, starts, (size_t)(x->b + 1) * sizeof *starts);
+    all[4] = upload(d, descales, sizeof descales);
+    CHECK_STATUS(fp8_device_alloc(d, &all[5], (size_t)(rows * x->h_q * x->d) * 2), FP8_OK);
+    all[6] = r.workspace;
+    r.io = (fp8_attention_io){.o = all[5], .q = all[0], .k = all[1], .v = all[2],
+                              .o_stride = x->h_q * x->d, .q_stride = x->h_q * x->d,
+                              .k_stride = x->h_kv * x->d, .v_stride = x->h_kv * x->d,
+                              .q_starts = all[3], .kv_starts = all[3], .total_q = rows,
+                              .total_kv = rows, .q_descale = all[4],
+                              .k_descale = (float *)all[4] + 1, .v_descale = (float *)all[4] + 2};
+    r.transpose.v = all[2];
+    r.transpose.next_item = r.workspace;
+    r.transpose.v_transposed = (uint8_t *)r.workspace + 256;
+    r.transpose.kv_starts = all[3];
+    r.transpose.v_stride = r.io.v_stride;
+    r.transpose.total_kv = rows;
+    r.transpose.kv_pitch = (x->s + FLASH_BLOCK_N - 1) / FLASH_BLOCK_N * FLASH_BLOCK_N;
+    r.transpose.num_seqs = x->b;
+    r.transpose.num_kv_heads = x->h_kv;
+    r.transpose.max_kv = x->s;
+
+    ms = median_ms(d, call_attention, &r);
+    v_ms = median_ms(d, call_transpose, &r);
+    if (x->mask == CAUSAL) flops /= 2;
+    printf("%2d,%2d,%2d,%3d,%5d %-6s %8.4f ms %7.1f TFLOP/s   V transposed %7.4f ms, the rest %7.1f"
+           " TFLOP/s\n",
+           x->b, x->h_q, x->h_kv, x->d, x->s, x->mask == CAUSAL ? "causal" : "none", ms,
+           flops / ms * 1e-9, v_ms, flops / (ms - v_ms) * 1e-9);
+    for (int i = 0; i < 7; i++) fp8_device_free(d, all[i]);
+    fp8_attention_plan_destroy(r.plan);
+    free(starts);
+}
+
+int main(int argc, char **argv) {
+    fp8_device *gpu = check_gpu(), *cpu = NULL;
+    if (!gpu) return TEST_SKIP;
+    if (fp8_device_capability(gpu) != 90) {
+        fprintf(stderr, "skipped: %s is no sm_90\n", fp8_device_name(gpu));
+        fp8_device_destroy(gpu);
+        return TEST_SKIP;
+    }
+    if (argc > 1 && strcmp(argv[1], "bench") == 0) {
+        for (size_t i = 0; i < sizeof bench_shapes / sizeof *bench_shapes; i++)
+            bench_one(gpu, &bench_shapes[i]);
+        fp8_device_destroy(gpu);
+        return CHECK_DONE();
+    }
+    CHECK_STATUS(fp8_device_create(&cpu, "cpu", 0), FP8_OK);
+    test_refusals(gpu);
+    test_cases(gpu, cpu);
+    test_long(gpu, cpu);
+    test_hostile_starts(gpu);
+    fp8_device_destroy(cpu);
+    fp8_device_destroy(gpu);
+    return CHECK_DONE();
+}
