@@ -46,20 +46,21 @@ static __device__ __forceinline__ void visit_segment(const rows_view<T> &v, int6
     const int lane = threadIdx.x % 32;
     const int64_t begin = segment * SEGMENT_VECTORS * N;
     const int64_t end = min(begin + (int64_t)SEGMENT_VECTORS * N, v.cols);
-    const bool whole = (uintptr_t)x % VECTOR_BYTES == 0 && end - begin == SEGMENT_VECTORS * N;
+    const bool aligned = (uintptr_t)x % VECTOR_BYTES == 0;
+    const int n_vec = aligned ? (int)(end - begin) / N : 0;
+    const vector16<T> *from = reinterpret_cast<const vector16<T> *>(x + begin) + lane;
+    vector16<T> in[UNROLL];
 
-    if (whole) {
-        const vector16<T> *from = reinterpret_cast<const vector16<T> *>(x + begin) + lane;
-        vector16<T> in[UNROLL];
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) in[u] = from[u * 32];
+    for (int u = 0; u < UNROLL; u++)
+        if (u * 32 + lane < n_vec) in[u] = from[u * 32];
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++)
+    for (int u = 0; u < UNROLL; u++) {
+        if (u * 32 + lane >= n_vec) break;
 #pragma unroll
-            for (int k = 0; k < N; k++) visit(to_float(in[u].at[k]));
-        return;
+        for (int k = 0; k < N; k++) visit(to_float(in[u].at[k]));
     }
-    for (int64_t c = begin + lane; c < end; c += 32) visit(to_float(x[c]));
+    for (int64_t c = begin + n_vec * N + lane; c < end; c += 32) visit(to_float(x[c]));
 }
 
 /* Most blocks find nothing larger than what is there: look before the atomic. */
