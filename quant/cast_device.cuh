@@ -68,6 +68,8 @@ static __device__ __forceinline__ uint8_t encode(float x, float scale, bool e5m2
  * small. */
 static __device__ __forceinline__ float decode(uint8_t code, bool e5m2) {
     const uint32_t sign = code & 0x80u, magnitude = code & 0x7fu;
+    if (e5m2 && magnitude > 0x7cu) /* the device's conversion drops sign and payload of a NaN */
+        return __uint_as_float(sign << 24 | 0x7fc00000u | (code & 3u) << 21);
     if (e5m2) return __half2float(__ushort_as_half((unsigned short)(code << 8)));
     if (magnitude == 0x7fu) return __uint_as_float(sign << 24 | 0x7fc00000u);
     return __half2float(__ushort_as_half((unsigned short)(sign << 8 | magnitude << 7))) * 256.0f;

@@ -10,11 +10,12 @@
 #define FP8_HOST_DEVICE
 #endif
 
-/* amax > 0 and finite. Each quotient rounded once; neither Inf nor 0 comes out. */
+/* amax > 0 and finite. Each quotient rounded once; no Inf and nothing below the normal floats comes
+ * out, so that a host which flushes subnormals (many BLAS builds set that) gets the same scales. */
 static inline FP8_HOST_DEVICE void fp8_scale_pair(float q_max, float amax, float *scale,
                                                   float *descale) {
     const float up = q_max / amax, down = amax / q_max;
     *scale = up > FLT_MAX ? FLT_MAX : up;
-    *descale = down > 0.0f ? down : FLT_MIN;
+    *descale = down > FLT_MIN ? down : FLT_MIN;
 }
 #endif
