@@ -22,15 +22,18 @@ INLINE_TARGET __m256 from_f16(const uint16_t *in) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i_u *)in));
 }
 
-/* An E4M3 code with its exponent moved up one bit is an F16, 2^8 too small; only NaN needs care. */
+/* An E4M3 code as an F16 2^8 too small: the exponent moves up one bit, the sign to the top; only
+ * NaN needs care. */
 INLINE_TARGET __m256 from_e4m3(const uint8_t *in) {
-    const __m128i wide = _mm_cvtepu8_epi16(_mm_loadl_epi64((const __m128i_u *)in));
-    const __m128i magnitude = _mm_and_si128(wide, _mm_set1_epi16(0x7f));
-    const __m128i sign = _mm_slli_epi16(_mm_and_si128(wide, _mm_set1_epi16(0x80)), 8);
-    const __m128i nan = _mm_and_si128(_mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f)),
-                                      _mm_set1_epi16(0x7e00));
-    const __m128i half = _mm_or_si128(_mm_or_si128(sign, nan), _mm_slli_epi16(magnitude, 7));
-    return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(256.0f));
+    const __m128i codes = _mm_loadl_epi64((const __m128i_u *)in);
+    const __m128i wide = _mm_slli_epi16(_mm_cvtepi8_epi16(codes), 7); /* sign in 15, 14 */
+    const __m128i nan_bits = _mm_set1_epi16((short)0xbf80);
+    const __m128i half = _mm_and_si128(wide, nan_bits);
+    const __m128i signless = _mm_or_si128(half, _mm_set1_epi16((short)0x8000));
+    const __m128i nan = _mm_cmpeq_epi16(signless, nan_bits);
+    const __m128i fixed =
+        _mm_add_epi16(half, _mm_and_si128(nan, _mm_set1_epi16(0x7e00 - 0x3f80)));
+    return _mm256_mul_ps(_mm256_cvtph_ps(fixed), _mm256_set1_ps(256.0f));
 }
 
 INLINE_TARGET __m256 from_e5m2(const uint8_t *in) {
