@@ -12,7 +12,6 @@
  * over the rows, so that they stay within SUMS_BYTES however many tokens come. */
 #include <stddef.h>
 
-#include "core/log.h"
 #include "quant/cuda_ops.h"
 #include "quant/gemm_cuda.h"
 
