@@ -29,8 +29,6 @@ typedef struct inspection {
     size_t bytes_of[FP8_NUM_DTYPES], bytes;
 } inspection;
 
-static const char *const scheme_names[] = {"none", "tensor", "dynamic"};
-
 static int ends_with(const char *text, const char *end) {
     const size_t n = strlen(text), m = strlen(end);
     return n >= m && strcmp(text + n - m, end) == 0;
@@ -156,7 +154,7 @@ static void print_config(const inspection *in) {
         return;
     }
     printf("quantization   %s, %s; KV cache %s, attention %s, format %s\n",
-           fp8_dialect_get(in->quant.dialect)->name, scheme_names[in->quant.scheme],
+           fp8_dialect_get(in->quant.dialect)->name, fp8_scheme_name(in->quant.scheme),
            in->quant.kv_fp8 ? "fp8" : "not quantized", fp8_attention_mode_name(in->quant.attention),
            fp8_fp8_format_name(in->quant.format));
 }
@@ -213,7 +211,7 @@ static void add_config(cJSON *doc, const inspection *in) {
     cJSON_AddNumberToObject(model, "head_dim", (double)in->config.head_dim);
     cJSON_AddNumberToObject(model, "vocab_size", (double)in->config.vocab_size);
     quant = cJSON_AddObjectToObject(doc, "quantization");
-    cJSON_AddStringToObject(quant, "scheme", scheme_names[in->quant.scheme]);
+    cJSON_AddStringToObject(quant, "scheme", fp8_scheme_name(in->quant.scheme));
     if (in->quant.scheme == FP8_SCHEME_NONE) return;
     cJSON_AddStringToObject(quant, "dialect", fp8_dialect_get(in->quant.dialect)->name);
     cJSON_AddStringToObject(quant, "kv", in->quant.kv_fp8 ? "fp8" : "none");

@@ -43,9 +43,16 @@ fp8_status fp8_dialect_format(char *buf, size_t bytes, const char *pattern, cons
 
 /* ---- enums ----------------------------------------------------------------------------------- */
 
+static const char *const scheme_names[] = {
+    [FP8_SCHEME_NONE] = "none",
+    [FP8_SCHEME_TENSOR] = "tensor",
+    [FP8_SCHEME_DYNAMIC] = "dynamic",
+    [FP8_SCHEME_TENSOR_DYNAMIC] = "tensor-dynamic",
+};
 static const char *const mode_names[] = {"none", "dpa", "mha"};
 static const char *const format_names[] = {"e4m3", "hybrid"};
 
+const char *fp8_scheme_name(fp8_scheme s) { return scheme_names[s]; }
 const char *fp8_attention_mode_name(fp8_attention_mode m) { return mode_names[m]; }
 const char *fp8_fp8_format_name(fp8_fp8_format f) { return format_names[f]; }
 
@@ -93,13 +100,14 @@ static int add_text(cJSON *array, const char *text) {
 }
 
 static int add_groups(cJSON *root, fp8_scheme scheme) {
-    const int dynamic = scheme == FP8_SCHEME_DYNAMIC;
+    const char *weights = scheme == FP8_SCHEME_DYNAMIC ? "channel" : "tensor";
+    const int dynamic = scheme != FP8_SCHEME_TENSOR;
     cJSON *groups = cJSON_AddObjectToObject(root, "config_groups");
     cJSON *group = cJSON_AddObjectToObject(groups, "group_0"); /* the name some readers look for */
     cJSON *targets = cJSON_AddArrayToObject(group, "targets");
 
     return targets && add_text(targets, "Linear") &&
-           add_args(group, "weights", dynamic ? "channel" : "tensor", 0) &&
+           add_args(group, "weights", weights, 0) &&
            add_args(group, "input_activations", dynamic ? "token" : "tensor", dynamic) &&
            cJSON_AddNullToObject(group, "output_activations");
 }

@@ -27,9 +27,10 @@ const fp8_dialect_row *fp8_dialect_get(fp8_dialect d);
 
 /* How the Linears are scaled. */
 typedef enum fp8_scheme {
-    FP8_SCHEME_NONE,    /* weights as they were */
-    FP8_SCHEME_TENSOR,  /* static: one descale a weight, one an input */
-    FP8_SCHEME_DYNAMIC  /* one a weight's output channel; one a token, computed at run time */
+    FP8_SCHEME_NONE,          /* weights as they were */
+    FP8_SCHEME_TENSOR,        /* static: one descale a weight, one an input */
+    FP8_SCHEME_DYNAMIC,       /* one a weight's output channel; one a token, at run time */
+    FP8_SCHEME_TENSOR_DYNAMIC /* one descale a weight; one a token, computed at run time */
 } fp8_scheme;
 
 typedef enum fp8_attention_mode {
@@ -70,7 +71,9 @@ int fp8_quant_config_ignores(const fp8_quant_config *q, const char *module);
 FP8_NODISCARD fp8_status fp8_dialect_format(char *buf, size_t bytes, const char *pattern,
                                             const char *module);
 
-/* Names of the enums as flags and metadata spell them ("dpa", "hybrid"), and back: FP8_EINVAL. */
+/* Names of the enums as flags, metadata and reports spell them ("dpa", "hybrid", "tensor-dynamic"),
+ * and back: FP8_EINVAL. */
+const char *fp8_scheme_name(fp8_scheme s);
 const char *fp8_attention_mode_name(fp8_attention_mode m);
 const char *fp8_fp8_format_name(fp8_fp8_format f);
 FP8_NODISCARD fp8_status fp8_attention_mode_parse(fp8_attention_mode *out, const char *text);

@@ -317,10 +317,12 @@ static fp8_status judge_schemes(reader *r) {
     FP8_TRY(check_args(r, "kv_cache_scheme", &r->kv));
     if (is(w, "tensor", 0) && is(x, "tensor", 0)) r->out->scheme = FP8_SCHEME_TENSOR;
     else if (is(w, "channel", 0) && is(x, "token", 1)) r->out->scheme = FP8_SCHEME_DYNAMIC;
+    else if (is(w, "tensor", 0) && is(x, "token", 1)) r->out->scheme = FP8_SCHEME_TENSOR_DYNAMIC;
     else
         return FP8_FAIL(FP8_EUNSUPPORTED,
                         "%s: quantization_config: weights by %s%s with inputs by %s%s are not "
-                        "supported (supported: tensor with tensor, channel with dynamic token)",
+                        "supported (supported: tensor with tensor, channel or tensor with dynamic "
+                        "token)",
                         r->name, w->dynamic ? "dynamic " : "", w->present ? w->strategy : "none",
                         x->dynamic ? "dynamic " : "", x->present ? x->strategy : "none");
     r->out->kv_fp8 = r->kv.present;

@@ -50,6 +50,10 @@ static void test_print(void) {
          WHOLE(STATIC_ARGS, STATIC_ARGS, "[\"lm_head\"]", STATIC_ARGS)},
         {"dynamic", FP8_SCHEME_DYNAMIC, 0, 2,
          WHOLE(CHANNEL_ARGS, TOKEN_ARGS, "[\"lm_head\",\"re:.*\\\"gate\\\"$\"]", "null")},
+        {"tensor, dynamic", FP8_SCHEME_TENSOR_DYNAMIC, 0, 1,
+         WHOLE(STATIC_ARGS, TOKEN_ARGS, "[\"lm_head\"]", "null")},
+        {"tensor, dynamic, and KV", FP8_SCHEME_TENSOR_DYNAMIC, 1, 0,
+         WHOLE(STATIC_ARGS, TOKEN_ARGS, "[]", STATIC_ARGS)},
         {"dynamic and KV", FP8_SCHEME_DYNAMIC, 1, 0,
          WHOLE(CHANNEL_ARGS, TOKEN_ARGS, "[]", STATIC_ARGS)},
     };
@@ -113,6 +117,8 @@ static void test_parse(void) {
     } cases[] = {
         {"least", GOOD(""), FP8_SCHEME_TENSOR, 0, 0},
         {"dynamic", CONFIG("", "\"group_0\": " GROUP(CHANNEL, TOKEN)), FP8_SCHEME_DYNAMIC, 0, 0},
+        {"tensor, dynamic", CONFIG("", "\"group_0\": " GROUP(TENSOR, TOKEN)),
+         FP8_SCHEME_TENSOR_DYNAMIC, 0, 0},
         {"any group name", CONFIG("", "\"FP8\": " GROUP(TENSOR, TENSOR)), FP8_SCHEME_TENSOR, 0, 0},
         {"KV", GOOD(", \"kv_cache_scheme\": " TENSOR), FP8_SCHEME_TENSOR, 1, 0},
         {"KV null", GOOD(", \"kv_cache_scheme\": null, \"ignore\": null"), FP8_SCHEME_TENSOR, 0, 0},
@@ -188,8 +194,11 @@ static void test_refusals(void) {
         {CONFIG("", "\"group_0\": " GROUP(TENSOR, "{" FLOAT8 ", \"strategy\": \"group\", "
                                           "\"group_size\": 128, \"dynamic\": true}")),
          FP8_EUNSUPPORTED, "inputs by dynamic group"},
-        {CONFIG("", "\"group_0\": " GROUP(TENSOR, TOKEN)), FP8_EUNSUPPORTED,
-         "weights by tensor with inputs by dynamic token"},
+        {CONFIG("", "\"group_0\": " GROUP(TENSOR, "{" FLOAT8 ", \"strategy\": \"token\"}")),
+         FP8_EUNSUPPORTED, "weights by tensor with inputs by token"},
+        {CONFIG("", "\"group_0\": " GROUP("{" FLOAT8 ", \"strategy\": \"tensor\", "
+                                          "\"dynamic\": true}", TOKEN)),
+         FP8_EUNSUPPORTED, "weights by dynamic tensor with inputs by dynamic token"},
         {CONFIG("", "\"group_0\": " GROUP(CHANNEL, TENSOR)), FP8_EUNSUPPORTED,
          "weights by channel with inputs by tensor"},
         {CONFIG("", "\"group_0\": " GROUP(CHANNEL, "{" FLOAT8 ", \"strategy\": \"token\"}")),
