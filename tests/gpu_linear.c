@@ -36,8 +36,12 @@ static const linear_case cases[] = {
     {"static f32", 192, 128, W8, OI, 0, FP8_INPUT_STATIC, B32, FP8_DTYPE_F32},
     {"dynamic channel", 192, 128, W8, OI, 1, FP8_INPUT_DYNAMIC, B16, B16},
     {"dynamic tensor", 192, 128, W8, OI, 0, FP8_INPUT_DYNAMIC, B16, NONE},
+    {"dynamic tensor bias", 192, 128, W8, OI, 0, FP8_INPUT_DYNAMIC, B16, B16},
+    {"dynamic tensor f32", 192, 128, W8, OI, 0, FP8_INPUT_DYNAMIC, B32, FP8_DTYPE_F32},
+    {"dynamic tensor [in, out]", 192, 128, W8, IO, 0, FP8_INPUT_DYNAMIC, B16, B16},
     {"dynamic [in, out]", 192, 128, W8, IO, 1, FP8_INPUT_DYNAMIC, B16, B16},
     {"static odd", 67, 45, W8, OI, 0, FP8_INPUT_STATIC, B16, B16},
+    {"dynamic tensor odd", 67, 45, W8, OI, 0, FP8_INPUT_DYNAMIC, B16, B16},
     {"dynamic odd [in, out]", 67, 45, W8, IO, 1, FP8_INPUT_DYNAMIC, B16, B16},
     {"e5m2 static", 192, 128, FP8_DTYPE_E5M2, OI, 0, FP8_INPUT_STATIC, B16, NONE},
 };

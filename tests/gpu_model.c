@@ -116,17 +116,19 @@ static void test_dense(const fixture *f) {
  * then: half of what FP8 costs (20 %) is far more than that, and far less than a wrong wiring. */
 static void test_fp8(const fixture *f, tiny_scheme scheme) {
     static const char *const modes[] = {"none", "dpa", "mha"};
+    static const char *const schemes[] = {[TINY_STATIC] = "static",
+                                          [TINY_DYNAMIC] = "dynamic",
+                                          [TINY_TENSOR_DYNAMIC] = "tensor, dynamic"};
     for (int i = 0; i < (scheme == TINY_STATIC ? 3 : 1); i++) {
         fp8_checkpoint *c = NULL;
         const char *folder;
-        char what[32];
+        char what[48];
         tiny t;
 
         fixture_quantized(&t, f, scheme, "");
         t.attention = modes[i];
         folder = tiny_write(&t);
-        snprintf(what, sizeof what, "%s, attention %s",
-                 scheme == TINY_STATIC ? "static" : "dynamic", modes[i]);
+        snprintf(what, sizeof what, "%s, attention %s", schemes[scheme], modes[i]);
         CHECK_STATUS(fp8_checkpoint_open(&c, folder), FP8_OK);
         if (c) {
             run(cpu, c, f, NULL, want);
@@ -167,6 +169,7 @@ int main(void) {
         test_scores(&f);
         test_fp8(&f, TINY_STATIC);
         test_fp8(&f, TINY_DYNAMIC);
+        test_fp8(&f, TINY_TENSOR_DYNAMIC);
         test_f32(&f);
         fixture_close(&f);
     }

@@ -27,7 +27,7 @@ static fp8_status quantize_point(void *ctx, int32_t layer, fp8_point point, cons
     descale = s->descales[layer][point];
     if (descale == 0.0f) return FP8_OK;
     if (s->scheme == TINY_STATIC) round_trip(data, n, 1.0f / descale, descale);
-    for (int64_t r = 0; s->scheme == TINY_DYNAMIC && r < x->shape[0]; r++) {
+    for (int64_t r = 0; s->scheme != TINY_STATIC && r < x->shape[0]; r++) {
         float amax = 0.0f;
         for (int64_t c = 0; c < cols; c++) amax = fmaxf(amax, fabsf(data[r * cols + c]));
         if (amax > 0.0f)
@@ -234,6 +234,7 @@ int main(void) {
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         test_family(names[i], TINY_STATIC, "");
         test_family(names[i], TINY_DYNAMIC, "");
+        test_family(names[i], TINY_TENSOR_DYNAMIC, "");
     }
     test_family("gpt2", TINY_STATIC, "transformer.");
     test_prefix();

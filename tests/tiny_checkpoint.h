@@ -10,7 +10,12 @@
 #include "quant/cast.h"
 #include "tests/check.h"
 
-typedef enum tiny_scheme { TINY_DENSE, TINY_STATIC, TINY_DYNAMIC } tiny_scheme;
+typedef enum tiny_scheme {
+    TINY_DENSE,
+    TINY_STATIC,
+    TINY_DYNAMIC,
+    TINY_TENSOR_DYNAMIC
+} tiny_scheme;
 
 enum { TINY_HIDDEN = 32, TINY_INNER = 48, TINY_VOCAB = 64, TINY_LAYERS = 2, TINY_MAX_TENSORS = 96 };
 
@@ -114,9 +119,12 @@ static const char tiny_config[] =
 
 /* t->config = json, with the quantization_config of the scheme. */
 static inline void tiny_set_config(tiny *t, const char *json) {
+    static const fp8_scheme schemes[] = {[TINY_STATIC] = FP8_SCHEME_TENSOR,
+                                         [TINY_DYNAMIC] = FP8_SCHEME_DYNAMIC,
+                                         [TINY_TENSOR_DYNAMIC] = FP8_SCHEME_TENSOR_DYNAMIC};
     char lm_head[] = "lm_head", *ignore[] = {lm_head}, *value = NULL;
     const fp8_quant_config quant = {
-        .scheme = t->scheme == TINY_STATIC ? FP8_SCHEME_TENSOR : FP8_SCHEME_DYNAMIC,
+        .scheme = schemes[t->scheme],
         .kv_fp8 = t->scheme == TINY_STATIC,
         .ignore = ignore,
         .num_ignore = 1,
@@ -139,10 +147,9 @@ static inline void tiny_add_linear(tiny *t, const char *module, int64_t out, int
                                    fp8_dtype dtype) {
     if (t->scheme != TINY_DENSE) dtype = FP8_DTYPE_E4M3;
     tiny_add_random(t, tiny_join(module, "weight"), dtype, out, in, 0.2f, 0.0f);
-    if (t->scheme == TINY_STATIC) {
+    if (t->scheme == TINY_STATIC || t->scheme == TINY_TENSOR_DYNAMIC)
         tiny_add_scale(t, module, "weight_scale", 0.15f);
-        tiny_add_scale(t, module, "input_scale", 0.01f);
-    }
+    if (t->scheme == TINY_STATIC) tiny_add_scale(t, module, "input_scale", 0.01f);
     if (t->scheme == TINY_DYNAMIC)
         tiny_add_random(t, tiny_join(module, "weight_scale"), FP8_DTYPE_BF16, out, 1, 0.01f, 0.15f);
 }
