@@ -71,7 +71,7 @@ FP8_NODISCARD fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8
 /* ---- scales and export --------------------------------------------------------------------- */
 
 typedef struct fp8_export_options {
-    fp8_scheme scheme;            /* TENSOR or DYNAMIC */
+    fp8_scheme scheme;            /* any but NONE */
     int kv_fp8;                   /* write k and v descales */
     fp8_attention_mode attention; /* not NONE: q descales too, and kv_fp8 is implied */
     fp8_fp8_format format;        /* HYBRID is E4M3 in the forward: noted in the metadata */
@@ -99,9 +99,11 @@ typedef struct fp8_export_result {
  *            weight_scale F32 [1]; input_scale F32 [1] from the record
  *   DYNAMIC  one scale an output channel: weight_scale F32 [out, 1], or [1, out] beside weights
  *            kept [in, out], so that it broadcasts over the codes; no input scales
- * record NULL only for DYNAMIC without FP8 keys and attention. A lone file (no config.json):
- * DYNAMIC for every 2-D floating tensor named *.weight but embeddings, output layers and routers,
- * narrowed by include and exclude; its quantization_config.json lies beside it. FP8_EINVAL:
+ *   TENSOR_DYNAMIC  codes and weight_scale as TENSOR, no input scales
+ * record NULL only without static scales: not TENSOR, no FP8 keys, no FP8 attention. A lone file
+ * (no config.json) has none: every 2-D floating tensor named *.weight but embeddings, output layers
+ * and routers, narrowed by include and exclude; its groups are known by name (q_proj, k_proj,
+ * v_proj; gate_proj, up_proj); its quantization_config.json lies beside it. FP8_EINVAL:
  * options that do not go together; FP8_EUNSUPPORTED: a source that is quantized already;
  * FP8_EDATA: NaN or infinite weights by name, a record of another source or unfinished;
  * FP8_EEXIST; FP8_ECANCELED. The bytes are the same whichever device `d` is. */

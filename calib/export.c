@@ -43,10 +43,12 @@ static fp8_status check_options(const job *j, const char *out) {
     struct stat a, b;
 
     if (o->scheme == FP8_SCHEME_NONE)
-        return FP8_FAIL(FP8_EINVAL, "scheme none quantizes nothing: expected tensor or dynamic");
+        return FP8_FAIL(FP8_EINVAL, "scheme none quantizes nothing: expected tensor, "
+                        "dynamic or tensor-dynamic");
     if (wants_record && !j->record)
         return FP8_FAIL(FP8_EINVAL, "static scales (scheme tensor, FP8 keys and values, FP8 "
-                        "attention) need a calibration record; without one: scheme dynamic");
+                        "attention) need a calibration record; without one: scheme dynamic or "
+                        "tensor-dynamic");
     if (j->config_path && (o->num_include || o->num_exclude))
         return FP8_FAIL(FP8_EINVAL, "include and exclude patterns are for a file without "
                         "config.json; found %s", j->config_path);

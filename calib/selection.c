@@ -114,6 +114,43 @@ static int is_chosen(const char *name, const fp8_export_options *o) {
     return !matches(o->exclude, (size_t)o->num_exclude, name);
 }
 
+/* Which of the sets of Linears that read one input, and that engines fuse; -1: none. */
+static int fused_set(const char *last) {
+    static const char *const sets[][3] = {{"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"}};
+    for (int s = 0; s < 2; s++)
+        for (int k = 0; k < 3 && sets[s][k]; k++)
+            if (strcmp(last, sets[s][k]) == 0) return s;
+    return -1;
+}
+
+static const char *last_part(const char *name) {
+    const char *dot = strrchr(name, '.');
+    return dot ? dot + 1 : name;
+}
+
+/* Without config.json names alone tell who shares a scale: the group of a weight already listed
+ * that belongs to the same set of the same module, else the group `own`. */
+static int32_t group_of(const fp8_weights *w, const char *name, int64_t cols, int32_t own) {
+    const char *last = last_part(name);
+    const size_t before = (size_t)(last - name);
+    const int set = fused_set(last);
+
+    for (int64_t k = w->count - 1; set >= 0 && k >= 0; k--) {
+        const fp8_weight *x = &w->data[k];
+        const char *x_last = last_part(x->name);
+        if ((size_t)(x_last - x->name) == before && memcmp(x->name, name, before) == 0 &&
+            fused_set(x_last) == set && x->cols == cols)
+            return x->group;
+    }
+    return own;
+}
+
+static int by_group(const void *a, const void *b) {
+    const fp8_weight *x = a, *y = b;
+    if (x->group != y->group) return x->group < y->group ? -1 : 1;
+    return x->entry_idx < y->entry_idx ? -1 : 1;
+}
+
 fp8_status fp8_weights_of_file(fp8_weights *out, const fp8_checkpoint *source,
                                const fp8_export_options *options) {
     const int64_t count = fp8_checkpoint_count(source);
@@ -142,8 +179,9 @@ fp8_status fp8_weights_of_file(fp8_weights *out, const fp8_checkpoint *source,
             st = FP8_FAIL(FP8_ENOMEM, "list of weights");
             goto done;
         }
+        const int32_t group = group_of(&w, name, cols, (int32_t)i);
         w.data[w.count++] = (fp8_weight){.name = name, .entry = e, .entry_idx = i, .rows = rows,
-                                         .cols = cols, .channels = rows, .group = (int32_t)i,
+                                         .cols = cols, .channels = rows, .group = group,
                                          .input_slot = -1, .kv_layer = -1};
     }
     if (w.count == 0) {
@@ -151,6 +189,7 @@ fp8_status fp8_weights_of_file(fp8_weights *out, const fp8_checkpoint *source,
                       fp8_checkpoint_path(source));
         goto done;
     }
+    qsort(w.data, (size_t)w.count, sizeof *w.data, by_group);
     *out = w;
     w = (fp8_weights){0};
 done:

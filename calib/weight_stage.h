@@ -35,7 +35,8 @@ typedef struct fp8_weights {
 FP8_NODISCARD fp8_status fp8_weights_of_model(fp8_weights *out, const fp8_points *points,
                                               const fp8_checkpoint *source);
 /* Without config.json: every 2-D floating tensor named *.weight that include and exclude admit and
- * that is not known to stay (embeddings, lm_head, routers, vision towers: a list of patterns). */
+ * that is not known to stay (embeddings, lm_head, routers, vision towers: a list of patterns).
+ * Groups by name: q_proj, k_proj, v_proj of one module, and gate_proj, up_proj. */
 FP8_NODISCARD fp8_status fp8_weights_of_file(fp8_weights *out, const fp8_checkpoint *source,
                                              const fp8_export_options *options);
 void fp8_weights_free(fp8_weights *w); /* {0} is fine */

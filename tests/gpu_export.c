@@ -10,6 +10,8 @@ static const fp8_export_options fixed = {.scheme = FP8_SCHEME_TENSOR, .kv_fp8 = 
                                          .recipe = FP8_RECIPE_DEFAULT};
 static const fp8_export_options dynamic = {.scheme = FP8_SCHEME_DYNAMIC,
                                            .recipe = FP8_RECIPE_DEFAULT};
+static const fp8_export_options tensor_dynamic = {.scheme = FP8_SCHEME_TENSOR_DYNAMIC,
+                                                  .recipe = FP8_RECIPE_DEFAULT};
 
 static fp8_record *calibrate(const sample *s, const char *path) {
     fp8_samples data = sample_samples(SEQ, SAMPLES);
@@ -121,6 +123,7 @@ int main(void) {
     CHECK(sample_same_file(sample_file("cuda"), sample_file("cuda-again")));
     check_export(&cpu, &gpu, on_cpu, &fixed, "fixed");
     check_export(&cpu, &gpu, NULL, &dynamic, "dynamic");
+    check_export(&cpu, &gpu, NULL, &tensor_dynamic, "tensor-dynamic");
     check_reports(&cpu, &gpu, on_cpu, &fixed);
     check_reports(&cpu, &gpu, on_cpu, &dynamic);
     check_evaluation(&cpu, &gpu);

@@ -12,6 +12,8 @@ static const fp8_export_options static_options = {
     .format = FP8_FORMAT_HYBRID, .recipe = FP8_RECIPE_DEFAULT};
 static const fp8_export_options dynamic_options = {.scheme = FP8_SCHEME_DYNAMIC,
                                                    .recipe = FP8_RECIPE_DEFAULT};
+static const fp8_export_options tensor_dynamic_options = {.scheme = FP8_SCHEME_TENSOR_DYNAMIC,
+                                                          .recipe = FP8_RECIPE_DEFAULT};
 
 /* ---- reading back -------------------------------------------------------------------------- */
 
@@ -119,6 +121,7 @@ static const char *const groups[][4] = {
     {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}, {"self_attn.o_proj"},
     {"mlp.gate_proj", "mlp.up_proj"}, {"mlp.down_proj"}};
 
+/* `r` NULL: inputs are dynamic, no static scale is there. */
 static void check_layer(const fp8_checkpoint *source, const fp8_checkpoint *out,
                         const fp8_record *r, int64_t layer) {
     static char module[256]; /* check_case keeps pointing here */
@@ -135,7 +138,8 @@ static void check_layer(const fp8_checkpoint *source, const fp8_checkpoint *out,
             check_case = module;
             const float descale = scalar(out, module, ".weight_scale");
             CHECK(descale == (float)amax / 448.0f); /* of the group, not of the tensor */
-            CHECK(scalar(out, module, ".input_scale") == recipe_descale(r, point));
+            if (r) CHECK(scalar(out, module, ".input_scale") == recipe_descale(r, point));
+            else CHECK(!find(out, module, ".input_scale"));
             check_codes(find(out, module, ".weight"), find(source, module, ".weight"), &descale, 1);
         }
     }
@@ -144,7 +148,8 @@ static void check_layer(const fp8_checkpoint *source, const fp8_checkpoint *out,
     for (const char *c = "kvq"; *c; c++) {
         const char suffix[] = {'.', *c, '_', 's', 'c', 'a', 'l', 'e', 0};
         snprintf(point, sizeof point, "%s.%c", module, *c);
-        CHECK(scalar(out, module, suffix) == recipe_descale(r, point));
+        if (r) CHECK(scalar(out, module, suffix) == recipe_descale(r, point));
+        else CHECK(!find(out, module, suffix));
     }
 }
 
@@ -332,6 +337,62 @@ static void test_dynamic(const sample *s) {
     CHECK(!fp8_path_exists(sample_file("dynamic/calibration.safetensors")));
     fp8_checkpoint_close(written);
     check_quality(s, out, 0.05);
+}
+
+static fp8_scheme scheme_of(const char *config_json) {
+    char *text = read_text(config_json);
+    fp8_quant_config quant;
+    CHECK_STATUS(fp8_quant_config_parse(&quant, config_json, text, strlen(text)), FP8_OK);
+    const fp8_scheme scheme = quant.scheme;
+    fp8_quant_config_free(&quant);
+    free(text);
+    return scheme;
+}
+
+/* The sample's weights without its config.json: groups known by name give the same bytes. */
+static void check_lone_sample(fp8_device *d, const fp8_checkpoint *want) {
+    const char *folder = sample_file("bare");
+    fp8_checkpoint *source = NULL, *written = NULL;
+    char *value, config[8192];
+
+    sample_copy(folder, NULL);
+    CHECK(unlink(sample_file("bare/config.json")) == 0);
+    source = reopen(folder);
+    CHECK_STATUS(export(sample_file("bare-out"), source, d, NULL, &tensor_dynamic_options), FP8_OK);
+    written = reopen(sample_file("bare-out"));
+    CHECK(fp8_checkpoint_count(written) == fp8_checkpoint_count(want));
+    for (int64_t i = 0; i < fp8_checkpoint_count(want); i++) {
+        const fp8_st_entry *a = fp8_checkpoint_at(want, i);
+        const fp8_st_entry *b = fp8_checkpoint_find(written, a->name);
+        check_case = a->name;
+        CHECK(b && b->tensor.dtype == a->tensor.dtype && b->bytes == a->bytes);
+        CHECK(b && memcmp(a->tensor.data, b->tensor.data, a->bytes) == 0);
+    }
+    check_case = "lone sample";
+    value = read_text(sample_file("bare-out/quantization_config.json"));
+    snprintf(config, sizeof config, "{\"quantization_config\": %s}", value);
+    CHECK_STATUS(fp8_file_write(sample_file("bare-out.json"), config, strlen(config)), FP8_OK);
+    CHECK(scheme_of(sample_file("bare-out.json")) == FP8_SCHEME_TENSOR_DYNAMIC);
+    free(value);
+    fp8_checkpoint_close(written);
+    fp8_checkpoint_close(source);
+}
+
+static void test_tensor_dynamic(const sample *s) {
+    fp8_checkpoint *written = NULL;
+
+    check_case = "tensor-dynamic";
+    CHECK_STATUS(export(sample_file("tensor-dynamic"), s->c, s->d, NULL, &tensor_dynamic_options),
+                 FP8_OK);
+    written = reopen(sample_file("tensor-dynamic"));
+    for (int64_t i = 0; i < 4; i++) check_layer(s->c, written, NULL, i);
+    check_case = "tensor-dynamic: files";
+    CHECK(fp8_checkpoint_count(written) == fp8_checkpoint_count(s->c) + 4 * 7);
+    CHECK(scheme_of(sample_file("tensor-dynamic/config.json")) == FP8_SCHEME_TENSOR_DYNAMIC);
+    CHECK(!fp8_path_exists(sample_file("tensor-dynamic/calibration.safetensors")));
+    check_lone_sample(s->d, written);
+    fp8_checkpoint_close(written);
+    check_quality(s, sample_file("tensor-dynamic"), 0.05);
 }
 
 /* A file without config.json: [5, 7] and [3, 33] weights of each dtype, with hostile values. */
@@ -562,6 +623,14 @@ static void test_in_out(fp8_device *d) {
     CHECK_STATUS(fp8_model_load(&model, d, written, NULL), FP8_OK); /* and the runtime reads it */
     fp8_model_destroy(model);
     fp8_checkpoint_close(written);
+
+    check_case = "gpt2, tensor-dynamic";
+    CHECK_STATUS(export(sample_file("gpt2-t"), source, d, NULL, &tensor_dynamic_options), FP8_OK);
+    written = reopen(sample_file("gpt2-t"));
+    CHECK(scalar(written, name, ".weight_scale") == (float)source_amax(source, name) / 448.0f);
+    CHECK_STATUS(fp8_model_load(&model, d, written, NULL), FP8_OK);
+    fp8_model_destroy(model);
+    fp8_checkpoint_close(written);
     fp8_checkpoint_close(source);
 }
 
@@ -574,6 +643,7 @@ int main(void) {
     test_static(&s, r);
     test_shards(&s, r);
     test_dynamic(&s);
+    test_tensor_dynamic(&s);
     test_lone_file(s.d);
     test_nonfinite(s.d);
     test_options(&s, r);
