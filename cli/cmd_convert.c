@@ -18,9 +18,9 @@ static const cli_option table[] = {
     {"--output", 'o', CLI_TEXT, offsetof(options, output), "OUT", 1, 0,
      "the folder to write (required)"},
     {"--scheme", 0, CLI_CHOICE, offsetof(options, scheme), "dynamic|tensor", 0, 0,
-     "dynamic: a scale an output channel, inputs scaled a token at a time when they come; tensor: "
-     "one scale a weight and one, from the record, an input; default: dynamic, tensor with "
-     "--record"},
+     "dynamic: a scale an output channel; tensor: one scale a weight, shared by q, k, v and by "
+     "gate, up. Inputs are scaled a token at a time when they come, except by tensor with "
+     "--record: one static scale an input. Default: dynamic, tensor with --record"},
     {"--record", 0, CLI_TEXT, offsetof(options, record), "FILE", 1, 0,
      "the calibration.safetensors of an earlier run of this model: static scales come from it, and "
      "the model need not run again"},
@@ -38,8 +38,10 @@ static const cli_option table[] = {
      "replace OUT when it is there, whole and only at the end"},
 };
 
-static const char *scheme_name(const options *o) {
-    return o->scheme ? o->scheme : o->record ? "tensor" : "dynamic";
+static fp8_scheme scheme_of(const options *o) {
+    const int tensor = o->scheme ? strcmp(o->scheme, "tensor") == 0 : o->record != NULL;
+    if (!tensor) return FP8_SCHEME_DYNAMIC;
+    return o->record ? FP8_SCHEME_TENSOR : FP8_SCHEME_TENSOR_DYNAMIC;
 }
 
 static fp8_status check_options(fp8_export_options *out, const options *o) {
@@ -47,7 +49,7 @@ static fp8_status check_options(fp8_export_options *out, const options *o) {
     recipe_options recipe = o->recipe;
     if (!o->output) return FP8_FAIL(FP8_EINVAL, "convert: --output is required");
     *out = (fp8_export_options){
-        .scheme = strcmp(scheme_name(o), "tensor") == 0 ? FP8_SCHEME_TENSOR : FP8_SCHEME_DYNAMIC,
+        .scheme = scheme_of(o),
         .max_shard_bytes = o->max_shard,
         .force = o->force,
         .allow_nonfinite = o->allow_nonfinite,
@@ -58,9 +60,8 @@ static fp8_status check_options(fp8_export_options *out, const options *o) {
         .progress = cli_progress(),
     };
     FP8_TRY(recipe_apply(out, &recipe, o->record ? "fp8" : "none"));
-    if (!o->record && (out->scheme == FP8_SCHEME_TENSOR || out->kv_fp8))
-        st = FP8_FAIL(FP8_EINVAL, "%s needs --record: its scales are static",
-                      out->kv_fp8 ? "--kv fp8" : "--scheme tensor");
+    if (!o->record && out->kv_fp8)
+        st = FP8_FAIL(FP8_EINVAL, "--kv fp8 needs --record: its scales are static");
 done:
     return st;
 }
@@ -77,7 +78,7 @@ static fp8_status print_result(const options *o, const fp8_export_result *r) {
     }
     doc = cJSON_CreateObject();
     FP8_TRY(cli_json_add_text(doc, "output", o->output, strlen(o->output)));
-    cJSON_AddStringToObject(doc, "scheme", scheme_name(o));
+    cJSON_AddStringToObject(doc, "scheme", fp8_scheme_name(scheme_of(o)));
     cJSON_AddNumberToObject(doc, "quantized", (double)r->linears);
     cJSON_AddNumberToObject(doc, "source_bytes", (double)r->source_bytes);
     cJSON_AddNumberToObject(doc, "output_bytes", (double)r->output_bytes);
@@ -117,13 +118,14 @@ const cli_command cli_cmd_convert = {
         "Writes the folder OUT: the Linear weights as E4M3 with their descales, every\n"
         "other tensor as it was, config.json with quantization_config, tokenizer and\n"
         "generation files. Needs no data and runs no forward: either inputs are scaled\n"
-        "when they come (--scheme dynamic), or static scales are derived anew from the\n"
-        "history that 'fp8calib run' recorded (--record), with another margin, say.\n"
+        "when they come, or static scales are derived anew from the history that\n"
+        "'fp8calib run' recorded (--record), with another margin, say.\n"
         "\n"
-        "A single .safetensors file without config.json converts too (dynamic): its\n"
-        "2-D weights, narrowed by --include and --exclude.",
+        "A single .safetensors file without config.json converts too, without a record:\n"
+        "its 2-D weights, narrowed by --include and --exclude.",
     .examples =
         "  fp8calib convert ./Llama-3-8B -o ./Llama-3-8B-dynamic\n"
+        "  fp8calib convert ./Llama-3-8B -o ./Llama-3-8B-tensor --scheme tensor\n"
         "  fp8calib convert ./Llama-3-8B -o ./roomy --margin 1 \\\n"
         "      --record ./Llama-3-8B-FP8/calibration.safetensors\n"
         "  fp8calib convert weights.safetensors -o ./weights-FP8 --exclude '*embed*'\n",

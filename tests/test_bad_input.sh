@@ -108,7 +108,7 @@ row 'size of nothing' 2 "--max-shard-size '0'" : convert m -o out --max-shard-si
 row 'size beyond 64 bits' 2 "'99999999999TB'" : run m --max-shard-size 99999999999TB
 row 'empty file name' 2 '--data: expected FILE' : run m --data ''
 row 'attention without scales' 2 '--fp8-attention mha' : run m --kv none --fp8-attention mha
-row 'tensor without record' 2 '--scheme tensor needs --record' : convert m -o out --scheme tensor
+row 'tensor, KV without record' 2 '--kv fp8 needs --record' : convert m -o out --scheme tensor --kv fp8
 row 'KV scales without record' 2 '--kv fp8 needs --record' : convert m -o out --kv fp8
 row 'no such record' 3 'r.safetensors' : convert m -o out $cpu --record r.safetensors
 row 'record of weights' 3 'model.safetensors' : convert m -o out $cpu --record $weights

@@ -133,6 +133,13 @@ quiet convert model -o dynamic
 says out '^dynamic: 28 weights'
 quiet eval model dynamic --data "$text" --max-windows 1 --json
 json 'd["models"][1]["kl"] < 0.1'
+quiet convert model -o tensor --scheme tensor --json
+json 'd["scheme"] == "tensor-dynamic" and d["quantized"] == 28'
+quiet inspect tensor --json
+json 'd["quantization"]["scheme"] == "tensor-dynamic" and d["quantization"]["kv"] == "none"'
+json 'd["descales"]["weight_scale"]["tensors"] == 28 and "input_scale" not in d["descales"]'
+quiet eval model tensor --data "$text" --max-windows 1 --json
+json 'd["models"][1]["kl"] < 0.1'
 quiet convert model -o derived --record one/calibration.safetensors
 diff -r one derived >/dev/null || fail 'a record gives other bytes than its run'
 quiet convert model -o roomy --record one/calibration.safetensors --margin 3 --kv none --json
@@ -144,6 +151,11 @@ quiet convert lone/weights.safetensors -o lone8 --exclude '*embed*' --exclude '*
 json 'd["quantized"] == 28'
 quiet inspect lone8 --json
 json 'sum(t["dtype"] == "F8_E4M3" for t in d["tensors"]) == 28'
+quiet convert lone/weights.safetensors -o lone_tensor --scheme tensor
+[ -s lone_tensor/quantization_config.json ] || fail 'no quantization_config.json'
+quiet inspect lone_tensor --json
+json 'd["descales"]["weight_scale"]["tensors"] == 28'
+json 'all(t["shape"] == [1] for t in d["tensors"] if t["name"].endswith("_scale"))'
 
 step=inspect
 quiet inspect one
