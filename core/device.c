@@ -89,7 +89,12 @@ int32_t fp8_device_index(const fp8_device *d) { return d->index; }
 const char *fp8_device_name(const fp8_device *d) { return d->name; }
 int32_t fp8_device_capability(const fp8_device *d) { return d->capability; }
 fp8_pool *fp8_device_pool(const fp8_device *d) { return d->pool; }
-fp8_stream fp8_device_stream(const fp8_device *d) { return d->stream; }
+
+fp8_stream fp8_device_stream(const fp8_device *d) {
+    if (ON_CUDA(d)) (void)CUDA_CALL((fp8_cuda_use(d), FP8_OK));
+    return d->stream;
+}
+
 
 static fp8_status alloc_aligned(void **out, size_t bytes) {
     const size_t want = bytes ? bytes : 1;

@@ -30,6 +30,7 @@ int32_t fp8_device_index(const fp8_device *d);  /* CUDA ordinal; 0 on the CPU */
 const char *fp8_device_name(const fp8_device *d); /* "NVIDIA H200", "CPU, 2 threads" */
 int32_t fp8_device_capability(const fp8_device *d); /* 90 for sm_90; 0 on the CPU */
 fp8_pool *fp8_device_pool(const fp8_device *d);
+/* Also makes the device the calling thread's current one, as a launch on the stream needs. */
 fp8_stream fp8_device_stream(const fp8_device *d);
 
 /* 256-byte aligned; bytes 0 gives a valid pointer. Not zeroed. FP8_ENOMEM names the bytes. */

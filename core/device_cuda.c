@@ -38,15 +38,19 @@ done:
     return st;
 }
 
+void fp8_cuda_use(const fp8_device *d) { (void)cudaSetDevice(d->index); }
+
 void fp8_cuda_close(fp8_device *d) {
     if (!d->stream) return;
-    (void)cudaSetDevice(d->index);
+    fp8_cuda_use(d);
     (void)cudaStreamSynchronize(d->stream);
     (void)cudaStreamDestroy(d->stream);
 }
 
 fp8_status fp8_cuda_alloc(fp8_device *d, void **out, size_t bytes) {
-    const cudaError_t e = cudaMalloc(out, bytes ? bytes : 1);
+    cudaError_t e;
+    fp8_cuda_use(d);
+    e = cudaMalloc(out, bytes ? bytes : 1);
     if (e == cudaSuccess) return FP8_OK;
     (void)cudaGetLastError();
     return FP8_FAIL(e == cudaErrorMemoryAllocation ? FP8_ENOMEM : FP8_ECUDA,

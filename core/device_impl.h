@@ -20,6 +20,7 @@ struct fp8_event {
 int32_t fp8_cuda_count(const char **why); /* usable devices; 0 and why none */
 fp8_status fp8_cuda_open(fp8_device *d, int32_t index);
 void fp8_cuda_close(fp8_device *d);
+void fp8_cuda_use(const fp8_device *d); /* makes it this thread's current device */
 fp8_status fp8_cuda_alloc(fp8_device *d, void **out, size_t bytes);
 void fp8_cuda_free(fp8_device *d, void *p);
 fp8_status fp8_cuda_alloc_host(fp8_device *d, void **out, size_t bytes);

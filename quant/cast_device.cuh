@@ -22,7 +22,12 @@ template <typename T> struct alignas(VECTOR_BYTES) vector16 {
 
 static __device__ __forceinline__ float to_float(float x) { return x; }
 static __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-static __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+/* F16 NaN by hand: the conversion instruction drops its sign. */
+static __device__ __forceinline__ float to_float(__half x) {
+    const uint32_t u = __half_as_ushort(x);
+    if ((u & 0x7fffu) > 0x7c00u) return __uint_as_float((u & 0x8000u) << 16 | 0x7fc00000u);
+    return __half2float(x);
+}
 
 template <typename T> __device__ __forceinline__ T from_float(float x);
 template <> __device__ __forceinline__ float from_float(float x) { return x; }

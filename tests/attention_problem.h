@@ -19,12 +19,16 @@ static inline double e4m3_value(int code) {
 
 /* The nearest code, ties to the even one; magnitudes beyond 448 saturate. */
 static inline uint8_t e4m3_code(double x) {
+    static double value[127]; /* of the codes without a sign, rising */
     const double magnitude = fabs(x);
     int best = 0;
-    for (int c = 1; c < 127; c++) {
-        const double was = fabs(e4m3_value(best) - magnitude), is = fabs(e4m3_value(c) - magnitude);
-        if (is < was || (is == was && c % 2 == 0)) best = c;
-        if (is > was) break;
+
+    for (int c = 126; value[126] == 0 && c >= 0; c--) value[c] = e4m3_value(c);
+    for (int step = 64; step > 0; step /= 2) /* the last code not above */
+        if (best + step < 127 && value[best + step] <= magnitude) best += step;
+    if (best < 126) {
+        const double down = magnitude - value[best], up = value[best + 1] - magnitude;
+        if (up < down || (up == down && best % 2)) best++;
     }
     return (uint8_t)(signbit(x) ? best | 128 : best);
 }
