@@ -95,7 +95,6 @@ fp8_stream fp8_device_stream(const fp8_device *d) {
     return d->stream;
 }
 
-
 static fp8_status alloc_aligned(void **out, size_t bytes) {
     const size_t want = bytes ? bytes : 1;
     if (want > SIZE_MAX - ALIGN_BYTES)

@@ -24,7 +24,7 @@ struct store_args {
     bool a_vector, b_vector;
 };
 
-static __device__ float bias_at(const store_args &s, int64_t j) {
+static __device__ __forceinline__ float bias_at(const store_args &s, int64_t j) {
     if (!s.bias) return 0.0f;
     if (s.bias_dtype == FP8_DTYPE_F32) return static_cast<const float *>(s.bias)[j];
     if (s.bias_dtype == FP8_DTYPE_BF16)

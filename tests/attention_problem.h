@@ -23,7 +23,7 @@ static inline uint8_t e4m3_code(double x) {
     const double magnitude = fabs(x);
     int best = 0;
 
-    for (int c = 126; value[126] == 0 && c >= 0; c--) value[c] = e4m3_value(c);
+    for (int c = 0; value[126] == 0 && c < 127; c++) value[c] = e4m3_value(c);
     for (int step = 64; step > 0; step /= 2) /* the last code not above */
         if (best + step < 127 && value[best + step] <= magnitude) best += step;
     if (best < 126) {
