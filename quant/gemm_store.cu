@@ -45,7 +45,8 @@ static __device__ __forceinline__ void store_row(T *out, const float *sums, cons
 
 /* grid: (rows, batch), each strided. */
 template <typename T>
-static __global__ void __launch_bounds__(THREADS) store_kernel(T *d, const store_args s) {
+static __global__ void __launch_bounds__(THREADS, 6) /* 40 registers: 32 spill on sm_80 */
+store_kernel(T *d, const store_args s) {
     const float b = s.b_descale && !s.b_vector ? *s.b_descale : 1.0f;
 
     for (int64_t batch = blockIdx.y; batch < s.batch; batch += gridDim.y)
