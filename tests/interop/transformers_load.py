@@ -99,8 +99,11 @@ def compare_weights(model, ours, table):
         if name not in ours:
             continue
         weight = module.weight.detach().cpu()
-        got = table[weight.view(torch.uint8).numpy()] * module.weight_scale.float().cpu().numpy() \
-            if weight.dtype == torch.float8_e4m3fn else weight.float().numpy()
+        if weight.dtype == torch.float8_e4m3fn: # still compressed: before the first forward
+            scale = module.weight_scale.detach().float().cpu().numpy()
+            got = table[weight.view(torch.uint8).numpy()] * scale
+        else:
+            got = weight.float().numpy()
         if not np.array_equal(got, ours[name]):
             different.append(name)
     return different
@@ -118,6 +121,9 @@ def check(build, folder, table, ids):
 
     exact, _, _ = load(folder, torch.float32) # in BF16 the loader rounds the scales
     different = compare_weights(exact, ours, table)
+    with torch.no_grad(): # decompresses
+        exact(torch.tensor(ids[:1, :4], dtype=torch.long))
+    different += compare_weights(exact, ours, table)
     print(f"  dequantized weights, loaded in float32: {len(ours)} compared, {len(different)} differ")
     model, missing, unknown = load(folder, torch.bfloat16)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
