@@ -62,6 +62,10 @@ static fp8_status check_options(fp8_export_options *out, const options *o) {
     FP8_TRY(recipe_apply(out, &recipe, o->record ? "fp8" : "none"));
     if (!o->record && out->kv_fp8)
         st = FP8_FAIL(FP8_EINVAL, "--kv fp8 needs --record: its scales are static");
+    else if (!o->record && (recipe.margin != 0 || recipe.history != RECIPE_HISTORY ||
+                            strcmp(recipe.algo, RECIPE_ALGO) != 0))
+        st = FP8_FAIL(FP8_EINVAL, "--margin, --amax-history and --amax-algo need --record: they "
+                                  "choose from its history");
 done:
     return st;
 }

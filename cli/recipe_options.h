@@ -8,7 +8,9 @@ typedef struct recipe_options {
     const char *format, *algo;
     int64_t history, margin;
 } recipe_options;
-#define RECIPE_DEFAULTS {NULL, NULL, "e4m3", "max", 1024, 0}
+#define RECIPE_ALGO "max"
+#define RECIPE_HISTORY 1024
+#define RECIPE_DEFAULTS {NULL, NULL, "e4m3", RECIPE_ALGO, RECIPE_HISTORY, 0}
 
 /* Rows of an option table; `at` is the offset of the recipe_options. */
 #define RECIPE_OPTIONS(at, kv_default)                                                             \

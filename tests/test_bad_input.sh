@@ -110,6 +110,8 @@ row 'empty file name' 2 '--data: expected FILE' : run m --data ''
 row 'attention without scales' 2 '--fp8-attention mha' : run m --kv none --fp8-attention mha
 row 'tensor, KV without record' 2 '--kv fp8 needs --record' : convert m -o out --scheme tensor --kv fp8
 row 'KV scales without record' 2 '--kv fp8 needs --record' : convert m -o out --kv fp8
+row 'margin without record' 2 '--margin' : convert m -o out --margin 1
+row 'algorithm without record' 2 '--amax-algo' : convert m -o out --amax-algo most_recent
 row 'no such record' 3 'r.safetensors' : convert m -o out $cpu --record r.safetensors
 row 'record of weights' 3 'model.safetensors' : convert m -o out $cpu --record $weights
 row 'data and tokens' 2 'exclude each other' : run m --data t.txt --tokens ids.bin
