@@ -24,10 +24,11 @@
  *   warps a         softmax 0 ....  softmax 1, O += T0 ....  softmax 2, O += T1
  *   warps b               softmax 0 ....  softmax 1, O += T0 ....  softmax 2
  *
- *            The two warpgroups take turns in issuing products (named barriers), so that one's
- *            exponentials run under the other's products; and T of tile i - 1 runs under the
- *            softmax of tile i in the same warpgroup. d = 256 has no registers to hold S and T at
- *            once: there a turn is T of tile i, in four chunks of 64 columns, then S of tile i + 1.
+ *            T of tile i - 1 runs under the softmax of tile i in the same warpgroup, and one
+ *            warpgroup's products under the other's exponentials. Nothing makes them alternate:
+ *            barriers that do cost 1 to 4 %. d = 256 has no registers to hold S and T at once:
+ *            there a warpgroup's turn is T of tile i, in four chunks of 64 columns, then S of tile
+ *            i + 1, and named barriers pass the turn on, which gains 4 %.
  *
  * Registers  of a consumer's 232:  d 64: S 64, T 32, O 32, P 16;  d 128: S 64, T 64, O 64, P 16;
  *            d 256: O 128, P 16 and either S 64 or T 2 x 32. No spills (ptxas 13.0, sm_90a)
@@ -36,14 +37,18 @@
  * Bound      cycles of one SM for 128 x 128 scores: products 8 d (8192 flop a cycle), exponentials
  *            1024 (16 a cycle), instructions issued 1700 + 4 d over 4 schedulers' 2 warps each, so
  *            about 850 + 2 d. d 64 is bound by the exponentials, d 128 by both, d 256 by products.
- *            At 1.83 GHz on 132 SMs, without V's transposition (b, h, d, s; floor and prediction):
- *              1, 24, 128,  4224 none      219 GFLOP    0.111 ms    0.19 ms
- *              4, 16, 128,  4096 none      550          0.278       0.47
- *              1, 16, 128, 16384 none     2199          1.111       1.85
- *              1, 16, 128, 16384 causal   1100          0.556       0.97
- *              1,  8, 256, 16384 none     2199          1.111       1.75
- *              4, 32,  64,  4096 none      550          0.555       0.80
- *            The floors assume 1979 TFLOP/s; products alone, limited by power, reach 1386.
+ *            At 1.83 GHz on 132 SMs (b, h, d, s; floor; measured on an H200, V's transposition
+ *            included; docs/NOTES.md has the rest):
+ *              1, 24, 128,  4224 none      219 GFLOP    0.111 ms    0.253 ms
+ *              4, 16, 128,  4096 none      550          0.278       0.639
+ *              1, 16, 128, 16384 none     2199          1.111       2.557
+ *              1, 16, 128, 16384 causal   1100          0.556       1.318
+ *              1,  8, 256, 16384 none     2199          1.111       2.081
+ *              4, 32,  64,  4096 none      550          0.555       1.056
+ *            The floors assume 1979 TFLOP/s; products alone, limited by power, reach 1386. At
+ *            d 128 neither pipe is full: a warpgroup's step is a chain of some 2100 cycles (320 to
+ *            issue products, 220 waiting for S, 145 until known to need no mask, 320 for the
+ *            maximum, 1100 for exponentials, promotion and packing).
  */
 #include "attention/flash.h"
 #include "core/cuda_check.h"
@@ -267,8 +272,10 @@ static __device__ __forceinline__ void issue_output_again(float (&sum)[N],
 
 /* Of a thread's two rows, r and r + 8 of its warp's 16. max is in units of S. */
 struct row_state {
-    float max[2], sum[2];
-    float alpha[2]; /* by which O is due to shrink */
+    float max[2];
+    float sum[2][2]; /* of even and of odd columns */
+    float alpha[2];  /* by which O is due to shrink */
+    float offset[2]; /* p = 2^(S * factor + offset) */
 };
 
 /* S of key = first + column is made -Inf where its row does not see it. `row` is the thread's first
@@ -294,44 +301,65 @@ static __device__ __forceinline__ void mask_scores(float (&scores)[64], const fl
     }
 }
 
-/* Takes one tile of scores in: S -> p in place, with the running maximum and sum. factor turns S
- * into a base-2 exponent. Where nothing was seen yet the maximum is -Inf; exponents are then taken
- * against 0, so that 2^-Inf = 0 comes out, not NaN. */
-static __device__ __forceinline__ void softmax_step(float (&scores)[64], row_state &rows,
-                                                    float factor) {
+/* Takes the maximum of one tile of scores in; factor turns S into a base-2 exponent. Four chains,
+ * of both rows by even and odd columns, hide each other's latency. Where nothing was seen yet the
+ * maximum is -Inf; exponents are then taken against 0, so that 2^-Inf = 0 comes out, not NaN. */
+static __device__ __forceinline__ void raise_maximum(const float (&scores)[64], row_state &rows,
+                                                     float factor) {
+    float top[4] = {rows.max[0], scores[1], rows.max[1], scores[3]};
+#pragma unroll
+    for (int i = 0; i < 64; i++) top[i % 4] = fmaxf(top[i % 4], scores[i]);
+#pragma unroll
+    for (int h = 0; h < 2; h++) top[h] = fmaxf(top[2 * h], top[2 * h + 1]);
+#pragma unroll
+    for (int step = 1; step <= 2; step *= 2)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            top[h] = fmaxf(top[h], __shfl_xor_sync(0xffffffffu, top[h], step));
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float top = rows.max[h], base, offset, sum = 0.0f;
-#pragma unroll
-        for (int j = 0; j < 16; j++)
-            top = fmaxf(top, fmaxf(scores[4 * j + 2 * h], scores[4 * j + 2 * h + 1]));
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-        base = top == -INFINITY ? 0.0f : top;
-        offset = fmaf(-base, factor, P_OFFSET);
+        const float base = top[h] == -INFINITY ? 0.0f : top[h];
+        rows.offset[h] = fmaf(-base, factor, P_OFFSET);
         rows.alpha[h] = exp2_fast((rows.max[h] - base) * factor);
-        rows.max[h] = top;
-#pragma unroll
-        for (int j = 0; j < 16; j++) {
-            float *x = scores + 4 * j + 2 * h;
-            x[0] = exp2_fast(fmaf(x[0], factor, offset));
-            x[1] = exp2_fast(fmaf(x[1], factor, offset));
-            sum += x[0] + x[1];
-        }
-        rows.sum[h] = fmaf(rows.sum[h], rows.alpha[h], sum);
+        rows.max[h] = top[h];
+        rows.sum[h][0] *= rows.alpha[h];
+        rows.sum[h][1] *= rows.alpha[h];
     }
 }
 
-/* p as the left operand of the next product, in the order of keys of flash_v.cu. */
+/* S -> p in place, and into the sum, for half 0 or 1 of the columns. */
+template <int HALF>
+static __device__ __forceinline__ void exponentials(float (&scores)[64], row_state &rows,
+                                                    float factor) {
+#pragma unroll
+    for (int i = 32 * HALF; i < 32 * HALF + 32; i++) {
+        scores[i] = exp2_fast(fmaf(scores[i], factor, rows.offset[i / 2 % 2]));
+        rows.sum[i / 2 % 2][i % 2] += scores[i];
+    }
+}
+
+/* p of half 0 or 1 of the columns as the left operand of the next product, in the order of keys of
+ * flash_v.cu. */
+template <int HALF>
 static __device__ __forceinline__ void pack_scores(uint32_t (&prob)[16],
                                                    const float (&scores)[64]) {
 #pragma unroll
-    for (int i = 0; i < 8; i++) /* half k-steps: 16 keys */
+    for (int i = 4 * HALF; i < 4 * HALF + 4; i++) /* half k-steps: 16 keys */
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const float *x = scores + 8 * i + 2 * h;
             prob[2 * i + h] = pack_e4m3(x[0], x[1], x[4], x[5]);
         }
+}
+
+/* A whole tile of scores, where nothing else waits to be done. */
+static __device__ __forceinline__ void softmax_step(uint32_t (&prob)[16], float (&scores)[64],
+                                                    row_state &rows, float factor) {
+    raise_maximum(scores, rows, factor);
+    exponentials<0>(scores, rows, factor);
+    pack_scores<0>(prob, scores);
+    exponentials<1>(scores, rows, factor);
+    pack_scores<1>(prob, scores);
 }
 
 /* O = O * alpha + T. */
@@ -352,17 +380,9 @@ struct consumer {
     ring_place place; /* of the next tile */
 };
 
-/* Turns: a warpgroup issues its products of a step while the other has none to issue. */
-static __device__ void take_turn(const consumer &c) {
-    named_sync(TURN_BARRIER + c.index, CONSUMERS * WARPGROUP);
-}
-static __device__ void pass_turn(const consumer &c) {
-    named_arrive(TURN_BARRIER + 1 - c.index, CONSUMERS * WARPGROUP);
-}
-
 /* d 64 and 128: S of a tile and T of the one before it are in flight together. NOTE: between the
- * softmax and the wait for T stands a loop, the wait for V: without it the compiler moves the wait
- * for T up, before the softmax that is to run under it. */
+ * first half of the softmax and the wait for T stands a loop, the wait for V: without it the
+ * compiler moves the wait for T up, before what is to run under it. */
 template <int D>
 static __device__ __forceinline__ void attend_overlapped(float (&out)[D / 2], row_state &rows,
                                                          const flash_params &p,
@@ -375,16 +395,13 @@ static __device__ __forceinline__ void attend_overlapped(float (&out)[D / 2], ro
     int32_t first = (it.first_tile + it.num_tiles - 1) * BLOCK_N;
 
     barrier_wait(&s.k_full[c.place.stage], c.place.parity);
-    take_turn(c);
     issue_scores<D>(scores, q, operand<ROW_BYTES>(s.k[c.place.stage]));
-    pass_turn(c);
     products_wait<0>();
     pin(scores);
     release(&s.k_empty[c.place.stage]);
     if (it.num_tiles == 1) release(&s.q_empty);
     mask_scores(scores, p, it, c.row, first);
-    softmax_step(scores, rows, c.factor);
-    pack_scores(prob, scores);
+    softmax_step(prob, scores, rows, c.factor);
     barrier_wait(&s.v_full[c.place.stage], c.place.parity);
 
     for (int32_t i = it.num_tiles - 1; i > 0; i--) {
@@ -394,24 +411,25 @@ static __device__ __forceinline__ void attend_overlapped(float (&out)[D / 2], ro
         c.place = next_place<STAGES>(c.place);
         first -= BLOCK_N;
         barrier_wait(&s.k_full[c.place.stage], c.place.parity);
-        take_turn(c);
         issue_scores<D>(scores, q, operand<ROW_BYTES>(s.k[c.place.stage]));
         issue_output(sum, prob, operand<128>(s.v[last.stage]));
-        pass_turn(c);
         products_wait<1>(); /* S */
         pin(scores);
         release(&s.k_empty[c.place.stage]);
         if (i == 1) release(&s.q_empty);
         mask_scores(scores, p, it, c.row, first);
-        softmax_step(scores, rows, c.factor);
+        raise_maximum(scores, rows, c.factor);
+        exponentials<0>(scores, rows, c.factor);
         pin(scores);
         barrier_wait(&s.v_full[c.place.stage], c.place.parity); /* for the next step */
         products_wait<0>();                                     /* T */
         pin(sum);
         pin(prob);
         release(&s.v_empty[last.stage]);
-        pack_scores(prob, scores);
         promote(out, sum, alpha);
+        exponentials<1>(scores, rows, c.factor); /* interleaved with promote, pack */
+        pack_scores<0>(prob, scores);
+        pack_scores<1>(prob, scores);
     }
     issue_output(sum, prob, operand<128>(s.v[c.place.stage]));
     products_wait<0>();
@@ -419,6 +437,14 @@ static __device__ __forceinline__ void attend_overlapped(float (&out)[D / 2], ro
     release(&s.v_empty[c.place.stage]);
     promote(out, sum, rows.alpha);
     c.place = next_place<STAGES>(c.place);
+}
+
+/* Turns at d 256: a warpgroup issues its products of a step while the other has none to issue. */
+static __device__ void take_turn(const consumer &c) {
+    named_sync(TURN_BARRIER + c.index, CONSUMERS * WARPGROUP);
+}
+static __device__ void pass_turn(const consumer &c) {
+    named_arrive(TURN_BARRIER + 1 - c.index, CONSUMERS * WARPGROUP);
 }
 
 /* d 256: T in chunks of 64 columns, two of them in flight, each added to O when it is there. */
@@ -465,8 +491,7 @@ static __device__ __forceinline__ void attend_chunked(float (&out)[128], row_sta
         release(&s.k_empty[c.place.stage]);
         if (i == 0) release(&s.q_empty);
         mask_scores(scores, p, it, c.row, (it.first_tile + i) * BLOCK_N);
-        softmax_step(scores, rows, c.factor);
-        pack_scores(prob, scores);
+        softmax_step(prob, scores, rows, c.factor);
         barrier_wait(&s.v_full[c.place.stage], c.place.parity);
         take_turn(c);
         add_output(out, prob, operand<128>(s.v[c.place.stage]), rows.alpha, p.num_items < 0);
@@ -505,7 +530,7 @@ static __device__ __forceinline__ void store_output(const float (&out)[D / 2],
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int32_t row = c.row + 8 * h;
-        float sum = rows.sum[h], norm;
+        float sum = rows.sum[h][0] + rows.sum[h][1], norm;
         uint16_t *to = p.o + (it.q_row + row) * p.o_stride + (int64_t)it.head * D;
         sum += __shfl_xor_sync(0xffffffffu, sum, 1);
         sum += __shfl_xor_sync(0xffffffffu, sum, 2);
@@ -536,9 +561,9 @@ static __device__ __forceinline__ void consume(const flash_params &p, flash_shar
     /* S * factor: never 0, so that -Inf stays -Inf when a descale is 0; NaN stays. */
     c.factor = p.scale * *p.q_descale * *p.k_descale * 1.44269504f;
     if (c.factor < 1e-30f) c.factor = 1e-30f;
-    if (index == 1) pass_turn(c); /* the first turn is warpgroup 0's */
+    if (D == 256 && index == 1) pass_turn(c); /* the first turn is warpgroup 0's */
     for (;;) {
-        row_state rows = {{-INFINITY, -INFINITY}, {0.0f, 0.0f}, {0.0f, 0.0f}};
+        row_state rows = {{-INFINITY, -INFINITY}, {}, {}, {}};
         float out[D / 2];
 
         barrier_wait(&s.q_full, q_parity);
