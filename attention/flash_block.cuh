@@ -1,0 +1,59 @@
+/* attention/flash_block.cuh - private: a block of flash.cu: its constants, its item of work, its
+ * shared memory. */
+#ifndef FP8_ATTENTION_FLASH_BLOCK_CUH
+#define FP8_ATTENTION_FLASH_BLOCK_CUH
+#include "attention/flash.h"
+
+/* ---- constants ------------------------------------------------------------------------------- */
+
+enum {
+    BLOCK_M = FLASH_BLOCK_M,
+    BLOCK_N = FLASH_BLOCK_N,
+    WARPGROUP = 128, /* threads */
+    CONSUMERS = 2,   /* warpgroups of 64 rows, the M of wgmma */
+    WG_ROWS = BLOCK_M / CONSUMERS,
+    CONSUMER_WARPS = CONSUMERS * WARPGROUP / 32,
+    THREADS = (1 + CONSUMERS) * WARPGROUP,
+    /* 65536 registers: 384 threads start with 168; 128 * (40 + 2 * 232) = 64512 */
+    PRODUCER_REGISTERS = 40,
+    CONSUMER_REGISTERS = 232,
+    EMPTY_REGISTERS = 64, /* the kernel of other architectures, which is empty, has fewer */
+    K_STEP = 32,     /* bytes a product contracts over */
+    TURN_BARRIER = 1 /* named barriers 1 and 2; 0 is __syncthreads */
+};
+
+#define P_OFFSET 8.0f /* p is at most 2^8 */
+
+/* A tile of queries of one head, resolved by the producer. Row r sees the keys from
+ * max(0, diagonal + r - window) to before clamp(diagonal + r, 0, s_kv). */
+typedef struct flash_item {
+    int32_t rows; /* 0: no more items */
+    int32_t head, kv_head, seq;
+    int32_t s_kv, diagonal;
+    int32_t first_tile, num_tiles; /* of keys that any row sees */
+    int64_t q_row, kv_row;         /* first token in Q, in K */
+} flash_item;
+
+template <int D>
+struct flash_shape {
+    static constexpr int STAGES = D == 256 ? 3 : 4;
+    static constexpr int ROW_BYTES = D < 128 ? D : 128; /* width of a swizzled column block */
+    static constexpr int COLUMN_BLOCKS = D / ROW_BYTES;
+};
+
+/* Operands are [column blocks][rows][ROW_BYTES], V^T [d][128 keys]; all swizzled by the copy. */
+template <int D>
+struct flash_shared {
+    static constexpr int STAGES = flash_shape<D>::STAGES;
+    alignas(1024) uint8_t q[BLOCK_M * D];
+    alignas(1024) uint8_t k[STAGES][BLOCK_N * D];
+    alignas(1024) uint8_t v[STAGES][D * BLOCK_N];
+    alignas(8) uint64_t q_full, q_empty; /* q_full: item too */
+    uint64_t k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
+    flash_item items[2]; /* of an item's parity: consumers store item n while n + 1 is described */
+};
+
+template <int D>
+static constexpr size_t shared_bytes = sizeof(flash_shared<D>) + 1024; /* to align the start */
+
+#endif

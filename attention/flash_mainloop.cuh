@@ -1,0 +1,183 @@
+/* attention/flash_mainloop.cuh - private: a consumer warpgroup's walk over an item's tiles of keys.
+ * Included once, inside the sm_90a guard. */
+#ifndef FP8_ATTENTION_FLASH_MAINLOOP_CUH
+#define FP8_ATTENTION_FLASH_MAINLOOP_CUH
+#include "attention/flash_softmax.cuh"
+
+/* ---- consumers: products --------------------------------------------------------------------- */
+
+/* S = Q K^T over d, issued and committed. */
+template <int D>
+static __device__ __forceinline__ void issue_scores(float (&scores)[64], uint64_t q, uint64_t k) {
+    constexpr int ROW_BYTES = flash_shape<D>::ROW_BYTES, STEPS = ROW_BYTES / K_STEP;
+    products_begin();
+#pragma unroll
+    for (int i = 0; i < D / K_STEP; i++) {
+        const int block = i / STEPS, within = i % STEPS * K_STEP;
+        const uint64_t q_step = q + (block * BLOCK_M * ROW_BYTES + within) / 16;
+        const uint64_t k_step = k + (block * BLOCK_N * ROW_BYTES + within) / 16;
+        if (i == 0) product_start(scores, q_step, k_step, 0);
+        else product(scores, q_step, k_step, 1);
+    }
+    products_commit();
+}
+
+/* T = P V for 2 N columns of V, issued and committed; N registers. */
+template <int N>
+static __device__ __forceinline__ void issue_output(float (&sum)[N], const uint32_t (&prob)[16],
+                                                    uint64_t v) {
+    products_begin();
+    product_start(sum, prob, v, 0);
+#pragma unroll
+    for (int i = 1; i < BLOCK_N / K_STEP; i++)
+        product(sum, prob + 4 * i, v + i * K_STEP / 16, 1);
+    products_commit();
+}
+
+/* The same into registers that were in use until now. `never` is 0, which the compiler must not
+ * know: it then takes this for a sum that goes on, and does not issue it before the last one is
+ * read, into registers that there are not. */
+template <int N>
+static __device__ __forceinline__ void issue_output_again(float (&sum)[N],
+                                                          const uint32_t (&prob)[16], uint64_t v,
+                                                          int never) {
+    products_begin();
+    product(sum, prob, v, never);
+#pragma unroll
+    for (int i = 1; i < BLOCK_N / K_STEP; i++)
+        product(sum, prob + 4 * i, v + i * K_STEP / 16, 1);
+    products_commit();
+}
+
+/* ---- consumers: the walk over an item's tiles ------------------------------------------------ */
+
+/* What a consumer warpgroup carries from item to item. */
+struct consumer {
+    int32_t index;    /* of the warpgroup */
+    int32_t row;      /* of the thread, in a tile of queries */
+    float factor;     /* S to base-2 exponent */
+    ring_place place; /* of the next tile */
+};
+
+/* d 64 and 128: S of a tile and T of the one before it are in flight together. NOTE: between the
+ * first half of the softmax and the wait for T stands a loop, the wait for V: without it the
+ * compiler moves the wait for T up, before what is to run under it. */
+template <int D>
+static __device__ __forceinline__ void attend_overlapped(float (&out)[D / 2], row_state &rows,
+                                                         const flash_params &p,
+                                                         flash_shared<D> &s, consumer &c,
+                                                         const flash_item &it) {
+    constexpr int STAGES = flash_shape<D>::STAGES, ROW_BYTES = flash_shape<D>::ROW_BYTES;
+    const uint64_t q = operand<ROW_BYTES>(s.q + c.index * WG_ROWS * ROW_BYTES);
+    float scores[64], sum[D / 2];
+    uint32_t prob[16];
+    int32_t first = (it.first_tile + it.num_tiles - 1) * BLOCK_N;
+
+    barrier_wait(&s.k_full[c.place.stage], c.place.parity);
+    issue_scores<D>(scores, q, operand<ROW_BYTES>(s.k[c.place.stage]));
+    products_wait<0>();
+    pin(scores);
+    release(&s.k_empty[c.place.stage]);
+    if (it.num_tiles == 1) release(&s.q_empty);
+    mask_scores(scores, p, it, c.row, first);
+    softmax_step(prob, scores, rows, c.factor);
+    barrier_wait(&s.v_full[c.place.stage], c.place.parity);
+
+    for (int32_t i = it.num_tiles - 1; i > 0; i--) {
+        const ring_place last = c.place;
+        const float alpha[2] = {rows.alpha[0], rows.alpha[1]};
+
+        c.place = next_place<STAGES>(c.place);
+        first -= BLOCK_N;
+        barrier_wait(&s.k_full[c.place.stage], c.place.parity);
+        issue_scores<D>(scores, q, operand<ROW_BYTES>(s.k[c.place.stage]));
+        issue_output(sum, prob, operand<128>(s.v[last.stage]));
+        products_wait<1>(); /* S */
+        pin(scores);
+        release(&s.k_empty[c.place.stage]);
+        if (i == 1) release(&s.q_empty);
+        mask_scores(scores, p, it, c.row, first);
+        raise_maximum(scores, rows, c.factor);
+        exponentials<0>(scores, rows, c.factor);
+        pin(scores);
+        barrier_wait(&s.v_full[c.place.stage], c.place.parity); /* for the next step */
+        products_wait<0>();                                     /* T */
+        pin(sum);
+        pin(prob);
+        release(&s.v_empty[last.stage]);
+        promote(out, sum, alpha);
+        exponentials<1>(scores, rows, c.factor); /* interleaved with promote, pack */
+        pack_scores<0>(prob, scores);
+        pack_scores<1>(prob, scores);
+    }
+    issue_output(sum, prob, operand<128>(s.v[c.place.stage]));
+    products_wait<0>();
+    pin(sum);
+    release(&s.v_empty[c.place.stage]);
+    promote(out, sum, rows.alpha);
+    c.place = next_place<STAGES>(c.place);
+}
+
+/* Turns at d 256: a warpgroup issues its products of a step while the other has none to issue. */
+static __device__ void take_turn(const consumer &c) {
+    named_sync(TURN_BARRIER + c.index, CONSUMERS * WARPGROUP);
+}
+static __device__ void pass_turn(const consumer &c) {
+    named_arrive(TURN_BARRIER + 1 - c.index, CONSUMERS * WARPGROUP);
+}
+
+/* d 256: T in chunks of 64 columns, two of them in flight, each added to O when it is there. */
+static __device__ __forceinline__ void add_output(float (&out)[128], uint32_t (&prob)[16],
+                                                  uint64_t v, const float (&alpha)[2], int never) {
+    constexpr int CHUNK = 64 * BLOCK_N / 16;
+    float even[32], odd[32];
+
+    issue_output(even, prob, v);
+    issue_output(odd, prob, v + CHUNK);
+    products_wait<1>();
+    pin(even);
+    promote(out, even, alpha);
+    issue_output_again(even, prob, v + 2 * CHUNK, never);
+    products_wait<1>();
+    pin(odd);
+    promote(out + 32, odd, alpha);
+    issue_output_again(odd, prob, v + 3 * CHUNK, never);
+    products_wait<1>();
+    pin(even);
+    promote(out + 64, even, alpha);
+    products_wait<0>();
+    pin(odd);
+    pin(prob);
+    promote(out + 96, odd, alpha);
+}
+
+/* d 256: a turn is T of a tile, then S of the next. */
+static __device__ __forceinline__ void attend_chunked(float (&out)[128], row_state &rows,
+                                                      const flash_params &p, flash_shared<256> &s,
+                                                      consumer &c, const flash_item &it) {
+    constexpr int STAGES = flash_shape<256>::STAGES;
+    const uint64_t q = operand<128>(s.q + c.index * WG_ROWS * 128);
+    float scores[64];
+    uint32_t prob[16];
+
+    take_turn(c);
+    for (int32_t i = it.num_tiles - 1; i >= 0; i--) {
+        barrier_wait(&s.k_full[c.place.stage], c.place.parity);
+        issue_scores<256>(scores, q, operand<128>(s.k[c.place.stage]));
+        pass_turn(c);
+        products_wait<0>();
+        pin(scores);
+        release(&s.k_empty[c.place.stage]);
+        if (i == 0) release(&s.q_empty);
+        mask_scores(scores, p, it, c.row, (it.first_tile + i) * BLOCK_N);
+        softmax_step(prob, scores, rows, c.factor);
+        barrier_wait(&s.v_full[c.place.stage], c.place.parity);
+        take_turn(c);
+        add_output(out, prob, operand<128>(s.v[c.place.stage]), rows.alpha, p.num_items < 0);
+        release(&s.v_empty[c.place.stage]);
+        c.place = next_place<STAGES>(c.place);
+    }
+    pass_turn(c);
+}
+
+#endif
