@@ -1,5 +1,5 @@
-/* attention/flash_softmax.cuh - private: mask, row maximum, exponentials, P and the rescale of O, of
- * one tile of scores in a thread's registers. Included once, inside the sm_90a guard. */
+/* attention/flash_softmax.cuh - private: mask, row maximum, exponentials, P and the rescale of O,
+ * of one tile of scores in a thread's registers. Included once, inside the sm_90a guard. */
 #ifndef FP8_ATTENTION_FLASH_SOFTMAX_CUH
 #define FP8_ATTENTION_FLASH_SOFTMAX_CUH
 #include "attention/flash_producer.cuh"
