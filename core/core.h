@@ -3,6 +3,7 @@
  * pointer you pass it unless its comment says "takes". Error law: core/status.h. */
 #ifndef FP8_CORE_CORE_H
 #define FP8_CORE_CORE_H
+#include "core/activation.h"
 #include "core/arena.h"
 #include "core/device.h"
 #include "core/dtype.h"

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "core/activation.h"
 #include "core/status.h"
 #ifdef __cplusplus
 extern "C" {
@@ -19,13 +20,6 @@ typedef enum fp8_arch {
     FP8_ARCH_GEMMA,
     FP8_ARCH_GPT2
 } fp8_arch;
-
-typedef enum fp8_activation {
-    FP8_ACT_SILU,
-    FP8_ACT_GELU_TANH, /* gelu_new, gelu_pytorch_tanh, and Gemma's "gelu" of old configs */
-    FP8_ACT_GELU_ERF,
-    FP8_ACT_RELU
-} fp8_activation;
 
 typedef enum fp8_rope_type {
     FP8_ROPE_NONE,

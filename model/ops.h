@@ -9,15 +9,10 @@
 
 #include "core/device.h"
 #include "formats/config.h"
+#include "quant/quant.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-typedef enum fp8_norm_kind {
-    FP8_NORM_RMS,      /* w * round(x / rms): HF rounds to the compute type before the weight */
-    FP8_NORM_RMS_PLUS, /* (1 + w) * x / rms in F32: Gemma */
-    FP8_NORM_LAYER     /* (x - mean) / std * w + b */
-} fp8_norm_kind;
 
 typedef struct fp8_ops {
     /* x[t,:] = round(table[ids[t],:] * multiplier) (+ positions_table[positions[t],:]). x
@@ -26,7 +21,8 @@ typedef struct fp8_ops {
     fp8_status (*embed)(fp8_device *d, const fp8_tensor *x, const fp8_tensor *table,
                         const int32_t *ids, float multiplier, const fp8_tensor *positions_table,
                         const int32_t *positions);
-    /* y = norm(x) row by row; y may be x. w, b [cols] (b NULL unless LAYER). */
+    /* y = norm(x) row by row, RMS rounding before the weight; y may be x. w, b [cols] (b NULL
+     * unless LAYER). */
     fp8_status (*norm)(fp8_device *d, const fp8_tensor *y, const fp8_tensor *x, const fp8_tensor *w,
                        const fp8_tensor *b, fp8_norm_kind kind, float eps);
     /* Rotates in place, rotate_half form: x [tokens, heads, dim]; cos, sin F32 [max_position,

@@ -55,6 +55,12 @@ FP8_NODISCARD fp8_status fp8_dequantize_groups(fp8_device *d, void *x, fp8_dtype
 FP8_NODISCARD fp8_status fp8_transpose_codes(fp8_device *d, uint8_t *out, const uint8_t *in,
                                              int64_t rows, int64_t cols);
 
+/* The same cast as fp8_quantize, turned: codes_t[c, r] = cast(x[r, c] * scale[0]), and when `codes`
+ * is not NULL also codes[r, c], from one read of x. */
+FP8_NODISCARD fp8_status fp8_quantize_transposed(fp8_device *d, uint8_t *codes_t, uint8_t *codes,
+                                                 fp8_dtype to, const void *x, fp8_dtype from,
+                                                 int64_t rows, int64_t cols, const float *scale);
+
 /* What one observation of x [rows, cols] finds; combined into *out (max, sum), which the caller
  * zeroed. Deterministic. */
 typedef struct fp8_amax_slot {

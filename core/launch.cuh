@@ -1,0 +1,52 @@
+/* core/launch.cuh - private: launches of kernels that may overlap with the one before them in the
+ * stream (fp8_launch in core/device.h), and the two instructions such a kernel needs. */
+#ifndef FP8_CORE_LAUNCH_CUH
+#define FP8_CORE_LAUNCH_CUH
+#include <cuda_runtime.h>
+
+#include "core/cuda_check.h"
+#include "core/device.h"
+
+namespace fp8 {
+
+/* Until here a kernel may have run beside the one before it: call it in every thread, before the
+ * first access to anything but constants. At once where the launch was an ordered one. */
+static __device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* The next kernel may be started once every block has come here or ended. It still waits for all of
+ * this kernel's writes. */
+static __device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/* kernel<<<grid, block, shared bytes, stream of d>>>(args...). */
+template <typename... P, typename... A>
+static fp8_status launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
+                         size_t shared, fp8_device *d, fp8_launch how, A... args) {
+    const cudaStream_t stream = fp8_device_stream(d);
+    cudaLaunchAttribute attribute = {};
+    cudaLaunchConfig_t config = {};
+    fp8_status st = FP8_OK;
+
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = how == FP8_LAUNCH_OVERLAP && fp8_device_capability(d) >= 90;
+    FP8_TRY_CUDA(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
+    FP8_TRY(fp8_cuda_launched(name, stream));
+done:
+    return st;
+}
+
+} /* namespace fp8 */
+#endif
