@@ -1,25 +1,31 @@
-/* attention/attention.h - scaled dot-product attention over packed sequences, with the softmax in
- * FP32, behind one plan/run pair over several backends.
+/* attention/attention.h - scaled dot-product attention with the softmax in FP32, behind one
+ * plan/run pair over several backends.
  *
- *   O[i] = sum_j softmax_j(scale * Q[i] . K[j], masked) V[j]      per sequence and query head
+ *   S = softcap(scale * Q K^T (+ pre-scale bias inside the product with scale)) + post-scale bias
+ *   P = softmax over the keys a query sees (and the sink)         O = P V
+ *   per sequence and query head; query head i reads KV head i / (num_heads / num_kv_heads)
  *
- * Backends, named as Transformer Engine's users know them: `flash` (our FP8 kernel for Hopper:
- * codes in, P in E4M3, d 64, 128 or 256), `fused` (cuDNN), `unfused` (cuBLASLt products around an
- * FP32 softmax kernel; any GPU, any option here), `cpu` (threaded; with F32 data it is the oracle).
- * plan() picks one and keeps, in words, why each other was passed over. FP8_FLASH_ATTN=0|1 (so far
- * `flash` serves only with 1, or when the options ask for it), FP8_FUSED_ATTN=0|1 and
- * FP8_UNFUSED_ATTN=0|1 switch backends off; FP8_ATTENTION_BACKEND prefers one.
- * A plan holds no data; run() allocates no device memory and does not synchronise.
+ * Backends, named as Transformer Engine's users know them: `flash` (our kernels for Hopper),
+ * `fused` (cuDNN), `unfused` (cuBLASLt products around an FP32 softmax kernel; any GPU, any option
+ * here), `cpu` (threaded; fp8_attention_reference is its oracle in double). plan() picks one and
+ * keeps, in words, why each other was passed over. FP8_FLASH_ATTN, FP8_FUSED_ATTN and
+ * FP8_UNFUSED_ATTN = 0 | 1 switch backends off; FP8_ATTENTION_BACKEND prefers one where it is
+ * eligible; options.backend forces one and fails loudly. FP8_DEBUG=1 logs the chosen backend, 2 the
+ * whole configuration and every reason.
  *
- * Numerics: scores, maximum and sum in FP32, one rounding of O. P meets V as FP32 on the CPU and as
- * BF16 on CUDA, or as E4M3 with quantize_p; the sum is of the unrounded exponentials. NaN and Inf
- * follow the formula: in Q they spoil their row, in K and V the rows that see them, and in V
- * possibly others of the sequence (0 * NaN). */
+ * A plan holds no data; run() allocates nothing, does not synchronise and can be captured in a CUDA
+ * graph: lengths, starts, scales are device memory. One thread uses a plan at a time. The same
+ * input gives the same bytes.
+ *
+ * Numerics: scores, maximum and sum in FP32, one rounding of O. NaN and Inf follow the formula: in
+ * Q they spoil their row, in K and V the rows that see them, and in V possibly others of the
+ * sequence (0 * NaN). */
 #ifndef FP8_ATTENTION_ATTENTION_H
 #define FP8_ATTENTION_ATTENTION_H
 #include <stddef.h>
 #include <stdint.h>
 
+#include "attention/layout.h"
 #include "core/device.h"
 #ifdef __cplusplus
 extern "C" {
@@ -33,34 +39,108 @@ typedef enum fp8_attention_backend {
     FP8_BACKEND_CPU
 } fp8_attention_backend;
 
+/* Lengths (padding) go with each of them. */
 typedef enum fp8_attention_mask {
     FP8_MASK_NONE,
-    FP8_MASK_CAUSAL /* bottom-right: query i of s_q sees keys j <= i + s_kv - s_q */
+    FP8_MASK_CAUSAL,              /* top-left: query i sees keys j <= i */
+    FP8_MASK_CAUSAL_BOTTOM_RIGHT, /* j <= i + s_kv - s_q, with the sequence's own lengths */
+    FP8_MASK_ARBITRARY            /* io.mask: nonzero = masked out */
 } fp8_attention_mask;
+
+typedef enum fp8_attention_bias {
+    FP8_BIAS_NONE,
+    FP8_BIAS_PRE_SCALE,  /* S = scale * (Q K^T + bias) */
+    FP8_BIAS_POST_SCALE, /* S = scale * Q K^T + bias */
+    FP8_BIAS_ALIBI       /* S = scale * Q K^T + slope[h] * (j - (i + s_kv - s_q)); with
+                          * FP8_MASK_CAUSAL (top-left) the distance is j - i */
+} fp8_attention_bias;
+
+/* Leading dimensions of bias (and of io.mask): [b or 1, h or 1, max_q, max_kv], packed. */
+typedef enum fp8_attention_bias_shape {
+    FP8_BIAS_11SS,
+    FP8_BIAS_1HSS,
+    FP8_BIAS_B1SS,
+    FP8_BIAS_BHSS
+} fp8_attention_bias_shape;
+
+typedef enum fp8_attention_sink {
+    FP8_SINK_NONE,
+    FP8_SINK_OFF_BY_ONE, /* the sum of exponentials gains exp(0) */
+    FP8_SINK_LEARNABLE   /* ... exp(io.sink[h]) */
+} fp8_attention_sink;
+
+/* Index of a descale: tensor 0; head: KV head; batch_head: sequence * num_kv_heads + KV head. That
+ * of Q goes by KV head too, as in FlashAttention-3. */
+typedef enum fp8_attention_granularity {
+    FP8_DESCALE_TENSOR,
+    FP8_DESCALE_HEAD,
+    FP8_DESCALE_BATCH_HEAD
+} fp8_attention_granularity;
+
+/* What becomes of Q, K, V that are not FP8. */
+typedef enum fp8_attention_quantize {
+    FP8_QUANTIZE_NOT,    /* attention in their own type */
+    FP8_QUANTIZE_GIVEN,  /* E4M3 codes round(x / descale), descales given: static or delayed */
+    FP8_QUANTIZE_CURRENT /* likewise, descale = amax / 448 of this call's own data */
+} fp8_attention_quantize;
+
+typedef enum fp8_attention_precision {
+    FP8_ATTENTION_EXACT, /* sums of FP8 P V promoted to FP32: nothing lost at any length */
+    FP8_ATTENTION_FAST   /* Hopper's FP8 accumulators as they are, as the peers do */
+} fp8_attention_precision;
 
 typedef struct fp8_attention_options {
     int32_t num_heads, num_kv_heads, d_qk, d_v; /* num_heads a multiple of num_kv_heads */
     int64_t num_seqs, max_q, max_kv;            /* largest lengths a run may bring */
+    fp8_attention_layout layout;
+    int has_strides;                  /* 1: the four below count, not those of the layout */
+    fp8_strides q, k, v, o;           /* elements */
     fp8_attention_mask mask;
-    int64_t window; /* keys each query sees, itself included (causal only); 0 = all */
-    float scale;    /* multiplies Q K^T; 0 = 1/sqrt(d_qk) */
-    fp8_dtype dtype;   /* type of O, and of Q, K, V unless they are codes: BF16 | F32 (CPU only) */
-    fp8_dtype q_dtype, kv_dtype; /* dtype, or E4M3 with descales at run time */
-    int quantize_p;    /* 1: P is rounded to E4M3 with a 2^8 offset before P V, as FP8 kernels do */
-    int uniform; /* 1: a promise that all lengths are max_q and max_kv, that sequence s starts at
-                  * row s * max, and that strides are the four below; `fused` needs it */
+    fp8_attention_bias_shape mask_shape; /* of FP8_MASK_ARBITRARY */
+    int64_t window_left, window_right;   /* query at diagonal t sees keys t - left .. t + right;
+                                          * -1 = no bound. The diagonal is that of the mask,
+                                          * bottom-right for FP8_MASK_NONE and ARBITRARY. */
+    fp8_attention_bias bias;
+    fp8_attention_bias_shape bias_shape;
+    fp8_dtype bias_dtype; /* F32 | BF16 | F16 */
+    float softcap;        /* S = softcap * tanh(S / softcap) before the post-scale bias; 0 = none */
+    fp8_attention_sink sink;
+    float scale;          /* multiplies Q K^T; 0 = 1/sqrt(d_qk) */
+    fp8_dtype q_dtype, kv_dtype; /* E4M3 with descales, BF16, F16, or F32 (cpu, unfused) */
+    fp8_dtype o_dtype;    /* BF16, F16, F32, or E4M3 with io.o_scale */
+    fp8_attention_quantize quantize; /* of Q, K, V that are not E4M3 (fp8_dpa) */
+    fp8_attention_granularity granularity; /* of the three descales */
+    int quantize_p; /* 1: P is rounded to E4M3 with a 2^8 offset before P V, as FP8 kernels do;
+                     * flash and fused always do for FP8 operands and serve only with it */
+    fp8_attention_precision precision;
+    int32_t promote_keys; /* keys between promotions; 0 = the default, which loses nothing */
+    int want_lse, want_amax; /* 1: io.lse, io.amax_s and io.amax_o are written */
     fp8_attention_backend backend; /* AUTO, or one that must serve (else FP8_EUNSUPPORTED) */
-    int64_t o_stride, q_stride, k_stride, v_stride; /* of a uniform plan; 0 = heads * d, packed */
 } fp8_attention_options;
+#define FP8_ATTENTION_OPTIONS                                                                      \
+    .layout = FP8_LAYOUT_THD_THD_THD, .window_left = -1, .window_right = -1,                       \
+    .bias_dtype = FP8_DTYPE_F32, .q_dtype = FP8_DTYPE_BF16, .kv_dtype = FP8_DTYPE_BF16,            \
+    .o_dtype = FP8_DTYPE_BF16
 
-/* Packed (thd) operands. Token t of sequence s is row starts[s] + t. */
+/* Operands, all in the place of the device. Token i of sequence s is row starts[s] + i of a packed
+ * layout, (s, i) of the others. Unless it says otherwise a pointer may be NULL where the plan's
+ * options do not ask for it. */
 typedef struct fp8_attention_io {
-    void *o;               /* [total_q, num_heads, d_v], row stride o_stride elements */
-    const void *q, *k, *v; /* [total_q, num_heads, d_qk], [total_kv, num_kv_heads, d_qk | d_v] */
-    int64_t o_stride, q_stride, k_stride, v_stride; /* elements between tokens */
-    const int32_t *q_starts, *kv_starts; /* [num_seqs + 1], place of the device */
-    int64_t total_q, total_kv;           /* rows that may be read or written */
-    const float *q_descale, *k_descale, *v_descale; /* 1 float each, same place; E4M3 only */
+    void *o;                              /* out */
+    const void *q, *k, *v;                /* of max_q, max_kv rows a sequence, or total rows */
+    const int32_t *q_starts, *kv_starts;  /* packed: [num_seqs], or [num_seqs + 1] if no lengths */
+    const int32_t *q_lengths, *kv_lengths; /* [num_seqs]; NULL: packed, starts[s + 1] - starts[s];
+                                            * else max_q, max_kv */
+    int64_t total_q, total_kv;            /* packed: rows that may be read or written */
+    const float *q_descale, *k_descale, *v_descale; /* E4M3 or FP8_QUANTIZE_GIVEN */
+    const float *o_scale;                 /* [1], E4M3 out: codes = e4m3(O * o_scale) */
+    const uint8_t *mask;                  /* mask_shape */
+    const void *bias;                     /* bias_shape */
+    const float *alibi_slopes;            /* [num_heads]; NULL: fp8_attention_alibi_slopes' */
+    const float *sink;                    /* [num_heads] */
+    float *lse;    /* [num_seqs, num_heads, max_q], or [num_heads, total_q] packed: log of the sum
+                    * of exponentials (sink included), natural; -inf for a row without a key */
+    float *amax_s, *amax_o; /* [1] each: max P (softmax'd) and max |O| before o_scale, written */
 } fp8_attention_io;
 
 typedef struct fp8_attention_plan fp8_attention_plan;
@@ -73,15 +153,23 @@ fp8_attention_backend fp8_attention_plan_backend(const fp8_attention_plan *p);
 /* One line a backend: "fused: cuDNN 9.14: serves" / "fused: sliding window ...". */
 const char *fp8_attention_plan_reasons(const fp8_attention_plan *p);
 /* cpu: some hundred KB a thread, whatever the lengths. unfused: at most 1 GiB beside what cuBLASLt
- * wants, more only where 64 queries of one KV head need it. fused: what cuDNN asks for. */
+ * wants, more only where 64 queries of one KV head need it. fused: what cuDNN asks for. flash: the
+ * transposed V and, with quantize, the codes. */
 size_t fp8_attention_workspace_size(const fp8_attention_plan *p);
 
-/* Rows with no key to see, and sequences of length 0, give 0. Lengths beyond the plan's maxima or
- * starts outside the totals are clamped: no byte outside the buffers is read or written.
- * Asynchronous on CUDA. `flash` wants addresses and rows of O, Q, K, V that are multiples of 16
- * bytes. FP8_EINVAL (NULL, strides, alignment, workspace), FP8_ECUDA. */
+/* Rows with no key to see, and sequences of length 0, give 0 and LSE -inf (with a sink, its own
+ * LSE). Lengths beyond the plan's maxima and starts outside the totals are clamped: no byte outside
+ * the buffers is read or written; FP8_SYNC=1 reports them (FP8_EINVAL) after a checked launch.
+ * Asynchronous on CUDA. FP8_EINVAL (NULL, alignment, workspace), FP8_ECUDA. */
 FP8_NODISCARD fp8_status fp8_attention_run(fp8_attention_plan *p, const fp8_attention_io *io,
                                            void *workspace, size_t workspace_bytes);
+
+/* The oracle: the formula in double on host memory, obvious loops; every option above (quantize and
+ * quantize_p too). o: F64 [num_seqs, max_q, num_heads, d_v] or [total_q, num_heads, d_v] packed,
+ * unrounded; lse as in io but F64; amax [2] (S, O). lse and amax may be NULL. */
+FP8_NODISCARD fp8_status fp8_attention_reference(double *o, double *lse, double *amax,
+                                                 const fp8_attention_options *options,
+                                                 const fp8_attention_io *io);
 
 const char *fp8_attention_backend_name(fp8_attention_backend b);
 
