@@ -26,6 +26,7 @@
 #include <stdint.h>
 
 #include "attention/layout.h"
+#include "attention/masks.h"
 #include "core/device.h"
 #ifdef __cplusplus
 extern "C" {
@@ -39,7 +40,7 @@ typedef enum fp8_attention_backend {
     FP8_BACKEND_CPU
 } fp8_attention_backend;
 
-/* Lengths (padding) go with each of them. */
+/* Lengths go with each of them. */
 typedef enum fp8_attention_mask {
     FP8_MASK_NONE,
     FP8_MASK_CAUSAL,              /* top-left: query i sees keys j <= i */
@@ -80,8 +81,9 @@ typedef enum fp8_attention_granularity {
 /* What becomes of Q, K, V that are not FP8. */
 typedef enum fp8_attention_quantize {
     FP8_QUANTIZE_NOT,    /* attention in their own type */
-    FP8_QUANTIZE_GIVEN,  /* E4M3 codes round(x / descale), descales given: static or delayed */
-    FP8_QUANTIZE_CURRENT /* likewise, descale = amax / 448 of this call's own data */
+    FP8_QUANTIZE_GIVEN,  /* codes e4m3(x * (1 / descale)), F32, descales given: static, delayed */
+    FP8_QUANTIZE_CURRENT /* likewise, descale = amax / 448 of the finite values of this call's
+                          * sequences; 1 where that amax is 0 */
 } fp8_attention_quantize;
 
 typedef enum fp8_attention_precision {
@@ -93,8 +95,10 @@ typedef struct fp8_attention_options {
     int32_t num_heads, num_kv_heads, d_qk, d_v; /* num_heads a multiple of num_kv_heads */
     int64_t num_seqs, max_q, max_kv;            /* largest lengths a run may bring */
     fp8_attention_layout layout;
-    int has_strides;                  /* 1: the four below count, not those of the layout */
-    fp8_strides q, k, v, o;           /* elements */
+    int has_strides;        /* 1: the four below count, not those of the layout */
+    fp8_strides q, k, v, o; /* elements; no two elements of a tensor in one place */
+    int padding; /* 1: runs of a layout that is not packed bring lengths, or may; with 0 they are
+                  * all max_q and max_kv. Packed sequences always have lengths. */
     fp8_attention_mask mask;
     fp8_attention_bias_shape mask_shape; /* of FP8_MASK_ARBITRARY */
     int64_t window_left, window_right;   /* query at diagonal t sees keys t - left .. t + right;
@@ -106,7 +110,8 @@ typedef struct fp8_attention_options {
     float softcap;        /* S = softcap * tanh(S / softcap) before the post-scale bias; 0 = none */
     fp8_attention_sink sink;
     float scale;          /* multiplies Q K^T; 0 = 1/sqrt(d_qk) */
-    fp8_dtype q_dtype, kv_dtype; /* E4M3 with descales, BF16, F16, or F32 (cpu, unfused) */
+    fp8_dtype q_dtype, kv_dtype; /* E4M3 with descales, BF16, F16, or F32 (cpu, unfused); those that
+                                  * are not E4M3 of one type */
     fp8_dtype o_dtype;    /* BF16, F16, F32, or E4M3 with io.o_scale */
     fp8_attention_quantize quantize; /* of Q, K, V that are not E4M3 (fp8_dpa) */
     fp8_attention_granularity granularity; /* of the three descales */
@@ -117,10 +122,13 @@ typedef struct fp8_attention_options {
     int want_lse, want_amax; /* 1: io.lse, io.amax_s and io.amax_o are written */
     fp8_attention_backend backend; /* AUTO, or one that must serve (else FP8_EUNSUPPORTED) */
 } fp8_attention_options;
+/* Start from this: fp8_attention_options o = FP8_ATTENTION_OPTIONS; then set sizes and the rest. */
 #define FP8_ATTENTION_OPTIONS                                                                      \
-    .layout = FP8_LAYOUT_THD_THD_THD, .window_left = -1, .window_right = -1,                       \
-    .bias_dtype = FP8_DTYPE_F32, .q_dtype = FP8_DTYPE_BF16, .kv_dtype = FP8_DTYPE_BF16,            \
-    .o_dtype = FP8_DTYPE_BF16
+    {                                                                                              \
+        .layout = FP8_LAYOUT_THD_THD_THD, .window_left = -1, .window_right = -1,                   \
+        .bias_dtype = FP8_DTYPE_F32, .q_dtype = FP8_DTYPE_BF16, .kv_dtype = FP8_DTYPE_BF16,        \
+        .o_dtype = FP8_DTYPE_BF16                                                                  \
+    }
 
 /* Operands, all in the place of the device. Token i of sequence s is row starts[s] + i of a packed
  * layout, (s, i) of the others. Unless it says otherwise a pointer may be NULL where the plan's
@@ -130,7 +138,7 @@ typedef struct fp8_attention_io {
     const void *q, *k, *v;                /* of max_q, max_kv rows a sequence, or total rows */
     const int32_t *q_starts, *kv_starts;  /* packed: [num_seqs], or [num_seqs + 1] if no lengths */
     const int32_t *q_lengths, *kv_lengths; /* [num_seqs]; NULL: packed, starts[s + 1] - starts[s];
-                                            * else max_q, max_kv */
+                                            * else max_q, max_kv. Not packed: only with padding */
     int64_t total_q, total_kv;            /* packed: rows that may be read or written */
     const float *q_descale, *k_descale, *v_descale; /* E4M3 or FP8_QUANTIZE_GIVEN */
     const float *o_scale;                 /* [1], E4M3 out: codes = e4m3(O * o_scale) */
@@ -157,9 +165,11 @@ const char *fp8_attention_plan_reasons(const fp8_attention_plan *p);
  * transposed V and, with quantize, the codes. */
 size_t fp8_attention_workspace_size(const fp8_attention_plan *p);
 
-/* Rows with no key to see, and sequences of length 0, give 0 and LSE -inf (with a sink, its own
- * LSE). Lengths beyond the plan's maxima and starts outside the totals are clamped: no byte outside
- * the buffers is read or written; FP8_SYNC=1 reports them (FP8_EINVAL) after a checked launch.
+/* Rows with no key to see give 0 and LSE -inf (with a sink, its own LSE). In a layout that is not
+ * packed, rows beyond a sequence's length are written as 0 and -inf; rows of packed tokens that are
+ * in no sequence are left alone. Lengths beyond the plan's maxima and starts outside the totals are
+ * clamped: no byte outside the buffers is read or written; FP8_SYNC=1 reports them (FP8_EINVAL)
+ * after a checked launch.
  * Asynchronous on CUDA. FP8_EINVAL (NULL, alignment, workspace), FP8_ECUDA. */
 FP8_NODISCARD fp8_status fp8_attention_run(fp8_attention_plan *p, const fp8_attention_io *io,
                                            void *workspace, size_t workspace_bytes);

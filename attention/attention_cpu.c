@@ -21,7 +21,7 @@ typedef struct cpu_job {
 
 /* A work item, resolved. Row r of the group is query token r / group, its head r % group. */
 typedef struct cpu_item {
-    int64_t kv_head, first_row, rows;
+    int64_t seq, kv_head, first_row, rows;
     int64_t q_begin, s_q, kv_begin, s_kv;
     int64_t lo, hi; /* keys any of the rows sees */
 } cpu_item;
@@ -61,12 +61,11 @@ static const void *element(const void *base, fp8_dtype dtype, int64_t index) {
     return (const uint8_t *)base + index * (int64_t)fp8_dtype_size(dtype);
 }
 
-/* Element offset of tile row r in Q (d = d_qk) or O (d = d_v). */
-static int64_t row_offset(const cpu_job *j, const cpu_item *it, int64_t r, int64_t stride,
-                          int64_t d) {
+/* Element offset of tile row r in Q or O. */
+static int64_t row_offset(const cpu_job *j, const cpu_item *it, int64_t r, fp8_strides x) {
     const int64_t row = it->first_row + r;
-    return (it->q_begin + row / j->group) * stride +
-           (it->kv_head * j->group + row % j->group) * d;
+    return attention_offset(x, it->seq, it->q_begin + row / j->group,
+                            it->kv_head * j->group + row % j->group);
 }
 
 /* Q transposed, and an empty softmax. The rows up to TILE_ROWS are zero and see nothing. */
@@ -84,7 +83,7 @@ static void begin_tile(const cpu_job *j, const cpu_item *it, attention_tile *t) 
         t->sum[r] = 0.0f;
     }
     for (int64_t r = 0; r < it->rows; r++) {
-        const int64_t at = row_offset(j, it, r, j->io->q_stride, t->d_qk);
+        const int64_t at = row_offset(j, it, r, o->q);
         j->kernels->widen(t->k, element(j->io->q, o->q_dtype, at), o->q_dtype, t->d_qk);
         for (int64_t i = 0; i < t->d_qk; i++) t->q[i * TILE_ROWS + r] = t->k[i];
     }
@@ -92,10 +91,11 @@ static void begin_tile(const cpu_job *j, const cpu_item *it, attention_tile *t) 
 
 /* Widens `keys` rows of K or V from key `first` of the sequence on into a packed panel. */
 static void load_panel(const cpu_job *j, const cpu_item *it, float *panel, const void *x,
-                       int64_t stride, int64_t d, int64_t first, int64_t keys) {
+                       fp8_strides strides, int64_t d, int64_t first, int64_t keys) {
     const fp8_dtype dtype = j->options->kv_dtype;
     for (int64_t i = 0; i < keys; i++) {
-        const int64_t at = (it->kv_begin + first + i) * stride + it->kv_head * d;
+        const int64_t token = it->kv_begin + first + i;
+        const int64_t at = attention_offset(strides, it->seq, token, it->kv_head);
         j->kernels->widen(panel + i * d, element(x, dtype, at), dtype, d);
     }
 }
@@ -103,15 +103,16 @@ static void load_panel(const cpu_job *j, const cpu_item *it, float *panel, const
 /* o[r] = O_r * out_scale / sum_r, rounded once; 0 for a row that saw no key. */
 static void end_tile(const cpu_job *j, const cpu_item *it, attention_tile *t) {
     const fp8_attention_io *io = j->io;
-    const int64_t size = (int64_t)fp8_dtype_size(j->options->dtype);
+    const fp8_dtype dtype = j->options->o_dtype;
+    const int64_t size = (int64_t)fp8_dtype_size(dtype);
     for (int64_t r = 0; r < it->rows; r++) {
         const float factor = j->out_scale / t->sum[r];
-        const int64_t at = row_offset(j, it, r, io->o_stride, t->d_v);
+        const int64_t at = row_offset(j, it, r, j->options->o);
         if (t->hi[r] <= t->lo[r]) { /* whatever V holds */
             memset((uint8_t *)io->o + at * size, 0, (size_t)(t->d_v * size));
             continue;
         }
-        if (j->options->dtype == FP8_DTYPE_F32) {
+        if (dtype == FP8_DTYPE_F32) {
             float *out = (float *)io->o + at;
             for (int64_t i = 0; i < t->d_v; i++) out[i] = t->o[i * TILE_ROWS + r] * factor;
         } else {
@@ -132,11 +133,11 @@ static void run_tile(const cpu_job *j, const cpu_item *it, attention_tile *t) {
     for (int pass = t->quantize_p ? 0 : 1; pass < 2; pass++) {
         for (int64_t first = start; first < it->hi; first += TILE_KEYS) {
             const int64_t keys = it->hi - first < TILE_KEYS ? it->hi - first : TILE_KEYS;
-            load_panel(j, it, t->k, io->k, io->k_stride, t->d_qk, first, keys);
+            load_panel(j, it, t->k, io->k, j->options->k, t->d_qk, first, keys);
             if (pass == 0) {
                 j->kernels->raise_max(t, first, keys);
             } else {
-                load_panel(j, it, t->v, io->v, io->v_stride, t->d_v, first, keys);
+                load_panel(j, it, t->v, io->v, j->options->v, t->d_v, first, keys);
                 j->kernels->step(t, first, keys);
             }
         }
@@ -153,8 +154,11 @@ static int find_item(const cpu_job *j, int64_t index, cpu_item *it) {
     const int64_t seq = index / j->tiles / o->num_kv_heads;
     int64_t lo, hi, total;
 
-    it->s_q = attention_sequence(j->io->q_starts, seq, j->io->total_q, o->max_q, &it->q_begin);
-    it->s_kv = attention_sequence(j->io->kv_starts, seq, j->io->total_kv, o->max_kv, &it->kv_begin);
+    it->seq = seq;
+    it->s_q = attention_sequence(j->io->q_starts, j->io->q_lengths, seq, j->io->total_q, o->max_q,
+                                 &it->q_begin);
+    it->s_kv = attention_sequence(j->io->kv_starts, j->io->kv_lengths, seq, j->io->total_kv,
+                                  o->max_kv, &it->kv_begin);
     it->kv_head = index / j->tiles % o->num_kv_heads;
     it->first_row = (j->tiles - 1 - index % j->tiles) * TILE_ROWS;
     total = it->s_q * j->group;
@@ -207,12 +211,33 @@ static fp8_status cpu_run(fp8_attention_plan *p, const fp8_attention_io *io, voi
     return fp8_parallel_for(pool, o->num_seqs * o->num_kv_heads * j.tiles, 1, run_items, &j);
 }
 
-static fp8_status cpu_check(const fp8_attention_plan *p, char about[ATTENTION_REASON_BYTES]) {
-    if (fp8_device_place(p->device) != FP8_PLACE_CPU)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "the data is on %s", fp8_device_name(p->device));
-    snprintf(about, ATTENTION_REASON_BYTES, "%s, %s", fp8_device_name(p->device),
-             attention_tile_kernels_at(0)->name);
+static fp8_status check_types(const fp8_attention_options *o) {
+    if (o->q_dtype == FP8_DTYPE_F16 || o->kv_dtype == FP8_DTYPE_F16)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "F16 operands");
+    if (o->o_dtype != FP8_DTYPE_F32 && o->o_dtype != FP8_DTYPE_BF16)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "o_dtype %s, expected F32 or BF16",
+                        fp8_dtype_name(o->o_dtype));
+    if (o->quantize != FP8_QUANTIZE_NOT) return FP8_FAIL(FP8_EUNSUPPORTED, "operands to quantize");
+    if (o->granularity != FP8_DESCALE_TENSOR)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "descales of heads");
     return FP8_OK;
+}
+
+static fp8_status cpu_check(const fp8_attention_options *o, const attention_target *t,
+                            char about[ATTENTION_REASON_BYTES]) {
+    fp8_status st;
+    if (t->place != FP8_PLACE_CPU)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "the data is on %s", t->name);
+    snprintf(about, ATTENTION_REASON_BYTES, "%s, %s", t->name, attention_tile_kernels_at(0)->name);
+    FP8_TRY(check_types(o));
+    if (o->padding) return FP8_FAIL(FP8_EUNSUPPORTED, "padding");
+    if (o->mask == FP8_MASK_ARBITRARY) return FP8_FAIL(FP8_EUNSUPPORTED, "an arbitrary mask");
+    if (o->bias != FP8_BIAS_NONE) return FP8_FAIL(FP8_EUNSUPPORTED, "a bias");
+    if (o->softcap > 0.0f) return FP8_FAIL(FP8_EUNSUPPORTED, "softcap");
+    if (o->sink != FP8_SINK_NONE) return FP8_FAIL(FP8_EUNSUPPORTED, "a sink");
+    if (o->want_lse || o->want_amax) return FP8_FAIL(FP8_EUNSUPPORTED, "LSE or amax");
+done:
+    return st;
 }
 
 static fp8_status cpu_open(fp8_attention_plan *p) {

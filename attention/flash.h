@@ -3,18 +3,11 @@
 #define FP8_ATTENTION_FLASH_H
 #include <cuda.h> /* CUtensorMap; nothing of libcuda is linked */
 
-#include "attention/attention_impl.h"
+#include "attention/flash_limits.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-enum {
-    FLASH_BLOCK_M = 128,           /* query rows of a tile */
-    FLASH_BLOCK_N = 128,           /* keys of a tile */
-    FLASH_MAX_LENGTH = 1 << 29,    /* keeps key indices plus a window in 32 bits */
-    FLASH_MAX_ITEMS = 1 << 30      /* tiles of a run, for a 32-bit counter */
-};
 
 /* One run. Item i is one tile of queries of one head; a unit is a (sequence, query head). Units are
  * taken in bands, so that the keys and values of a band stay in L2; within a band the last tiles of
@@ -28,6 +21,7 @@ typedef struct flash_params {
     uint8_t *v_transposed; /* [num_seqs, num_kv_heads, d, kv_pitch], keys permuted: flash_v.cu */
     int32_t *next_item;    /* counter, set to 0 by flash_v.cu */
     const int32_t *q_starts, *kv_starts;
+    const int32_t *q_lengths, *kv_lengths; /* may be NULL */
     const float *q_descale, *k_descale, *v_descale;
     int64_t o_stride, v_stride, total_q, total_kv, kv_pitch;
     int32_t num_seqs, num_heads, num_kv_heads, max_q, max_kv;

@@ -2,7 +2,6 @@
  * workspace (flash_v.cu), then attends. Lengths are read on the device; what is fixed here are the
  * tensor maps, which also keep every copy inside the buffers. */
 #include <cudaTypedefs.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,64 +22,6 @@ typedef struct flash_state {
 } flash_state;
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-/* ---- eligibility ----------------------------------------------------------------------------- */
-
-static fp8_status check_types(const fp8_attention_options *o) {
-    if (o->dtype != FP8_DTYPE_BF16)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "dtype %s, expected BF16", fp8_dtype_name(o->dtype));
-    if (o->q_dtype != FP8_DTYPE_E4M3 || o->kv_dtype != FP8_DTYPE_E4M3)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "q_dtype %s, kv_dtype %s, expected F8_E4M3",
-                        fp8_dtype_name(o->q_dtype), fp8_dtype_name(o->kv_dtype));
-    if (!o->quantize_p)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "P is rounded to E4M3 here, and quantize_p is not set");
-    return FP8_OK;
-}
-
-static fp8_status check_shape(const fp8_attention_options *o) {
-    const int64_t items =
-        ceil_div(o->max_q, FLASH_BLOCK_M) * o->num_heads; /* below 2^31 * 2^24: no overflow */
-
-    if (o->d_qk != o->d_v || (o->d_qk != 64 && o->d_qk != 128 && o->d_qk != 256))
-        return FP8_FAIL(FP8_EUNSUPPORTED, "d_qk %d, d_v %d, expected both 64, 128 or 256", o->d_qk,
-                        o->d_v);
-    if (o->max_q > FLASH_MAX_LENGTH || o->max_kv > FLASH_MAX_LENGTH)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "lengths up to %lld x %lld, expected up to %d",
-                        (long long)o->max_q, (long long)o->max_kv, FLASH_MAX_LENGTH);
-    if (items > FLASH_MAX_ITEMS || o->num_seqs * items > FLASH_MAX_ITEMS)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "%lld sequences of %lld tiles, expected up to %d in all",
-                        (long long)o->num_seqs, (long long)items, FLASH_MAX_ITEMS);
-    if (o->num_seqs * o->num_kv_heads * (int64_t)o->d_v > INT32_MAX ||
-        o->num_seqs * o->num_kv_heads * ceil_div(o->max_kv, FLASH_BLOCK_N) > INT32_MAX)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "%lld sequences of %d KV heads, %lld x %d: beyond 2^31",
-                        (long long)o->num_seqs, o->num_kv_heads, (long long)o->max_kv, o->d_v);
-    if (!(o->scale > 0.0f))
-        return FP8_FAIL(FP8_EUNSUPPORTED, "scale %g, expected a positive one", (double)o->scale);
-    return FP8_OK;
-}
-
-/* Served when asked for, by the options or by FP8_FLASH_ATTN=1, until it is the default. */
-static fp8_status check_wanted(const fp8_attention_options *o) {
-    const char *text = getenv("FP8_FLASH_ATTN");
-    if (o->backend == FP8_BACKEND_FLASH || (text && strcmp(text, "1") == 0)) return FP8_OK;
-    return FP8_FAIL(FP8_EUNSUPPORTED, "only on request: FP8_FLASH_ATTN=1 or the options");
-}
-
-static fp8_status flash_check(const fp8_attention_plan *p, char about[ATTENTION_REASON_BYTES]) {
-    fp8_status st = FP8_OK;
-
-    if (fp8_device_place(p->device) != FP8_PLACE_CUDA)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "the device is the CPU");
-    if (fp8_device_capability(p->device) != 90)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "compute capability %d, expected 90",
-                        fp8_device_capability(p->device));
-    FP8_TRY(check_wanted(&p->options));
-    FP8_TRY(check_types(&p->options));
-    FP8_TRY(check_shape(&p->options));
-    snprintf(about, ATTENTION_REASON_BYTES, "sm_90a, d %d", p->options.d_v);
-done:
-    return st;
-}
 
 /* ---- plan ------------------------------------------------------------------------------------ */
 
@@ -120,8 +61,9 @@ static void fill_params(flash_params *a, const fp8_attention_options *o) {
     a->units = (int32_t)units;
     a->band = (int32_t)(band < 1 ? 1 : band > units ? units : band);
     a->num_items = (int32_t)(units * a->tiles);
-    a->causal = o->mask == FP8_MASK_CAUSAL;
-    a->window = o->window > 0 && o->window < no_window ? (int32_t)o->window : no_window;
+    a->causal = o->mask == FP8_MASK_CAUSAL_BOTTOM_RIGHT;
+    a->window = o->window_left >= 0 && o->window_left + 1 < no_window ? (int32_t)o->window_left + 1
+                                                                      : no_window;
     a->scale = o->scale;
 }
 
@@ -214,21 +156,23 @@ static fp8_status fill_run(const flash_state *f, flash_params *a, const fp8_atte
     a->v = io->v;
     a->q_starts = io->q_starts;
     a->kv_starts = io->kv_starts;
+    a->q_lengths = io->q_lengths;
+    a->kv_lengths = io->kv_lengths;
     a->q_descale = io->q_descale;
     a->k_descale = io->k_descale;
     a->v_descale = io->v_descale;
-    a->o_stride = io->o_stride;
-    a->v_stride = io->v_stride;
+    a->o_stride = o->o.token;
+    a->v_stride = o->v.token;
     a->total_q = io->total_q;
     a->total_kv = io->total_kv;
-    FP8_TRY(check_alignment("o", io->o, io->o_stride * 2));
-    FP8_TRY(check_alignment("q", io->q, io->q_stride));
-    FP8_TRY(check_alignment("k", io->k, io->k_stride));
-    FP8_TRY(check_alignment("v", io->v, io->v_stride));
-    FP8_TRY(map_rows(f, &a->q_map, "Q", io->q, io->total_q, o->num_heads, o->d_qk, io->q_stride,
+    FP8_TRY(check_alignment("o", io->o, o->o.token * 2));
+    FP8_TRY(check_alignment("q", io->q, o->q.token));
+    FP8_TRY(check_alignment("k", io->k, o->k.token));
+    FP8_TRY(check_alignment("v", io->v, o->v.token));
+    FP8_TRY(map_rows(f, &a->q_map, "Q", io->q, io->total_q, o->num_heads, o->d_qk, o->q.token,
                      FLASH_BLOCK_M, workspace));
     FP8_TRY(map_rows(f, &a->k_map, "K", io->k, io->total_kv, o->num_kv_heads, o->d_qk,
-                     io->total_kv > 0 ? io->k_stride : (int64_t)o->num_kv_heads * o->d_qk,
+                     io->total_kv > 0 ? o->k.token : (int64_t)o->num_kv_heads * o->d_qk,
                      FLASH_BLOCK_N, workspace));
     FP8_TRY(map_transposed(f, a, o->d_v));
 done:
@@ -252,5 +196,6 @@ done:
 }
 
 const attention_backend attention_backend_flash = {
-    FP8_BACKEND_FLASH, "flash", "FP8_FLASH_ATTN", flash_check, flash_open, flash_close, flash_run,
+    FP8_BACKEND_FLASH, "flash",     "FP8_FLASH_ATTN", attention_flash_check,
+    flash_open,        flash_close, flash_run,
 };

@@ -33,10 +33,11 @@ static __device__ flash_item find_item(const flash_params &p, int32_t index) {
     it.head = unit % p.num_heads;
     it.kv_head = it.head / (p.num_heads / p.num_kv_heads);
     it.seq = unit / p.num_heads;
-    s_q = (int32_t)attention_sequence(p.q_starts, it.seq, p.total_q, p.max_q, &begin);
+    s_q = (int32_t)attention_sequence(p.q_starts, p.q_lengths, it.seq, p.total_q, p.max_q, &begin);
     it.q_row = begin + first;
     it.rows = min(s_q - first, (int32_t)BLOCK_M);
-    it.s_kv = (int32_t)attention_sequence(p.kv_starts, it.seq, p.total_kv, p.max_kv, &it.kv_row);
+    it.s_kv = (int32_t)attention_sequence(p.kv_starts, p.kv_lengths, it.seq, p.total_kv, p.max_kv,
+                                          &it.kv_row);
     it.diagonal = p.causal ? first + it.s_kv - s_q + 1 : it.s_kv;
     lo = key_begin(p, it, 0);
     hi = key_end(it, it.rows - 1);

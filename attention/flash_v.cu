@@ -56,8 +56,8 @@ transpose_kernel(const __grid_constant__ flash_params p, int32_t d) {
     const int32_t c = (int32_t)threadIdx.x % lanes * COLUMNS;
     const int32_t g = (int32_t)threadIdx.x / lanes;
     int64_t begin;
-    const int32_t s_kv =
-        (int32_t)attention_sequence(p.kv_starts, seq, p.total_kv, p.max_kv, &begin);
+    const int32_t s_kv = (int32_t)attention_sequence(p.kv_starts, p.kv_lengths, seq, p.total_kv,
+                                                     p.max_kv, &begin);
     uint32_t row[GROUP], word[COLUMNS][4];
 
     if (blockIdx.x == 0 && threadIdx.x == 0) *p.next_item = 0;

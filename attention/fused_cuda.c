@@ -6,21 +6,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "attention/attention_impl.h"
 #include "attention/cudnn_graph.h"
+#include "attention/fused.h"
 #include "core/cuda_check.h"
 #include "core/log.h"
 
-/* cudnnGetVersion() from which something holds, or up to which it fails; cuDNN's release notes. */
-enum {
-    VERSION_MIN = 90000,          /* below, keys must come in multiples of 64 */
-    VERSION_SHIFTED = 90600,      /* bottom-right diagonal for any lengths */
-    VERSION_BROKEN_FIRST = 91000, /* wrong results in 9.10.0 and 9.10.1 */
-    VERSION_BROKEN_LAST = 91001,
-    VERSION_INFINITE = 91000, /* takes -Inf for a masked score; before, the lowest float */
-    VERSION_WINDOW_ALONE = 91002, /* a window without the causal mask beside it */
-    MAX_D = 256
-};
+enum { VERSION_INFINITE = 91000 }; /* takes -Inf for a masked score; before, the lowest float */
 
 enum { SLOT_Q, SLOT_K, SLOT_V, SLOT_O, NUM_SLOTS, MAX_BOUND = NUM_SLOTS + 6 };
 
@@ -94,17 +85,6 @@ static void release_handle(const fp8_device *d) {
         break;
     }
     pthread_mutex_unlock(&handles_lock);
-}
-
-/* ---- which masks ----------------------------------------------------------------------------- */
-
-/* Bottom-right: a lone query sees all keys, so only longer ones need the causal mask. */
-static int needs_causal(const fp8_attention_options *o) {
-    return o->mask == FP8_MASK_CAUSAL && o->max_q > 1;
-}
-
-static int needs_window(const fp8_attention_options *o) {
-    return o->window > 0 && o->window < o->max_kv;
 }
 
 /* ---- the graph ------------------------------------------------------------------------------- */
@@ -216,20 +196,20 @@ done:
     return st;
 }
 
-/* Packed rows seen as [batch, heads, tokens, d]; K transposed, as the first product wants it. */
+/* Operands as [batch, heads, tokens, d]; K transposed, as the first product wants it. */
 static fp8_status bind_operands(fused_state *f, const fp8_attention_options *o,
                                 cudnn_tensor all[NUM_SLOTS]) {
     const int64_t b = o->num_seqs, h_q = o->num_heads, h_kv = o->num_kv_heads;
     fp8_status st;
 
     FP8_TRY(bind_operand(f, SLOT_Q, &all[SLOT_Q], (int64_t[]){b, h_q, o->max_q, o->d_qk},
-                         (int64_t[]){o->max_q * o->q_stride, o->d_qk, o->q_stride, 1}));
+                         (int64_t[]){o->q.batch, o->q.head, o->q.token, 1}));
     FP8_TRY(bind_operand(f, SLOT_K, &all[SLOT_K], (int64_t[]){b, h_kv, o->d_qk, o->max_kv},
-                         (int64_t[]){o->max_kv * o->k_stride, o->d_qk, 1, o->k_stride}));
+                         (int64_t[]){o->k.batch, o->k.head, 1, o->k.token}));
     FP8_TRY(bind_operand(f, SLOT_V, &all[SLOT_V], (int64_t[]){b, h_kv, o->max_kv, o->d_v},
-                         (int64_t[]){o->max_kv * o->v_stride, o->d_v, o->v_stride, 1}));
+                         (int64_t[]){o->v.batch, o->v.head, o->v.token, 1}));
     FP8_TRY(bind_operand(f, SLOT_O, &all[SLOT_O], (int64_t[]){b, h_q, o->max_q, o->d_v},
-                         (int64_t[]){o->max_q * o->o_stride, o->d_v, o->o_stride, 1}));
+                         (int64_t[]){o->o.batch, o->o.head, o->o.token, 1}));
 done:
     return st;
 }
@@ -245,8 +225,8 @@ static fp8_status build(fused_state *f, const fp8_attention_options *o) {
     FP8_TRY(cudnn_graph_matmul(&f->graph, &operands[SLOT_Q], &operands[SLOT_K], &dots));
     FP8_TRY(bind_scalar(f, &scale, CUDNN_DATA_FLOAT, &f->scale));
     FP8_TRY(apply(f, CUDNN_POINTWISE_MUL, CUDNN_DATA_FLOAT, CUDNN_DATA_FLOAT, &dots, &scale, &x));
-    if (needs_causal(o)) FP8_TRY(mask_causal(f, &x));
-    if (needs_window(o)) FP8_TRY(mask_window(f, &x));
+    if (attention_fused_causal(o)) FP8_TRY(mask_causal(f, &x));
+    if (attention_fused_window(o)) FP8_TRY(mask_window(f, &x));
     FP8_TRY(softmax(f, &x, &p));
     FP8_TRY(cudnn_graph_matmul(&f->graph, &p, &operands[SLOT_V], &operands[SLOT_O]));
     FP8_TRY(cudnn_graph_compile(&f->graph));
@@ -256,65 +236,7 @@ done:
 
 /* ---- backend --------------------------------------------------------------------------------- */
 
-static fp8_status check_types(const fp8_attention_options *o) {
-    if (o->dtype != FP8_DTYPE_BF16)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "dtype %s, expected BF16", fp8_dtype_name(o->dtype));
-    if (o->q_dtype != FP8_DTYPE_BF16 || o->kv_dtype != FP8_DTYPE_BF16)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "FP8 through cuDNN is not there yet");
-    if (o->quantize_p) return FP8_FAIL(FP8_EUNSUPPORTED, "P in E4M3 is not there yet");
-    return FP8_OK;
-}
-
-static fp8_status check_shape(const fp8_attention_options *o) {
-    if (!o->uniform)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "lengths that may differ (uniform is not set)");
-    if (o->num_seqs == 0 || o->max_q == 0 || o->max_kv == 0)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "an empty shape");
-    if (o->d_qk % 8 || o->d_v % 8 || o->d_qk > MAX_D || o->d_v > MAX_D)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "d_qk %d, d_v %d, expected multiples of 8 up to %d",
-                        o->d_qk, o->d_v, MAX_D);
-    if (o->o_stride % 8 || o->q_stride % 8 || o->k_stride % 8 || o->v_stride % 8)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "token strides %lld %lld %lld %lld, expected multiples "
-                                          "of 8",
-                        (long long)o->o_stride, (long long)o->q_stride, (long long)o->k_stride,
-                        (long long)o->v_stride);
-    if (o->mask == FP8_MASK_CAUSAL && o->max_q > o->max_kv)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "causal with %lld queries over %lld keys: some see none",
-                        (long long)o->max_q, (long long)o->max_kv);
-    return FP8_OK;
-}
-
-static fp8_status check_version(const fp8_attention_options *o, size_t version) {
-    const char *what = NULL;
-    if (version < VERSION_MIN) what = "before 9.0";
-    else if (version >= VERSION_BROKEN_FIRST && version <= VERSION_BROKEN_LAST)
-        what = "with wrong results in its attention";
-    else if (version < VERSION_SHIFTED && o->max_q != o->max_kv && needs_causal(o))
-        what = "before 9.6: no bottom-right causal mask";
-    else if (version < VERSION_SHIFTED && needs_window(o)) what = "before 9.6: no sliding window";
-    else if (version < VERSION_WINDOW_ALONE && needs_window(o) && !needs_causal(o))
-        what = "before 9.10.2: no sliding window for one query";
-    return what ? FP8_FAIL(FP8_EUNSUPPORTED, "a version %s", what) : FP8_OK;
-}
-
-static fp8_status fused_check(const fp8_attention_plan *p, char about[ATTENTION_REASON_BYTES]) {
-    size_t version;
-    fp8_status st;
-
-    if (fp8_device_place(p->device) != FP8_PLACE_CUDA)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "the device is the CPU");
-    version = cudnnGetVersion();
-    snprintf(about, ATTENTION_REASON_BYTES, "cuDNN %zu.%zu.%zu", version / 10000,
-             version / 100 % 100, version % 100);
-    if (fp8_device_capability(p->device) < 80)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "compute capability %d, expected 80 or newer",
-                        fp8_device_capability(p->device));
-    FP8_TRY(check_types(&p->options));
-    FP8_TRY(check_shape(&p->options));
-    FP8_TRY(check_version(&p->options, version));
-done:
-    return st;
-}
+size_t attention_cudnn_version(void) { return cudnnGetVersion(); }
 
 static fp8_status fused_open(fp8_attention_plan *p) {
     const fp8_attention_options *o = &p->options;
@@ -328,7 +250,7 @@ static fp8_status fused_open(fp8_attention_plan *p) {
     f->masked = cudnnGetVersion() < VERSION_INFINITE ? -3.402823466e38f : -INFINITY;
     f->s_q = (int32_t)o->max_q;
     f->s_kv = (int32_t)o->max_kv;
-    f->window = (float)(o->window - o->max_kv + o->max_q);
+    f->window = (float)(o->window_left + 1 - o->max_kv + o->max_q);
     FP8_TRY(build(f, o));
     p->workspace_bytes = (size_t)f->graph.workspace_bytes;
     fp8_log(FP8_LOG_DETAIL, "attention: cuDNN engine %lld, %d operations, workspace %lld bytes",
@@ -365,6 +287,6 @@ static fp8_status fused_run(fp8_attention_plan *p, const fp8_attention_io *io, v
 }
 
 const attention_backend attention_backend_fused = {
-    FP8_BACKEND_FUSED, "fused",     "FP8_FUSED_ATTN", fused_check,
+    FP8_BACKEND_FUSED, "fused",     "FP8_FUSED_ATTN", attention_fused_check,
     fused_open,        fused_close, fused_run,
 };

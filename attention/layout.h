@@ -6,6 +6,7 @@
  * Element (b, s, h, d) of a tensor is base + b * batch + s * token + h * head + d. */
 #ifndef FP8_ATTENTION_LAYOUT_H
 #define FP8_ATTENTION_LAYOUT_H
+#include <stddef.h>
 #include <stdint.h>
 
 #include "core/status.h"
@@ -55,8 +56,8 @@ FP8_NODISCARD fp8_status fp8_attention_layout_parse(fp8_attention_layout *out, c
 int fp8_attention_layout_is_packed(fp8_attention_layout l); /* thd: tokens of all sequences */
 
 /* b, s_q, s_kv: sequences and padded lengths (ignored where tokens are packed). Layouts that share
- * memory between Q and K, V need num_heads = num_kv_heads and d_qk = d_v, those that interleave K
- * and V d_qk = d_v: else FP8_EINVAL. */
+ * memory between Q and K, V need num_heads = num_kv_heads, s_q = s_kv and d_qk = d_v, those that
+ * interleave K and V d_qk = d_v: else FP8_EINVAL. */
 FP8_NODISCARD fp8_status fp8_attention_layout_strides(fp8_layout_strides *out,
                                                       fp8_attention_layout l, int64_t b,
                                                       int64_t s_q, int64_t s_kv, int32_t num_heads,

@@ -26,23 +26,26 @@ enum {
 
 /* ---- device helpers -------------------------------------------------------------------------- */
 
-/* What both directions know of an operand: rows of a slice <-> packed tokens. */
-typedef struct packed_rows {
+/* What both directions know of an operand: rows of a slice <-> tokens of the sequences. */
+typedef struct operand_rows {
     int64_t unit0, num_units, kv_heads, group, token0;
     int64_t rows, pitch; /* of a unit, padded */
-    int64_t d, stride, total, longest;
-    const int32_t *starts;
-} packed_rows;
+    int64_t d;
+    fp8_strides strides;
+    int64_t total, longest;
+    const int32_t *starts, *lengths;
+} operand_rows;
 
-/* Element offset of row r of unit `unit` in the packed operand; -1 beyond the sequence or units. */
-static __device__ int64_t packed_offset(const packed_rows &x, int64_t unit, int64_t r) {
+/* Element offset of row r of unit `unit` in the operand; -1 beyond the sequence or units. */
+static __device__ int64_t operand_offset(const operand_rows &x, int64_t unit, int64_t r) {
     const int64_t token = x.token0 + r / x.group;
     const int64_t head = unit % x.kv_heads * x.group + r % x.group;
     int64_t begin;
     if (unit >= x.num_units) return -1;
-    if (token >= attention_sequence(x.starts, unit / x.kv_heads, x.total, x.longest, &begin))
+    if (token >= attention_sequence(x.starts, x.lengths, unit / x.kv_heads, x.total, x.longest,
+                                    &begin))
         return -1;
-    return (begin + token) * x.stride + head * x.d;
+    return attention_offset(x.strides, unit / x.kv_heads, begin + token, head);
 }
 
 static __device__ __nv_bfloat16 widen(const __nv_bfloat16 *x) { return *x; }
@@ -78,7 +81,7 @@ static __device__ float round_e4m3(float p) {
 /* grid: (rows * pitch / VEC / THREADS, units). `whole`: 8 elements lie and align as one load. */
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
-gather_kernel(uint16_t *__restrict__ out, const T *__restrict__ in, packed_rows x, bool whole) {
+gather_kernel(uint16_t *__restrict__ out, const T *__restrict__ in, operand_rows x, bool whole) {
     struct alignas(sizeof(T) * VEC) source { T e[VEC]; };
     const int64_t chunks = x.pitch / VEC, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     const int64_t r = at / chunks, c = at % chunks * VEC;
@@ -86,7 +89,7 @@ gather_kernel(uint16_t *__restrict__ out, const T *__restrict__ in, packed_rows 
     int64_t from;
 
     if (r >= x.rows) return;
-    from = packed_offset(x, x.unit0 + blockIdx.y, r);
+    from = operand_offset(x, x.unit0 + blockIdx.y, r);
     if (whole && from >= 0) {
         const source s = *reinterpret_cast<const source *>(in + from + c);
 #pragma unroll
@@ -103,7 +106,7 @@ gather_kernel(uint16_t *__restrict__ out, const T *__restrict__ in, packed_rows 
 /* grid: as gather. */
 static __global__ void __launch_bounds__(THREADS)
 scatter_kernel(uint16_t *__restrict__ out, const float *__restrict__ in,
-               const float *__restrict__ factor, packed_rows x, bool whole) {
+               const float *__restrict__ factor, operand_rows x, bool whole) {
     const int64_t chunks = x.pitch / VEC, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
     const int64_t r = at / chunks, c = at % chunks * VEC, row = blockIdx.y * x.rows + r;
     alignas(16) __nv_bfloat16 values[VEC];
@@ -112,7 +115,7 @@ scatter_kernel(uint16_t *__restrict__ out, const float *__restrict__ in,
     float f;
 
     if (r >= x.rows || c >= x.d) return;
-    offset = packed_offset(x, x.unit0 + blockIdx.y, r);
+    offset = operand_offset(x, x.unit0 + blockIdx.y, r);
     if (offset < 0) return;
     to = reinterpret_cast<__nv_bfloat16 *>(out) + offset + c;
     f = factor[row];
@@ -143,8 +146,9 @@ static __global__ void __launch_bounds__(MAX_ROW_THREADS) softmax_kernel(attenti
     int64_t begin, s_q, s_kv, lo, hi;
 
     if (seq >= o.num_seqs) return;
-    s_q = attention_sequence(a.io.q_starts, seq, a.io.total_q, o.max_q, &begin);
-    s_kv = attention_sequence(a.io.kv_starts, seq, a.io.total_kv, o.max_kv, &begin);
+    s_q = attention_sequence(a.io.q_starts, a.io.q_lengths, seq, a.io.total_q, o.max_q, &begin);
+    s_kv = attention_sequence(a.io.kv_starts, a.io.kv_lengths, seq, a.io.total_kv, o.max_kv,
+                              &begin);
     if (token >= s_q) return;
     attention_visible(&o, token, s_q, s_kv, &lo, &hi);
     if (o.q_dtype == FP8_DTYPE_E4M3) scale *= *a.io.q_descale;
@@ -186,30 +190,35 @@ static __global__ void __launch_bounds__(MAX_ROW_THREADS) softmax_kernel(attenti
 
 /* ---- host launchers -------------------------------------------------------------------------- */
 
-/* Whether VEC elements of a packed operand always lie together and aligned. */
-static bool whole_vectors(const void *x, const packed_rows &r, size_t element) {
-    return r.d % VEC == 0 && r.stride % VEC == 0 && (uintptr_t)x % (VEC * element) == 0;
+/* Whether VEC elements of an operand always lie together and aligned. */
+static bool whole_vectors(const void *x, const operand_rows &r, size_t element) {
+    return (r.d | r.strides.batch | r.strides.token | r.strides.head) % VEC == 0 &&
+           (uintptr_t)x % (VEC * element) == 0;
 }
 
-static dim3 vector_grid(const attention_slice *a, const packed_rows &r) {
+static dim3 vector_grid(const attention_slice *a, const operand_rows &r) {
     const int64_t threads = r.rows * (r.pitch / VEC);
     return dim3((unsigned)((threads + THREADS - 1) / THREADS), (unsigned)a->units);
 }
 
-static packed_rows query_rows(const attention_slice *a, int64_t d, int64_t pitch, int64_t stride) {
+static operand_rows query_rows(const attention_slice *a, int64_t d, int64_t pitch,
+                               fp8_strides strides) {
     const fp8_attention_options &o = a->options;
     return {a->unit0, o.num_seqs * o.num_kv_heads, o.num_kv_heads, a->group, a->token0,
-            a->tokens * a->group, pitch, d, stride, a->io.total_q, o.max_q, a->io.q_starts};
+            a->tokens * a->group, pitch, d, strides, a->io.total_q, o.max_q, a->io.q_starts,
+            a->io.q_lengths};
 }
 
-static packed_rows key_rows(const attention_slice *a, int64_t d, int64_t pitch, int64_t stride) {
+static operand_rows key_rows(const attention_slice *a, int64_t d, int64_t pitch,
+                             fp8_strides strides) {
     const fp8_attention_options &o = a->options;
     return {a->unit0, o.num_seqs * o.num_kv_heads, o.num_kv_heads, 1, 0,
-            a->kv_pitch, pitch, d, stride, a->io.total_kv, o.max_kv, a->io.kv_starts};
+            a->kv_pitch, pitch, d, strides, a->io.total_kv, o.max_kv, a->io.kv_starts,
+            a->io.kv_lengths};
 }
 
 static fp8_status gather(const attention_slice *a, const char *name, uint16_t *out, const void *in,
-                         fp8_dtype dtype, const packed_rows &r, cudaStream_t stream) {
+                         fp8_dtype dtype, const operand_rows &r, cudaStream_t stream) {
     const bool whole = whole_vectors(in, r, fp8_dtype_size(dtype));
     const dim3 grid = vector_grid(a, r);
     if (dtype == FP8_DTYPE_E4M3)
@@ -222,13 +231,13 @@ static fp8_status gather(const attention_slice *a, const char *name, uint16_t *o
 }
 
 extern "C" fp8_status attention_gather_q(const attention_slice *a, fp8_stream stream) {
-    const packed_rows r = query_rows(a, a->options.d_qk, a->d_qk_pitch, a->io.q_stride);
+    const operand_rows r = query_rows(a, a->options.d_qk, a->d_qk_pitch, a->options.q);
     return gather(a, "attention gather Q", a->q, a->io.q, a->options.q_dtype, r, stream);
 }
 
 extern "C" fp8_status attention_gather_kv(const attention_slice *a, fp8_stream stream) {
-    const packed_rows k = key_rows(a, a->options.d_qk, a->d_qk_pitch, a->io.k_stride);
-    const packed_rows v = key_rows(a, a->options.d_v, a->d_v_pitch, a->io.v_stride);
+    const operand_rows k = key_rows(a, a->options.d_qk, a->d_qk_pitch, a->options.k);
+    const operand_rows v = key_rows(a, a->options.d_v, a->d_v_pitch, a->options.v);
     const fp8_status st =
         gather(a, "attention gather K", a->k, a->io.k, a->options.kv_dtype, k, stream);
     if (st != FP8_OK) return st;
@@ -244,7 +253,7 @@ extern "C" fp8_status attention_softmax(const attention_slice *a, fp8_stream str
 }
 
 extern "C" fp8_status attention_scatter_o(const attention_slice *a, fp8_stream stream) {
-    const packed_rows r = query_rows(a, a->options.d_v, a->d_v_pitch, a->io.o_stride);
+    const operand_rows r = query_rows(a, a->options.d_v, a->d_v_pitch, a->options.o);
     uint16_t *o = static_cast<uint16_t *>(a->io.o);
     scatter_kernel<<<vector_grid(a, r), THREADS, 0, stream>>>(o, a->o, a->factor, r,
                                                               whole_vectors(o, r, sizeof *o));

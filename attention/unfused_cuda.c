@@ -1,7 +1,6 @@
 /* The unfused backend: gather to padded BF16, S = Q K^T, softmax in FP32, O = P V, scatter. Any GPU
  * and any option; what it costs is the trip of S and P through memory. Work is cut into slices of
  * one fixed shape, so that both products are planned once and nothing depends on device data. */
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "attention/unfused.h"
@@ -116,16 +115,6 @@ static fp8_gemm output_gemm(const attention_slice *a) {
 
 /* ---- backend --------------------------------------------------------------------------------- */
 
-static fp8_status unfused_check(const fp8_attention_plan *p, char about[ATTENTION_REASON_BYTES]) {
-    if (fp8_device_place(p->device) != FP8_PLACE_CUDA)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "the device is the CPU");
-    if (p->options.dtype != FP8_DTYPE_BF16)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "dtype %s is for the CPU, here it is BF16",
-                        fp8_dtype_name(p->options.dtype));
-    snprintf(about, ATTENTION_REASON_BYTES, "cuBLASLt, softmax in FP32");
-    return FP8_OK;
-}
-
 static void lay_out(unfused_state *u) {
     const attention_slice *a = &u->shape;
     const int64_t rows = a->units * a->tokens * a->group, keys = a->units * a->kv_pitch;
@@ -227,6 +216,6 @@ done:
 }
 
 const attention_backend attention_backend_unfused = {
-    FP8_BACKEND_UNFUSED, "unfused",     "FP8_UNFUSED_ATTN", unfused_check,
+    FP8_BACKEND_UNFUSED, "unfused",     "FP8_UNFUSED_ATTN", attention_unfused_check,
     unfused_open,        unfused_close, unfused_run,
 };

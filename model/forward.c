@@ -107,23 +107,24 @@ static fp8_status store_kv(const pass *p, const fp8_tensor *x, int64_t layer, in
 static fp8_attention_options attention_options(const pass *p, int64_t layer) {
     const fp8_model *m = p->m;
     const fp8_model_config *c = &m->config;
+    const int64_t window = c->layer_window[layer];
     const int codes = m->quant.attention != FP8_ATTENTION_NONE;
-    return (fp8_attention_options){
-        .num_heads = (int32_t)c->num_heads,
-        .num_kv_heads = (int32_t)c->num_kv_heads,
-        .d_qk = (int32_t)c->head_dim,
-        .d_v = (int32_t)c->head_dim,
-        .num_seqs = p->batch->num_seqs,
-        .max_q = p->max_len,
-        .max_kv = p->past + p->max_len,
-        .mask = FP8_MASK_CAUSAL,
-        .window = c->layer_window[layer],
-        .dtype = m->type,
-        .q_dtype = codes ? FP8_DTYPE_E4M3 : m->type,
-        .kv_dtype = m->quant.kv_fp8 ? FP8_DTYPE_E4M3 : m->type,
-        .quantize_p = 0, /* no backend here gains from a rounded P; it costs 0.15 % (NOTES) */
-        .uniform = p->uniform,
-    };
+    fp8_attention_options o = FP8_ATTENTION_OPTIONS;
+
+    o.num_heads = (int32_t)c->num_heads;
+    o.num_kv_heads = (int32_t)c->num_kv_heads;
+    o.d_qk = o.d_v = (int32_t)c->head_dim;
+    o.num_seqs = p->batch->num_seqs;
+    o.max_q = p->max_len;
+    o.max_kv = p->past + p->max_len;
+    o.layout = p->uniform ? FP8_LAYOUT_BSHD_BSHD_BSHD : FP8_LAYOUT_THD_THD_THD;
+    o.mask = FP8_MASK_CAUSAL_BOTTOM_RIGHT;
+    o.window_left = window > 0 ? window - 1 : -1; /* a model's window counts the query itself */
+    o.o_dtype = m->type;
+    o.q_dtype = codes ? FP8_DTYPE_E4M3 : m->type;
+    o.kv_dtype = m->quant.kv_fp8 ? FP8_DTYPE_E4M3 : m->type;
+    o.quantize_p = 0; /* no backend here gains from a rounded P; it costs 0.15 % (NOTES) */
+    return o;
 }
 
 static fp8_status attend(const pass *p, int64_t layer, const fp8_tensor *o, const fp8_tensor *q,
@@ -131,16 +132,12 @@ static fp8_status attend(const pass *p, int64_t layer, const fp8_tensor *o, cons
     fp8_model *m = p->m;
     const fp8_attention_options options = attention_options(p, layer);
     const float *scales = m->layers[layer].kv_scales;
-    const int64_t q_width = q->shape[1], kv_width = k->shape[1];
+    const int64_t q_width = q->shape[1];
     fp8_attention_plan *plan = NULL;
     fp8_status st = FP8_OK;
     fp8_attention_io io = {
         .o = o->data,
         .q = q->data,
-        .o_stride = q_width,
-        .q_stride = q_width,
-        .k_stride = kv_width,
-        .v_stride = kv_width,
         .q_starts = m->inputs.starts,
         .kv_starts = p->cache ? m->inputs.kv_starts : m->inputs.starts,
         .total_q = p->tokens,

@@ -12,7 +12,7 @@ static int64_t power_of_two(int64_t n) {
 /* The options that vary between the batches and layers of one model. */
 static int same(const fp8_attention_options *a, const fp8_attention_options *b) {
     return a->num_seqs == b->num_seqs && a->max_q == b->max_q && a->max_kv == b->max_kv &&
-           a->window == b->window && a->uniform == b->uniform;
+           a->window_left == b->window_left && a->layout == b->layout;
 }
 
 fp8_status fp8_plan_get(fp8_model *m, fp8_attention_plan **out,
@@ -22,7 +22,7 @@ fp8_status fp8_plan_get(fp8_model *m, fp8_attention_plan **out,
     fp8_attention_plan *plan = NULL;
     fp8_status st = FP8_OK;
 
-    if (!wanted.uniform) {
+    if (fp8_attention_layout_is_packed(wanted.layout)) {
         wanted.max_q = wanted.max_q > 1 ? power_of_two(wanted.max_q) : 1;
         wanted.max_kv = power_of_two(wanted.max_kv);
     }

@@ -42,8 +42,8 @@ typedef struct problem {
     int32_t heads, kv_heads, d_qk, d_v;
     int32_t num_seqs, s_q[MAX_SEQS], s_kv[MAX_SEQS];
     fp8_attention_mask mask;
-    int64_t window;
-    fp8_dtype dtype, q_dtype, kv_dtype;
+    int64_t window;   /* keys a query sees, itself included; 0: no bound */
+    fp8_dtype dtype, q_dtype, kv_dtype; /* dtype: of O */
     int quantize_p, gap; /* gap: elements a token's row is longer than packed */
 } problem;
 
@@ -52,7 +52,7 @@ typedef struct problem {
 #define BF16 FP8_DTYPE_BF16
 #define E4M3 FP8_DTYPE_E4M3
 #define NONE FP8_MASK_NONE
-#define CAUSAL FP8_MASK_CAUSAL
+#define CAUSAL FP8_MASK_CAUSAL_BOTTOM_RIGHT
 
 typedef struct operand {
     void *data;
@@ -125,20 +125,31 @@ static inline void buffers_free(buffers *b) {
     free(b->o);
 }
 
+/* Rows of a token `row` elements apart, sequences of `tokens` one after the other. */
+static inline fp8_strides rows_of(int64_t row, int64_t d, int64_t tokens) {
+    return (fp8_strides){tokens * row, row, d};
+}
+
 static inline fp8_attention_options options_of(const problem *p, const buffers *b) {
-    const fp8_attention_options o = {.num_heads = p->heads,
-                                     .num_kv_heads = p->kv_heads,
-                                     .d_qk = p->d_qk,
-                                     .d_v = p->d_v,
-                                     .num_seqs = p->num_seqs,
-                                     .max_q = b->max_q,
-                                     .max_kv = b->max_kv,
-                                     .mask = p->mask,
-                                     .window = p->window,
-                                     .dtype = p->dtype,
-                                     .q_dtype = p->q_dtype,
-                                     .kv_dtype = p->kv_dtype,
-                                     .quantize_p = p->quantize_p};
+    fp8_attention_options o = FP8_ATTENTION_OPTIONS;
+    o.num_heads = p->heads;
+    o.num_kv_heads = p->kv_heads;
+    o.d_qk = p->d_qk;
+    o.d_v = p->d_v;
+    o.num_seqs = p->num_seqs;
+    o.max_q = b->max_q;
+    o.max_kv = b->max_kv;
+    o.has_strides = 1;
+    o.q = rows_of(b->q.stride, p->d_qk, b->max_q);
+    o.k = rows_of(b->k.stride, p->d_qk, b->max_kv);
+    o.v = rows_of(b->v.stride, p->d_v, b->max_kv);
+    o.o = rows_of(b->o_stride, p->d_v, b->max_q);
+    o.mask = p->mask;
+    o.window_left = p->window - 1;
+    o.q_dtype = p->q_dtype;
+    o.kv_dtype = p->kv_dtype;
+    o.o_dtype = p->dtype;
+    o.quantize_p = p->quantize_p;
     return o;
 }
 
@@ -147,10 +158,6 @@ static inline fp8_attention_io io_of(const buffers *b) {
                                  .q = b->q.data,
                                  .k = b->k.data,
                                  .v = b->v.data,
-                                 .o_stride = b->o_stride,
-                                 .q_stride = b->q.stride,
-                                 .k_stride = b->k.stride,
-                                 .v_stride = b->v.stride,
                                  .q_starts = b->q_starts,
                                  .kv_starts = b->kv_starts,
                                  .total_q = b->total_q,

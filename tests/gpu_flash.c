@@ -303,16 +303,12 @@ static fp8_status call_attention(void *ctx) {
 
 static fp8_status call_transpose(void *ctx) {
     bench_run *r = ctx;
-    return attention_flash_transpose(&r->transpose, (int32_t)(r->io.v_stride /
+    return attention_flash_transpose(&r->transpose, (int32_t)(r->transpose.v_stride /
                                      r->transpose.num_kv_heads), fp8_device_stream(r->d));
 }
 
 static void bench_one(fp8_device *d, const bench_shape *x) {
-    const fp8_attention_options o = {.num_heads = x->h_q, .num_kv_heads = x->h_kv, .d_qk = x->d,
-                                     .d_v = x->d, .num_seqs = x->b, .max_q = x->s, .max_kv = x->s,
-                                     .mask = x->mask, .dtype = BF16, .q_dtype = E4M3,
-                                     .kv_dtype = E4M3, .quantize_p = 1,
-                                     .backend = FP8_BACKEND_FLASH};
+    fp8_attention_options o = FP8_ATTENTION_OPTIONS;
     const int64_t rows = (int64_t)x->b * x->s;
     const float descales[3] = {1.0f / 16, 1.0f / 16, 1.0f / 16};
     int32_t *starts = zeroed(x->b + 1, sizeof *starts);
@@ -320,6 +316,15 @@ static void bench_one(fp8_device *d, const bench_shape *x) {
     double ms, v_ms, flops = 4.0 * x->b * x->h_q * x->s * (double)x->s * x->d;
     void *all[7];
 
+    o.num_heads = x->h_q;
+    o.num_kv_heads = x->h_kv;
+    o.d_qk = o.d_v = x->d;
+    o.num_seqs = x->b;
+    o.max_q = o.max_kv = x->s;
+    o.mask = x->mask;
+    o.q_dtype = o.kv_dtype = E4M3;
+    o.quantize_p = 1;
+    o.backend = FP8_BACKEND_FLASH;
     for (int32_t i = 0; i <= x->b; i++) starts[i] = i * x->s;
     CHECK_STATUS(fp8_attention_plan_create(&r.plan, d, &o), FP8_OK);
     if (!r.plan) abort();
@@ -333,8 +338,6 @@ static void bench_one(fp8_device *d, const bench_shape *x) {
     CHECK_STATUS(fp8_device_alloc(d, &all[5], (size_t)(rows * x->h_q * x->d) * 2), FP8_OK);
     all[6] = r.workspace;
     r.io = (fp8_attention_io){.o = all[5], .q = all[0], .k = all[1], .v = all[2],
-                              .o_stride = x->h_q * x->d, .q_stride = x->h_q * x->d,
-                              .k_stride = x->h_kv * x->d, .v_stride = x->h_kv * x->d,
                               .q_starts = all[3], .kv_starts = all[3], .total_q = rows,
                               .total_kv = rows, .q_descale = all[4],
                               .k_descale = (float *)all[4] + 1, .v_descale = (float *)all[4] + 2};
@@ -342,7 +345,7 @@ static void bench_one(fp8_device *d, const bench_shape *x) {
     r.transpose.next_item = r.workspace;
     r.transpose.v_transposed = (uint8_t *)r.workspace + 256;
     r.transpose.kv_starts = all[3];
-    r.transpose.v_stride = r.io.v_stride;
+    r.transpose.v_stride = x->h_kv * x->d;
     r.transpose.total_kv = rows;
     r.transpose.kv_pitch = (x->s + FLASH_BLOCK_N - 1) / FLASH_BLOCK_N * FLASH_BLOCK_N;
     r.transpose.num_seqs = x->b;

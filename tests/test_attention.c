@@ -16,7 +16,7 @@ static void reference_row(const problem *p, const buffers *b, int seq, int64_t i
         double dot = 0;
         for (int c = 0; c < p->d_qk; c++) dot += (double)q[c] * (double)k[c];
         prob[j] = dot / sqrt(p->d_qk) * (double)b->q_descale * (double)b->k_descale;
-        if (p->mask == FP8_MASK_CAUSAL && j > last) prob[j] = -INFINITY;
+        if (p->mask == CAUSAL && j > last) prob[j] = -INFINITY;
         if (p->window > 0 && j <= last - p->window) prob[j] = -INFINITY;
         if (prob[j] > max) max = prob[j];
     }
@@ -248,18 +248,85 @@ static void test_hostile_starts(void) {
     }
 }
 
+/* Sequences in any order with gaps between them, lengths apart; and the same sequences, of equal
+ * lengths, as a batch without starts: the bytes of the packed run. */
+static void test_starts_and_lengths(void) {
+    const problem p = {"gaps", 4, 2, 24, 16, 3, {5, 5, 5}, {9, 9, 9}, CAUSAL, 3, F32, F32, F32,
+                       0, 2};
+    static const int32_t q_starts[3] = {10, 0, 4}, kv_starts[3] = {0, 20, 10};
+    static const int32_t lengths[3] = {5, 3, 5};
+    fp8_attention_options o;
+    fp8_device *d = NULL;
+    float *want;
+    buffers b;
+
+    check_case = p.name;
+    buffers_init(&b, &p, 10);
+    o = options_of(&p, &b);
+    want = zeroed(b.total_q * b.o_stride, sizeof *want);
+    CHECK_STATUS(fp8_device_create(&d, "cpu", 2), FP8_OK);
+    CHECK_STATUS(run(&p, &b, 2), FP8_OK);
+    memcpy(want, b.o, (size_t)(b.total_q * b.o_stride) * sizeof *want);
+    for (int i = 0; i < 2; i++) {
+        fp8_attention_plan *plan = NULL;
+        fp8_attention_io io = io_of(&b);
+        float *got = b.o;
+        void *workspace;
+
+        memset(b.o, 0, (size_t)(b.total_q * b.o_stride) * sizeof *want);
+        o.layout = i == 0 ? FP8_LAYOUT_BSHD_BSHD_BSHD : FP8_LAYOUT_THD_THD_THD;
+        CHECK_STATUS(fp8_attention_plan_create(&plan, d, &o), FP8_OK);
+        workspace = zeroed((int64_t)fp8_attention_workspace_size(plan), 1);
+        if (i == 0) {
+            io.q_starts = io.kv_starts = NULL;
+            io.total_q = io.total_kv = 0;
+        } else {
+            memcpy((int32_t *)b.q_starts, q_starts, sizeof q_starts);
+            memcpy((int32_t *)b.kv_starts, kv_starts, sizeof kv_starts);
+            io.q_lengths = lengths;
+            io.kv_lengths = lengths;
+        }
+        CHECK_STATUS(fp8_attention_run(plan, &io, workspace, fp8_attention_workspace_size(plan)),
+                     FP8_OK);
+        if (i == 0)
+            CHECK(memcmp(got, want, (size_t)(b.total_q * b.o_stride) * sizeof *want) == 0);
+        else /* rows 3 and 9 are in no sequence; a first query sees one key */
+            for (int c = 0; c < 64; c++) {
+                const int64_t key = (c / 32) * 16 + c % 16; /* its KV head's value */
+                CHECK(got[3 * b.o_stride + c] == 0.0f && got[9 * b.o_stride + c] == 0.0f);
+                CHECK(got[10 * b.o_stride + c] == b.v.value[key]);
+                CHECK(got[4 * b.o_stride + c] == b.v.value[10 * b.v.stride + key]);
+                CHECK(got[c] == b.v.value[20 * b.v.stride + key]);
+            }
+        free(workspace);
+        fp8_attention_plan_destroy(plan);
+    }
+    free(want);
+    fp8_device_destroy(d);
+    buffers_free(&b);
+}
+
 /* ---- planning -------------------------------------------------------------------------------- */
 
+static fp8_attention_options small_options(void) {
+    fp8_attention_options o = FP8_ATTENTION_OPTIONS;
+    o.num_heads = 4;
+    o.num_kv_heads = 2;
+    o.d_qk = o.d_v = 8;
+    o.num_seqs = 1;
+    o.max_q = o.max_kv = 4;
+    o.q_dtype = o.kv_dtype = o.o_dtype = F32;
+    return o;
+}
+
 static void test_bad_options(void) {
-    const fp8_attention_options good = {.num_heads = 4, .num_kv_heads = 2, .d_qk = 8, .d_v = 8,
-                                        .num_seqs = 1, .max_q = 4, .max_kv = 4, .dtype = F32,
-                                        .q_dtype = F32, .kv_dtype = F32};
-    fp8_attention_options o[15];
+    const fp8_attention_options good = small_options();
+    fp8_attention_options o[40];
     fp8_attention_plan *plan = NULL;
     fp8_device *d = NULL;
     int n = 0;
 
-    for (int i = 0; i < 15; i++) o[i] = good;
+    for (int i = 0; i < 40; i++) o[i] = good;
     o[n++].num_heads = 3;
     o[n++].num_kv_heads = 0;
     o[n++].num_heads = -4;
@@ -268,20 +335,39 @@ static void test_bad_options(void) {
     o[n++].num_seqs = -1;
     o[n++].max_q = -1;
     o[n++].max_kv = (int64_t)1 << 31;
-    o[n++].window = -1;
-    o[n++].window = 5; /* without the causal mask */
+    o[n++].window_left = -2;
+    o[n++].window_right = -2;
     o[n++].scale = NAN;
-    o[n++].dtype = FP8_DTYPE_F16;
-    o[n++].q_dtype = BF16;
+    o[n++].softcap = -1.0f;
+    o[n++].softcap = INFINITY;
+    o[n++].promote_keys = -1;
+    o[n++].q_dtype = BF16; /* with F32 keys */
+    o[n++].q_dtype = FP8_DTYPE_E5M2;
     o[n++].kv_dtype = FP8_DTYPE_E5M2;
+    o[n++].o_dtype = FP8_DTYPE_E5M2;
     o[n++].backend = (fp8_attention_backend)99;
+    o[n++].layout = FP8_NUM_LAYOUTS;
+    o[n++].layout = FP8_LAYOUT_T3HD; /* 4 and 2 heads */
+    o[n++].mask = (fp8_attention_mask)9;
+    o[n++].mask_shape = (fp8_attention_bias_shape)9;
+    o[n++].bias = (fp8_attention_bias)9;
+    o[n++].bias_shape = (fp8_attention_bias_shape)-1;
+    o[n++].sink = (fp8_attention_sink)9;
+    o[n++].granularity = (fp8_attention_granularity)9;
+    o[n++].quantize = (fp8_attention_quantize)9;
+    o[n++].precision = (fp8_attention_precision)9;
+    o[n].bias = FP8_BIAS_PRE_SCALE;
+    o[n++].bias_dtype = E4M3;
+    o[n].q_dtype = o[n].kv_dtype = E4M3;
+    o[n++].quantize = FP8_QUANTIZE_GIVEN;
+    o[n++].has_strides = 1; /* all of them 0 */
     CHECK_STATUS(fp8_device_create(&d, "cpu", 1), FP8_OK);
     for (int i = 0; i < n; i++) {
         char name[32];
         snprintf(name, sizeof name, "bad option %d", i);
         check_case = name;
         CHECK_STATUS(fp8_attention_plan_create(&plan, d, &o[i]), FP8_EINVAL);
-        CHECK(!plan);
+        CHECK(!plan && !strchr(fp8_last_message(), '\n'));
     }
     check_case = "sizes beyond 2^63";
     o[0] = good;
@@ -289,17 +375,59 @@ static void test_bad_options(void) {
     o[0].num_heads = INT32_MAX - 1;
     o[0].num_kv_heads = 1;
     CHECK_STATUS(fp8_attention_plan_create(&plan, d, &o[0]), FP8_EOVERFLOW);
+    check_case = "strides beyond 2^63";
+    o[0] = good;
+    o[0].has_strides = 1;
+    o[0].q = o[0].k = o[0].v = o[0].o = (fp8_strides){0, 32, 8};
+    CHECK_STATUS(fp8_attention_plan_create(&plan, d, &o[0]), FP8_OK);
+    fp8_attention_plan_destroy(plan);
+    o[0].k.head = INT64_MAX - 3;
+    CHECK_STATUS(fp8_attention_plan_create(&plan, d, &o[0]), FP8_EOVERFLOW);
     CHECK_STATUS(fp8_attention_plan_create(&plan, NULL, &good), FP8_EINVAL);
     CHECK_STATUS(fp8_attention_plan_create(&plan, d, NULL), FP8_EINVAL);
     fp8_attention_plan_destroy(NULL);
     fp8_device_destroy(d);
 }
 
+/* Strides that let elements of a tensor share a place, in any order of the dimensions. */
+static void test_bad_strides(void) {
+    static const struct {
+        const char *name;
+        fp8_strides x; /* [2, 4, 4, 8] */
+        fp8_status want;
+    } cases[] = {
+        {"bshd", {128, 32, 8}, FP8_OK},        {"sbhd", {32, 64, 8}, FP8_OK},
+        {"bhsd", {128, 8, 32}, FP8_OK},        {"heads overlap", {128, 32, 7}, FP8_EINVAL},
+        {"tokens overlap", {128, 31, 8}, FP8_EINVAL}, {"batches", {127, 32, 8}, FP8_EINVAL},
+        {"tokens in heads", {128, 8, 31}, FP8_EINVAL}, {"no batch", {0, 32, 8}, FP8_EINVAL},
+        {"negative", {128, -32, 8}, FP8_EINVAL},
+    };
+    fp8_device *d = NULL;
+    CHECK_STATUS(fp8_device_create(&d, "cpu", 1), FP8_OK);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        fp8_attention_options o = small_options();
+        fp8_attention_plan *plan = NULL;
+        check_case = cases[i].name;
+        o.num_kv_heads = 4;
+        o.num_seqs = 2;
+        o.layout = FP8_LAYOUT_BSHD_BSHD_BSHD;
+        o.has_strides = 1;
+        for (int x = 0; x < 4; x++) {
+            fp8_strides *const all[4] = {&o.q, &o.k, &o.v, &o.o};
+            for (int y = 0; y < 4; y++) *all[y] = (fp8_strides){128, 32, 8};
+            *all[x] = cases[i].x;
+            CHECK_STATUS(fp8_attention_plan_create(&plan, d, &o), cases[i].want);
+            fp8_attention_plan_destroy(plan);
+        }
+    }
+    fp8_device_destroy(d);
+}
+
 static void test_bad_run(void) {
     const problem p = {"run", 2, 1, 8, 8, 1, {4}, {4}, NONE, 0, F32, E4M3, E4M3, 0, 0};
     fp8_attention_options o;
-    fp8_attention_plan *plan = NULL;
-    fp8_attention_io good, bad[13];
+    fp8_attention_plan *plan = NULL, *uniform = NULL;
+    fp8_attention_io good, bad[12];
     fp8_device *d = NULL;
     void *workspace;
     size_t bytes;
@@ -309,32 +437,36 @@ static void test_bad_run(void) {
     check_case = "bad run";
     buffers_init(&b, &p, 9);
     o = options_of(&p, &b);
-    o.uniform = 1;
     good = io_of(&b);
     CHECK_STATUS(fp8_device_create(&d, "cpu", 1), FP8_OK);
     CHECK_STATUS(fp8_attention_plan_create(&plan, d, &o), FP8_OK);
+    o.layout = FP8_LAYOUT_BSHD_BSHD_BSHD;
+    CHECK_STATUS(fp8_attention_plan_create(&uniform, d, &o), FP8_OK);
     bytes = fp8_attention_workspace_size(plan);
     workspace = zeroed((int64_t)bytes, 1);
-    for (int i = 0; i < 13; i++) bad[i] = good;
+    for (int i = 0; i < 12; i++) bad[i] = good;
     bad[n++].o = NULL;
+    bad[n++].q = NULL;
     bad[n++].k = NULL;
-    bad[n++].q_stride = 15;
-    bad[n++].o_stride = 15;
-    bad[n++].v_stride = 7;
-    bad[n++].total_q = -1;
-    bad[n++].q_starts = NULL;
-    bad[n++].kv_starts = NULL;
+    bad[n++].v = NULL;
     bad[n++].q_descale = NULL;
     bad[n++].v_descale = NULL;
-    bad[n++].total_q = 3; /* uniform promises 4 */
-    bad[n++].total_kv = 3;
-    bad[n++].q_stride = 24; /* the plan was made for packed rows */
+    bad[n++].q_starts = NULL;
+    bad[n++].kv_starts = NULL;
+    bad[n++].total_q = -1;
+    bad[n++].total_kv = -1;
     for (int i = 0; i < n; i++) {
         char name[32];
         snprintf(name, sizeof name, "bad run %d", i);
         check_case = name;
         CHECK_STATUS(fp8_attention_run(plan, &bad[i], workspace, bytes), FP8_EINVAL);
+        if (i < 6) CHECK_STATUS(fp8_attention_run(uniform, &bad[i], workspace, bytes), FP8_EINVAL);
+        else CHECK_STATUS(fp8_attention_run(uniform, &bad[i], workspace, bytes), FP8_OK);
     }
+    check_case = "lengths without padding";
+    bad[n] = good;
+    bad[n].kv_lengths = b.kv_starts;
+    CHECK_STATUS(fp8_attention_run(uniform, &bad[n], workspace, bytes), FP8_EINVAL);
     check_case = "workspace";
     CHECK_STATUS(fp8_attention_run(plan, &good, NULL, bytes), FP8_EINVAL);
     CHECK_STATUS(fp8_attention_run(plan, &good, workspace, bytes - 1), FP8_EINVAL);
@@ -342,14 +474,13 @@ static void test_bad_run(void) {
     CHECK_STATUS(fp8_attention_run(plan, &good, workspace, bytes), FP8_OK);
     free(workspace);
     fp8_attention_plan_destroy(plan);
+    fp8_attention_plan_destroy(uniform);
     fp8_device_destroy(d);
     buffers_free(&b);
 }
 
 static void test_selection(void) {
-    fp8_attention_options o = {.num_heads = 1, .num_kv_heads = 1, .d_qk = 8, .d_v = 8,
-                               .num_seqs = 1, .max_q = 1, .max_kv = 1, .dtype = F32,
-                               .q_dtype = F32, .kv_dtype = F32};
+    fp8_attention_options o = small_options();
     fp8_attention_plan *plan = NULL;
     fp8_device *d = NULL;
 
@@ -397,7 +528,9 @@ int main(void) {
     test_non_finite();
     test_large_scores();
     test_hostile_starts();
+    test_starts_and_lengths();
     test_bad_options();
+    test_bad_strides();
     test_bad_run();
     test_selection();
     return CHECK_DONE();

@@ -56,12 +56,18 @@ static void test_tables(fp8_model *m, int bf16) {
 
 static fp8_attention_plan *plan_of(fp8_model *m, int64_t seqs, int64_t q, int64_t kv,
                                    int64_t window, int uniform) {
-    const fp8_attention_options options = {
-        .num_heads = 4, .num_kv_heads = 2, .d_qk = 16, .d_v = 16, .num_seqs = seqs, .max_q = q,
-        .max_kv = kv, .mask = FP8_MASK_CAUSAL, .window = window, .dtype = m->type,
-        .q_dtype = m->type, .kv_dtype = m->type, .uniform = uniform,
-    };
+    fp8_attention_options options = FP8_ATTENTION_OPTIONS;
     fp8_attention_plan *plan = NULL;
+    options.num_heads = 4;
+    options.num_kv_heads = 2;
+    options.d_qk = options.d_v = 16;
+    options.num_seqs = seqs;
+    options.max_q = q;
+    options.max_kv = kv;
+    options.layout = uniform ? FP8_LAYOUT_BSHD_BSHD_BSHD : FP8_LAYOUT_THD_THD_THD;
+    options.mask = FP8_MASK_CAUSAL_BOTTOM_RIGHT;
+    options.window_left = window - 1;
+    options.q_dtype = options.kv_dtype = options.o_dtype = m->type;
     CHECK_STATUS(fp8_plan_get(m, &plan, &options), FP8_OK);
     CHECK(plan && m->workspace.bytes >= fp8_attention_workspace_size(plan));
     return plan;
