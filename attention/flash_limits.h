@@ -1,5 +1,5 @@
-/* attention/flash_limits.h - private: tiles and limits of the flash backend, for its kernels and its
- * check, which is built without CUDA too. */
+/* attention/flash_limits.h - private: tiles and limits of the flash backend, for its kernels and
+ * for its check, which is built without CUDA too. */
 #ifndef FP8_ATTENTION_FLASH_LIMITS_H
 #define FP8_ATTENTION_FLASH_LIMITS_H
 #include "attention/attention_impl.h"
