@@ -178,6 +178,25 @@ done:
     return st;
 }
 
+fp8_status fp8_quantize_transposed(fp8_device *d, uint8_t *codes_t, uint8_t *codes, fp8_dtype to,
+                                   const void *x, fp8_dtype from, int64_t rows, int64_t cols,
+                                   const float *scale) {
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(check_types("quantize_transposed", to, from));
+    FP8_TRY(check_matrix("quantize_transposed", rows, cols, 0));
+    FP8_TRY(check_buffers("quantize_transposed", rows * cols, codes_t, x));
+    if (rows * cols == 0) goto done;
+    if (FP8_ON_CUDA(d))
+        st = FP8_CUDA_CALL(
+            fp8_cuda_quantize_transposed(d, codes_t, codes, to, x, from, rows, cols, scale));
+    else
+        st = fp8_cpu_quantize_transposed(fp8_simd_best(), fp8_device_pool(d), codes_t, codes, to,
+                                         x, from, rows, cols, scale ? *scale : 1.0f);
+done:
+    return st;
+}
+
 fp8_status fp8_observe(fp8_device *d, fp8_amax_slot *out, const void *x, fp8_dtype dtype,
                        int64_t rows, int64_t cols, int64_t stride, const uint8_t *first) {
     fp8_status st = FP8_OK;

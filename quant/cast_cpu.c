@@ -206,3 +206,32 @@ fp8_status fp8_cpu_transpose_codes(fp8_pool *p, uint8_t *out, const uint8_t *in,
     cast_job j = {.codes = out, .codes_in = in, .rows = rows, .cols = cols};
     return fp8_parallel_for(p, cols, TRANSPOSE_TILE, transpose_cols, &j);
 }
+
+/* Columns [begin, end) of the tiles: at most TRANSPOSE_TILE of them. */
+static fp8_status quantize_transposed_cols(void *ctx, int64_t begin, int64_t end, int32_t worker) {
+    const cast_job *j = ctx;
+    const int64_t size = (int64_t)fp8_dtype_size(j->real), n = end - begin;
+    uint8_t tile[TRANSPOSE_TILE][TRANSPOSE_TILE];
+
+    (void)worker;
+    for (int64_t r0 = 0; r0 < j->rows; r0 += TRANSPOSE_TILE) {
+        const int64_t height = min64(j->rows - r0, TRANSPOSE_TILE);
+        for (int64_t r = 0; r < height; r++) {
+            const int64_t at = (r0 + r) * j->cols + begin;
+            quantize_run(j, tile[r], j->x + at * size, n, j->scale);
+            if (j->out) memcpy(j->out + at, tile[r], (size_t)n);
+        }
+        for (int64_t c = 0; c < n; c++)
+            for (int64_t r = 0; r < height; r++)
+                j->codes[(begin + c) * j->rows + r0 + r] = tile[r][c];
+    }
+    return FP8_OK;
+}
+
+fp8_status fp8_cpu_quantize_transposed(const fp8_simd *s, fp8_pool *p, uint8_t *codes_t,
+                                       uint8_t *codes, fp8_dtype to, const void *x,
+                                       fp8_dtype from, int64_t rows, int64_t cols, float scale) {
+    cast_job j = {.s = s, .codes = codes_t, .out = (char *)codes, .x = x, .code = to, .real = from,
+                  .scale = scale, .rows = rows, .cols = cols};
+    return fp8_parallel_for(p, cols, TRANSPOSE_TILE, quantize_transposed_cols, &j);
+}

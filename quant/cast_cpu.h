@@ -17,6 +17,10 @@ fp8_status fp8_cpu_dequantize_groups(const fp8_simd *s, fp8_pool *p, void *x, fp
                                      int64_t rows, int64_t cols, int32_t axis);
 fp8_status fp8_cpu_transpose_codes(fp8_pool *p, uint8_t *out, const uint8_t *in, int64_t rows,
                                    int64_t cols);
+/* codes may be NULL. */
+fp8_status fp8_cpu_quantize_transposed(const fp8_simd *s, fp8_pool *p, uint8_t *codes_t,
+                                       uint8_t *codes, fp8_dtype to, const void *x,
+                                       fp8_dtype from, int64_t rows, int64_t cols, float scale);
 fp8_status fp8_cpu_observe(const fp8_simd *s, fp8_pool *p, fp8_amax_slot *out, const void *x,
                            fp8_dtype dtype, int64_t rows, int64_t cols, int64_t stride,
                            const uint8_t *first);

@@ -29,6 +29,9 @@ fp8_status fp8_cuda_dequantize_groups(fp8_device *d, void *x, fp8_dtype to, cons
                                       int64_t cols, int32_t axis);
 fp8_status fp8_cuda_transpose_codes(fp8_device *d, uint8_t *out, const uint8_t *in, int64_t rows,
                                     int64_t cols);
+fp8_status fp8_cuda_quantize_transposed(fp8_device *d, uint8_t *codes_t, uint8_t *codes,
+                                        fp8_dtype to, const void *x, fp8_dtype from, int64_t rows,
+                                        int64_t cols, const float *scale);
 fp8_status fp8_cuda_observe(fp8_device *d, fp8_amax_slot *out, const void *x, fp8_dtype dtype,
                             int64_t rows, int64_t cols, int64_t stride, const uint8_t *first);
 size_t fp8_cuda_measure_error_workspace(const fp8_device *d);

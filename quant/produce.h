@@ -107,6 +107,8 @@ FP8_NODISCARD fp8_status fp8_produce_cast(fp8_device *d, const fp8_sink *out, co
 
 /* ---- Q, K, V --------------------------------------------------------------------------------- */
 
+enum { FP8_HEAD_DIM_MAX = 1024 };
+
 /* One of the three. Strides are in elements; codes and values of token t, head h, element i lie at
  * t * token + h * head + i * dim: any layout of a cache that a stride can say. */
 typedef struct fp8_heads {
@@ -130,7 +132,8 @@ typedef struct fp8_heads {
 typedef struct fp8_qkv {
     fp8_heads q, k, v;
     fp8_dtype dtype, code; /* reals; E4M3 | E5M2 */
-    int64_t tokens, dim, rotary_dim; /* rotary_dim even, <= dim; 0: no rotation */
+    int64_t tokens, dim; /* dim from 1 to FP8_HEAD_DIM_MAX */
+    int64_t rotary_dim;  /* even, at most dim; 0: nothing turns */
     const float *cos, *sin;   /* in [positions, rotary_dim / 2] */
     const int32_t *positions; /* in [tokens], checked by the caller */
     fp8_norm_kind norm;       /* of heads: RMS | RMS_PLUS */
