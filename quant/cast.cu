@@ -1,11 +1,11 @@
-/* quant/cast.cu - casts between F32, BF16, F16 and FP8 with one scale for all; transpose of codes.
+/* quant/cast.cu - casts between F32, BF16, F16 and FP8 with one scale for all.
  *
- * Computes   codes[i] = cast(x[i] * scale);  x[i] = round(code[i] * descale);  out[c, r] = in[r, c]
- * Shapes     n elements; [rows, cols] for the transpose
- * Bound      memory: BF16 3 bytes an element either way, F32 5; transpose 2.
- *            n = 2^28 BF16: 0.81 GB; at the H200's copy rate of 4.27 TB/s 0.19 ms
+ * Computes   codes[i] = cast(x[i] * scale);  x[i] = round(code[i] * descale)
+ * Shapes     n elements
+ * Bound      memory: BF16 3 bytes an element either way, F32 5. n = 2^28 BF16: 0.81 GB; at the
+ *            H200's copy rate of 4.27 TB/s 0.19 ms
  * Tiling     a thread takes 16 bytes of the wide type at a time, UNROLL of them in flight,
- *            grid-stride; transpose: 32 x 32 tiles through shared memory
+ *            grid-stride
  * Numerics   product in F32, one rounding; see cast_device.cuh
  */
 #include "quant/cast_device.cuh"
@@ -17,14 +17,31 @@ using namespace fp8;
 
 /* 4 loads of 16 bytes x 2048 threads = 128 KiB in flight an SM: far more than latency x bandwidth
  * (0.6 us x 36 GB/s = 22 KiB). */
-enum { THREADS = 256, BLOCKS_PER_SM = 8, UNROLL = 4, TILE = 32, TILE_ROWS = 8 };
+enum { THREADS = 256, BLOCKS_PER_SM = 8, UNROLL = 4 };
 
 /* ---- kernels -------------------------------------------------------------------------------- */
 
-/* N codes as one store. */
+/* N codes as one load or store. */
 template <int N> struct alignas(N) codes_of {
-    uint8_t at[N];
+    uint32_t word[N / 4];
 };
+
+/* A NaN keeps its sign, which takes the slower steps. */
+template <typename T>
+static __device__ __forceinline__ void dequantize4(T *out, uint32_t codes, float descale,
+                                                   bool e5m2) {
+    float v[4];
+
+    decode4(v, codes, e5m2);
+    if (any_special_code(codes, e5m2)) {
+#pragma unroll
+        for (int k = 0; k < 4; k++) out[k] = from_float<T>(scaled(v[k], descale));
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++) v[k] = __fmul_rn(v[k], descale);
+    narrow4(out, v);
+}
 
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
@@ -44,8 +61,11 @@ quantize_kernel(uint8_t *__restrict__ codes, bool e5m2, const T *__restrict__ x,
 #pragma unroll
         for (int u = 0; u < UNROLL; u++) {
             codes_of<N> out;
+            float v[N];
 #pragma unroll
-            for (int k = 0; k < N; k++) out.at[k] = encode(to_float(in[u].at[k]), scale, e5m2);
+            for (int k = 0; k < N; k++) v[k] = to_float(in[u].at[k]);
+#pragma unroll
+            for (int w = 0; w < N / 4; w++) out.word[w] = encode4<true>(v + 4 * w, scale, e5m2);
             if (v0 + u * total < n_vec)
                 reinterpret_cast<codes_of<N> *>(codes)[v0 + u * total] = out;
         }
@@ -73,32 +93,14 @@ dequantize_kernel(T *__restrict__ x, const uint8_t *__restrict__ codes, bool e5m
         for (int u = 0; u < UNROLL; u++) {
             vector16<T> out;
 #pragma unroll
-            for (int k = 0; k < N; k++)
-                out.at[k] = from_float<T>(scaled(decode(in[u].at[k], e5m2), descale));
+            for (int w = 0; w < N / 4; w++)
+                dequantize4(out.at + 4 * w, in[u].word[w], descale, e5m2);
             if (v0 + u * total < n_vec)
                 reinterpret_cast<vector16<T> *>(x)[v0 + u * total] = out;
         }
     }
     for (int64_t i = n_vec * N + tid; i < n; i += total)
         x[i] = from_float<T>(scaled(decode(codes[i], e5m2), descale));
-}
-
-/* Block (TILE, TILE_ROWS); the extra column keeps the reads of a column off one bank. */
-static __global__ void __launch_bounds__(TILE *TILE_ROWS)
-transpose_kernel(uint8_t *__restrict__ out, const uint8_t *__restrict__ in, int64_t rows,
-                 int64_t cols) {
-    __shared__ uint8_t tile[TILE][TILE + 4];
-    const int64_t tiles_across = (cols + TILE - 1) / TILE;
-    const int64_t r0 = (int64_t)blockIdx.x / tiles_across * TILE;
-    const int64_t c0 = (int64_t)blockIdx.x % tiles_across * TILE;
-
-    for (int y = threadIdx.y; y < TILE; y += TILE_ROWS)
-        if (r0 + y < rows && c0 + threadIdx.x < cols)
-            tile[y][threadIdx.x] = in[(r0 + y) * cols + c0 + threadIdx.x];
-    __syncthreads();
-    for (int y = threadIdx.y; y < TILE; y += TILE_ROWS)
-        if (c0 + y < cols && r0 + threadIdx.x < rows)
-            out[(c0 + y) * rows + r0 + threadIdx.x] = tile[threadIdx.x][y];
 }
 
 /* ---- launchers ------------------------------------------------------------------------------ */
@@ -141,23 +143,6 @@ extern "C" fp8_status fp8_cuda_dequantize(fp8_device *d, void *x, fp8_dtype to,
                          static_cast<T *>(x), codes, e5m2, n, whole_vectors<T>(x, codes, n),
                          descale));
     FP8_TRY(fp8_cuda_launched("dequantize", stream));
-done:
-    return st;
-}
-
-extern "C" fp8_status fp8_cuda_transpose_codes(fp8_device *d, uint8_t *out, const uint8_t *in,
-                                               int64_t rows, int64_t cols) {
-    const cudaStream_t stream = fp8_device_stream(d);
-    const int64_t tiles = ((rows + TILE - 1) / TILE) * ((cols + TILE - 1) / TILE);
-    fp8_status st = FP8_OK;
-
-    if (tiles > INT32_MAX) {
-        st = FP8_FAIL(FP8_EINVAL, "transpose_codes: [%lld, %lld] is too large", (long long)rows,
-                      (long long)cols);
-        goto done;
-    }
-    transpose_kernel<<<(unsigned)tiles, dim3(TILE, TILE_ROWS), 0, stream>>>(out, in, rows, cols);
-    FP8_TRY(fp8_cuda_launched("transpose_codes", stream));
 done:
     return st;
 }

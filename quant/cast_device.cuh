@@ -69,6 +69,34 @@ static __device__ __forceinline__ uint8_t encode(float x, float scale, bool e5m2
     return (uint8_t)(encode_magnitude(__fmul_rn(x, scale), e5m2) | sign);
 }
 
+/* Is one of the four codes a NaN, or E5M2's Inf? They are the last codes of their formats. */
+static __device__ __forceinline__ bool any_special_code(uint32_t codes, bool e5m2) {
+    return (((codes & 0x7f7f7f7fu) + (e5m2 ? 0x04040404u : 0x01010101u)) & 0x80808080u) != 0;
+}
+
+/* cast(v[k] * scale), the first in the low byte. A NaN's sign is as encode()'s, or 0. */
+template <bool KEEP_NAN_SIGN>
+static __device__ __forceinline__ uint32_t encode4(const float *v, float scale, bool e5m2) {
+    uint32_t codes = 0;
+
+#if __CUDA_ARCH__ >= 890
+    const __nv_fp8_interpretation_t kind = e5m2 ? __NV_E5M2 : __NV_E4M3;
+    const float2 low = make_float2(__fmul_rn(v[0], scale), __fmul_rn(v[1], scale));
+    const float2 high = make_float2(__fmul_rn(v[2], scale), __fmul_rn(v[3], scale));
+    codes = __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, kind);
+    codes |= (uint32_t)__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, kind) << 16;
+    if (!any_special_code(codes, e5m2)) return codes;
+    codes = 0;
+#endif
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        uint32_t code = encode(v[k], scale, e5m2);
+        if (!KEEP_NAN_SIGN && (code & 0x7fu) == (e5m2 ? 0x7eu : 0x7fu)) code &= 0x7fu;
+        codes |= code << (8 * k);
+    }
+    return codes;
+}
+
 /* E5M2 is the upper half of an F16; so is E4M3 with its exponent moved up one bit, 2^8 too
  * small. */
 static __device__ __forceinline__ float decode(uint8_t code, bool e5m2) {
@@ -80,9 +108,42 @@ static __device__ __forceinline__ float decode(uint8_t code, bool e5m2) {
     return __half2float(__ushort_as_half((unsigned short)(sign << 8 | magnitude << 7))) * 256.0f;
 }
 
+/* out[k] = value of the code in byte k. */
+static __device__ __forceinline__ void decode4(float *out, uint32_t codes, bool e5m2) {
+#if __CUDA_ARCH__ >= 890
+    if (!any_special_code(codes, e5m2)) {
+        const __nv_fp8_interpretation_t kind = e5m2 ? __NV_E5M2 : __NV_E4M3;
+        const __half2_raw low =
+            __nv_cvt_fp8x2_to_halfraw2((__nv_fp8x2_storage_t)(codes & 0xffffu), kind);
+        const __half2_raw high =
+            __nv_cvt_fp8x2_to_halfraw2((__nv_fp8x2_storage_t)(codes >> 16), kind);
+        const float2 a = __half22float2(low), b = __half22float2(high);
+        out[0] = a.x, out[1] = a.y, out[2] = b.x, out[3] = b.y;
+        return;
+    }
+#endif
+#pragma unroll
+    for (int k = 0; k < 4; k++) out[k] = decode((uint8_t)(codes >> (8 * k)), e5m2);
+}
+
 /* value * descale. A NaN code keeps its sign, which the device's product would drop. */
 static __device__ __forceinline__ float scaled(float value, float descale) {
     return value != value ? value : __fmul_rn(value, descale);
+}
+
+/* Four values rounded; unlike from_float's, a NaN loses its sign. */
+static __device__ __forceinline__ void narrow4(float *out, const float *v) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) out[k] = v[k];
+}
+static __device__ __forceinline__ void narrow4(__nv_bfloat16 *out, const float *v) {
+    const __nv_bfloat162 low = __floats2bfloat162_rn(v[0], v[1]);
+    const __nv_bfloat162 high = __floats2bfloat162_rn(v[2], v[3]);
+    out[0] = low.x, out[1] = low.y, out[2] = high.x, out[3] = high.y;
+}
+static __device__ __forceinline__ void narrow4(__half *out, const float *v) {
+    const __half2 low = __floats2half2_rn(v[0], v[1]), high = __floats2half2_rn(v[2], v[3]);
+    out[0] = low.x, out[1] = low.y, out[2] = high.x, out[3] = high.y;
 }
 
 /* Bits of a non-negative float order like the float, so an integer maximum is exact; Inf and NaN
