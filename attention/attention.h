@@ -66,7 +66,7 @@ typedef enum fp8_attention_bias_shape {
 
 typedef enum fp8_attention_sink {
     FP8_SINK_NONE,
-    FP8_SINK_OFF_BY_ONE, /* the sum of exponentials gains exp(0) */
+    FP8_SINK_OFF_BY_ONE, /* the sum of exponentials gains exp(0); P is rounded as without */
     FP8_SINK_LEARNABLE   /* ... exp(io.sink[h]) */
 } fp8_attention_sink;
 
@@ -83,7 +83,7 @@ typedef enum fp8_attention_quantize {
     FP8_QUANTIZE_NOT,    /* attention in their own type */
     FP8_QUANTIZE_GIVEN,  /* codes e4m3(x * (1 / descale)), F32, descales given: static, delayed */
     FP8_QUANTIZE_CURRENT /* likewise, descale = amax / 448 of the finite values of this call's
-                          * sequences; 1 where that amax is 0 */
+                          * sequences, at least 2^-126; 1 where that amax is 0 */
 } fp8_attention_quantize;
 
 typedef enum fp8_attention_precision {
@@ -165,18 +165,19 @@ const char *fp8_attention_plan_reasons(const fp8_attention_plan *p);
  * transposed V and, with quantize, the codes. */
 size_t fp8_attention_workspace_size(const fp8_attention_plan *p);
 
-/* Rows with no key to see give 0 and LSE -inf (with a sink, its own LSE). In a layout that is not
- * packed, rows beyond a sequence's length are written as 0 and -inf; rows of packed tokens that are
- * in no sequence are left alone. Lengths beyond the plan's maxima and starts outside the totals are
- * clamped: no byte outside the buffers is read or written; FP8_SYNC=1 reports them (FP8_EINVAL)
- * after a checked launch.
+/* Rows with no key to see, or none above -Inf, give 0 and LSE -inf (with a sink, its own). In a
+ * layout that is not packed, rows beyond a sequence's length are written as 0 and -inf; rows of
+ * packed tokens that are in no sequence are left alone. Lengths beyond the plan's maxima and starts
+ * outside the totals are clamped: no byte outside the buffers is read or written; FP8_SYNC=1
+ * reports them (FP8_EINVAL) after a checked launch.
  * Asynchronous on CUDA. FP8_EINVAL (NULL, alignment, workspace), FP8_ECUDA. */
 FP8_NODISCARD fp8_status fp8_attention_run(fp8_attention_plan *p, const fp8_attention_io *io,
                                            void *workspace, size_t workspace_bytes);
 
 /* The oracle: the formula in double on host memory, obvious loops; every option above (quantize and
  * quantize_p too). o: F64 [num_seqs, max_q, num_heads, d_v] or [total_q, num_heads, d_v] packed,
- * unrounded; lse as in io but F64; amax [2] (S, O). lse and amax may be NULL. */
+ * unrounded; lse as in io but F64; amax [2] (S, O). lse and amax may be NULL; io's own four are not
+ * looked at. */
 FP8_NODISCARD fp8_status fp8_attention_reference(double *o, double *lse, double *amax,
                                                  const fp8_attention_options *options,
                                                  const fp8_attention_io *io);

@@ -1,20 +1,20 @@
 /* The CPU backend: threaded over (sequence, KV head, tile of query rows). The query heads of a KV
- * head stand side by side as rows of one tile, so that they share its widened keys and values. */
+ * head stand side by side as rows of one tile, so that they share its widened keys and values.
+ * Serves every option; precision says nothing here, all sums are in F32. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "attention/attention_impl.h"
-#include "attention/tile_cpu.h"
-#include "core/half.h"
+#include "attention/rows_cpu.h"
+#include "attention/scores_cpu.h"
 
 /* One run, as the workers see it. */
 typedef struct cpu_job {
     const fp8_attention_options *options;
     const fp8_attention_io *io;
     const attention_tile_kernels *kernels;
+    cpu_operand operands[CPU_OPERANDS];
     int64_t group, tiles; /* query heads a KV head; tiles of the longest sequence */
-    float score_scale, out_scale;
     uint8_t *scratch;
     size_t scratch_bytes; /* a worker's */
 } cpu_job;
@@ -24,9 +24,15 @@ typedef struct cpu_item {
     int64_t seq, kv_head, first_row, rows;
     int64_t q_begin, s_q, kv_begin, s_kv;
     int64_t lo, hi; /* keys any of the rows sees */
+    float out_scale;
 } cpu_item;
 
 /* ---- scratch --------------------------------------------------------------------------------- */
+
+typedef struct worker_scratch {
+    attention_tile tile;
+    float *amax; /* [2] P, |O| of all the worker did */
+} worker_scratch;
 
 static size_t padded(size_t bytes) {
     return (bytes + TILE_ALIGN - 1) / TILE_ALIGN * TILE_ALIGN;
@@ -40,7 +46,8 @@ static void *take(uint8_t *base, size_t *at, int64_t count) {
 }
 
 /* Lays a worker's panels over `base`; returns their bytes. base NULL: only the bytes. */
-static size_t lay_out(attention_tile *t, uint8_t *base, int64_t d_qk, int64_t d_v) {
+static size_t lay_out(worker_scratch *w, uint8_t *base, int64_t d_qk, int64_t d_v) {
+    attention_tile *t = &w->tile;
     size_t at = 0;
     t->q = take(base, &at, d_qk * TILE_ROWS);
     t->k = take(base, &at, d_qk * TILE_KEYS);
@@ -52,107 +59,136 @@ static size_t lay_out(attention_tile *t, uint8_t *base, int64_t d_qk, int64_t d_
     t->alpha = take(base, &at, TILE_ROWS);
     t->lo = take(base, &at, TILE_ROWS);
     t->hi = take(base, &at, TILE_ROWS);
+    w->amax = take(base, &at, 2);
     return at;
 }
 
 /* ---- one tile -------------------------------------------------------------------------------- */
 
-static const void *element(const void *base, fp8_dtype dtype, int64_t index) {
-    return (const uint8_t *)base + index * (int64_t)fp8_dtype_size(dtype);
+static int64_t token_of(const cpu_job *j, const cpu_item *it, int64_t r) {
+    return (it->first_row + r) / j->group;
+}
+static int64_t head_of(const cpu_job *j, const cpu_item *it, int64_t r) {
+    return it->kv_head * j->group + (it->first_row + r) % j->group;
 }
 
-/* Element offset of tile row r in Q or O. */
-static int64_t row_offset(const cpu_job *j, const cpu_item *it, int64_t r, fp8_strides x) {
-    const int64_t row = it->first_row + r;
-    return attention_offset(x, it->seq, it->q_begin + row / j->group,
-                            it->kv_head * j->group + row % j->group);
-}
-
-/* Q transposed, and an empty softmax. The rows up to TILE_ROWS are zero and see nothing. */
+/* Q transposed, and an empty softmax. The rows up to TILE_ROWS, and those beyond the sequence, are
+ * zero and see nothing. */
 static void begin_tile(const cpu_job *j, const cpu_item *it, attention_tile *t) {
     const fp8_attention_options *o = j->options;
     memset(t->q, 0, (size_t)(t->d_qk * TILE_ROWS) * sizeof *t->q);
     memset(t->o, 0, (size_t)(t->d_v * TILE_ROWS) * sizeof *t->o);
     for (int64_t r = 0; r < TILE_ROWS; r++) {
         int64_t lo = 0, hi = 0;
-        if (r < it->rows)
-            attention_visible(o, (it->first_row + r) / j->group, it->s_q, it->s_kv, &lo, &hi);
+        if (r < it->rows && token_of(j, it, r) < it->s_q)
+            attention_visible(o, token_of(j, it, r), it->s_q, it->s_kv, &lo, &hi);
         t->lo[r] = (int32_t)lo;
         t->hi[r] = (int32_t)hi;
         t->max[r] = -INFINITY;
         t->sum[r] = 0.0f;
     }
-    for (int64_t r = 0; r < it->rows; r++) {
-        const int64_t at = row_offset(j, it, r, o->q);
-        j->kernels->widen(t->k, element(j->io->q, o->q_dtype, at), o->q_dtype, t->d_qk);
+    for (int64_t r = 0; r < it->rows && token_of(j, it, r) < it->s_q; r++) {
+        attention_cpu_load(&j->operands[CPU_Q], o, j->kernels, it->seq,
+                           it->q_begin + token_of(j, it, r), head_of(j, it, r), t->k);
         for (int64_t i = 0; i < t->d_qk; i++) t->q[i * TILE_ROWS + r] = t->k[i];
     }
 }
 
 /* Widens `keys` rows of K or V from key `first` of the sequence on into a packed panel. */
-static void load_panel(const cpu_job *j, const cpu_item *it, float *panel, const void *x,
-                       fp8_strides strides, int64_t d, int64_t first, int64_t keys) {
-    const fp8_dtype dtype = j->options->kv_dtype;
-    for (int64_t i = 0; i < keys; i++) {
-        const int64_t token = it->kv_begin + first + i;
-        const int64_t at = attention_offset(strides, it->seq, token, it->kv_head);
-        j->kernels->widen(panel + i * d, element(x, dtype, at), dtype, d);
-    }
+static void load_panel(const cpu_job *j, const cpu_item *it, float *panel, int which, int64_t first,
+                       int64_t keys) {
+    const cpu_operand *x = &j->operands[which];
+    for (int64_t i = 0; i < keys; i++)
+        attention_cpu_load(x, j->options, j->kernels, it->seq, it->kv_begin + first + i,
+                           it->kv_head, panel + i * x->d);
 }
 
-/* o[r] = O_r * out_scale / sum_r, rounded once; 0 for a row that saw no key. */
-static void end_tile(const cpu_job *j, const cpu_item *it, attention_tile *t) {
-    const fp8_attention_io *io = j->io;
-    const fp8_dtype dtype = j->options->o_dtype;
-    const int64_t size = (int64_t)fp8_dtype_size(dtype);
+/* What a row's O is multiplied by, its LSE and its largest P. The sink joins the sum, not the
+ * maximum that P was rounded against; a row that saw no key, or none above -Inf, gives 0. */
+static float finish_row(const cpu_job *j, const cpu_item *it, const attention_tile *t, int64_t r,
+                        float *lse, float *largest) {
+    const fp8_attention_options *o = j->options;
+    const float max = t->max[r], sum = t->sum[r];
+    float sink, top, weight, total;
+
+    *largest = 0.0f;
+    if (o->sink == FP8_SINK_NONE) {
+        *lse = sum == 0.0f ? -INFINITY : max + logf(sum);
+        if (sum == 0.0f) return 0.0f;
+        *largest = 1.0f / sum;
+        return it->out_scale / sum;
+    }
+    sink = o->sink == FP8_SINK_LEARNABLE ? j->io->sink[head_of(j, it, r)] : 0.0f;
+    top = max > sink ? max : sink;
+    if (top == -INFINITY) top = 0.0f;
+    weight = sum == 0.0f ? 0.0f : expf(max - top);
+    total = sum * weight + expf(sink - top);
+    *lse = top + logf(total);
+    if (sum == 0.0f) return 0.0f;
+    *largest = weight / total;
+    return it->out_scale * weight / total;
+}
+
+/* Row r of O, 0 whatever V holds where factor is 0; `row` is room for one. */
+static void store_row(const cpu_job *j, const cpu_item *it, worker_scratch *w, int64_t r,
+                      float factor, float *row) {
+    const fp8_attention_options *o = j->options;
+    const attention_tile *t = &w->tile;
+    const int64_t at = attention_offset(o->o, it->seq, it->q_begin + token_of(j, it, r),
+                                        head_of(j, it, r));
+    for (int64_t i = 0; i < t->d_v; i++)
+        row[i] = factor == 0.0f ? 0.0f : t->o[i * TILE_ROWS + r] * factor;
+    if (o->want_amax)
+        for (int64_t i = 0; i < t->d_v; i++) w->amax[1] = fmaxf(w->amax[1], fabsf(row[i]));
+    attention_cpu_store(j->io->o, o->o_dtype, at, row, t->d_v,
+                        o->o_dtype == FP8_DTYPE_E4M3 ? *j->io->o_scale : 1.0f);
+}
+
+static void end_tile(const cpu_job *j, const cpu_item *it, worker_scratch *w) {
+    const fp8_attention_options *o = j->options;
     for (int64_t r = 0; r < it->rows; r++) {
-        const float factor = j->out_scale / t->sum[r];
-        const int64_t at = row_offset(j, it, r, j->options->o);
-        if (t->hi[r] <= t->lo[r]) { /* whatever V holds */
-            memset((uint8_t *)io->o + at * size, 0, (size_t)(t->d_v * size));
-            continue;
-        }
-        if (dtype == FP8_DTYPE_F32) {
-            float *out = (float *)io->o + at;
-            for (int64_t i = 0; i < t->d_v; i++) out[i] = t->o[i * TILE_ROWS + r] * factor;
-        } else {
-            uint16_t *out = (uint16_t *)io->o + at;
-            for (int64_t i = 0; i < t->d_v; i++)
-                out[i] = fp8_f32_to_bf16(t->o[i * TILE_ROWS + r] * factor);
-        }
+        const int64_t token = token_of(j, it, r);
+        float factor = 0.0f, lse = -INFINITY, largest = 0.0f;
+        if (token < it->s_q) factor = finish_row(j, it, &w->tile, r, &lse, &largest);
+        w->amax[0] = fmaxf(w->amax[0], largest);
+        if (o->want_lse)
+            j->io->lse[attention_lse_offset(o, j->io, it->seq, head_of(j, it, r), it->q_begin,
+                                            token)] = lse;
+        store_row(j, it, w, r, factor, w->tile.v);
     }
 }
 
 /* Key tiles start at multiples of TILE_KEYS: a row meets the same tiles in whatever company. With
  * quantize_p the maximum is found first: P is rounded against the final one. */
-static void run_tile(const cpu_job *j, const cpu_item *it, attention_tile *t) {
-    const fp8_attention_io *io = j->io;
+static void run_tile(const cpu_job *j, const cpu_item *it, worker_scratch *w) {
     const int64_t start = it->lo / TILE_KEYS * TILE_KEYS;
+    attention_tile *t = &w->tile;
 
     begin_tile(j, it, t);
     for (int pass = t->quantize_p ? 0 : 1; pass < 2; pass++) {
         for (int64_t first = start; first < it->hi; first += TILE_KEYS) {
             const int64_t keys = it->hi - first < TILE_KEYS ? it->hi - first : TILE_KEYS;
-            load_panel(j, it, t->k, io->k, j->options->k, t->d_qk, first, keys);
+            load_panel(j, it, t->k, CPU_K, first, keys);
             if (pass == 0) {
                 j->kernels->raise_max(t, first, keys);
             } else {
-                load_panel(j, it, t->v, io->v, j->options->v, t->d_v, first, keys);
+                load_panel(j, it, t->v, CPU_V, first, keys);
                 j->kernels->step(t, first, keys);
             }
         }
     }
-    end_tile(j, it, t);
+    end_tile(j, it, w);
 }
 
 /* ---- the run --------------------------------------------------------------------------------- */
 
 /* Item `index`, tiles fastest and the last (under a causal mask the longest) first; 0 when the
- * sequence has no such tile. */
+ * sequence has no such tile. Where tokens are not packed, those beyond its length are tiles too: O
+ * is 0 there. */
 static int find_item(const cpu_job *j, int64_t index, cpu_item *it) {
     const fp8_attention_options *o = j->options;
     const int64_t seq = index / j->tiles / o->num_kv_heads;
-    int64_t lo, hi, total;
+    int64_t lo, hi, total, last;
 
     it->seq = seq;
     it->s_q = attention_sequence(j->io->q_starts, j->io->q_lengths, seq, j->io->total_q, o->max_q,
@@ -161,90 +197,107 @@ static int find_item(const cpu_job *j, int64_t index, cpu_item *it) {
                                   o->max_kv, &it->kv_begin);
     it->kv_head = index / j->tiles % o->num_kv_heads;
     it->first_row = (j->tiles - 1 - index % j->tiles) * TILE_ROWS;
-    total = it->s_q * j->group;
+    total = (j->io->q_starts ? it->s_q : o->max_q) * j->group;
     if (it->first_row >= total) return 0;
     it->rows = total - it->first_row < TILE_ROWS ? total - it->first_row : TILE_ROWS;
-    attention_visible(o, it->first_row / j->group, it->s_q, it->s_kv, &it->lo, &hi);
-    attention_visible(o, (it->first_row + it->rows - 1) / j->group, it->s_q, it->s_kv, &lo,
-                      &it->hi);
+    it->lo = it->hi = 0;
+    last = (it->first_row + it->rows - 1) / j->group;
+    if (last >= it->s_q) last = it->s_q - 1;
+    if (token_of(j, it, 0) > last) return 1;
+    attention_visible(o, token_of(j, it, 0), it->s_q, it->s_kv, &it->lo, &hi);
+    attention_visible(o, last, it->s_q, it->s_kv, &lo, &it->hi);
     return 1;
 }
 
 static fp8_status run_items(void *ctx, int64_t begin, int64_t end, int32_t worker) {
     const cpu_job *j = ctx;
     const fp8_attention_options *o = j->options;
-    attention_tile t = {.d_qk = o->d_qk,
-                        .d_v = o->d_v,
-                        .score_scale = j->score_scale,
-                        .quantize_p = o->quantize_p};
+    const cpu_operand *x = j->operands;
+    const float *slopes = j->io->alibi_slopes;
+    worker_scratch w = {.tile = {.d_qk = o->d_qk, .d_v = o->d_v, .quantize_p = o->quantize_p}};
 
-    (void)lay_out(&t, j->scratch + (size_t)worker * j->scratch_bytes, o->d_qk, o->d_v);
+    (void)lay_out(&w, j->scratch + (size_t)worker * j->scratch_bytes, o->d_qk, o->d_v);
     for (int64_t i = begin; i < end; i++) {
+        cpu_scores scores = {.options = o, .bias = j->io->bias, .mask = j->io->mask,
+                             .slopes = slopes, .group = j->group};
         cpu_item it;
         if (!find_item(j, i, &it)) continue;
-        t.rows = it.rows;
-        run_tile(j, &it, &t);
+        scores.seq = it.seq;
+        scores.kv_head = it.kv_head;
+        scores.first_row = it.first_row;
+        scores.s_q = it.s_q;
+        scores.s_kv = it.s_kv;
+        w.tile.rows = it.rows;
+        w.tile.adjust = attention_cpu_adjusts(o) ? attention_cpu_adjust : NULL;
+        w.tile.adjust_ctx = &scores;
+        w.tile.score_scale = o->scale * attention_cpu_descale(&x[CPU_Q], o, it.seq, it.kv_head) *
+                             attention_cpu_descale(&x[CPU_K], o, it.seq, it.kv_head);
+        it.out_scale = (o->quantize_p ? 1.0f / 256.0f : 1.0f) *
+                       attention_cpu_descale(&x[CPU_V], o, it.seq, it.kv_head);
+        run_tile(j, &it, &w);
     }
     return FP8_OK;
+}
+
+/* The workers' amax, zeroed before the run and joined after it. */
+static float *amax_of(const cpu_job *j, int32_t worker) {
+    worker_scratch w;
+    (void)lay_out(&w, j->scratch + (size_t)worker * j->scratch_bytes, j->options->d_qk,
+                  j->options->d_v);
+    return w.amax;
+}
+
+static void join_amax(const cpu_job *j, int32_t threads) {
+    float s = 0.0f, o = 0.0f;
+    for (int32_t i = 0; i < threads; i++) {
+        s = fmaxf(s, amax_of(j, i)[0]);
+        o = fmaxf(o, amax_of(j, i)[1]);
+    }
+    *j->io->amax_s = s;
+    *j->io->amax_o = o;
+}
+
+static size_t current_bytes(const fp8_attention_options *o) {
+    return padded((size_t)attention_cpu_descales(o) * sizeof(float));
 }
 
 static fp8_status cpu_run(fp8_attention_plan *p, const fp8_attention_io *io, void *workspace) {
     const fp8_attention_options *o = &p->options;
     fp8_pool *pool = fp8_device_pool(p->device);
-    attention_tile shape;
+    const int32_t threads = fp8_pool_threads(pool);
+    uint8_t *base = (uint8_t *)workspace + (uintptr_t)-(intptr_t)workspace % TILE_ALIGN;
+    worker_scratch shape;
     cpu_job j = {.options = o,
                  .io = io,
                  .kernels = attention_tile_kernels_at(0),
                  .group = o->num_heads / o->num_kv_heads};
+    fp8_status st;
 
     j.tiles = (o->max_q * j.group + TILE_ROWS - 1) / TILE_ROWS;
-    if (j.tiles == 0) return FP8_OK;
-    j.score_scale = o->scale;
-    j.out_scale = o->quantize_p ? 1.0f / 256.0f : 1.0f;
-    if (o->q_dtype == FP8_DTYPE_E4M3) j.score_scale *= *io->q_descale;
-    if (o->kv_dtype == FP8_DTYPE_E4M3) {
-        j.score_scale *= *io->k_descale;
-        j.out_scale *= *io->v_descale;
-    }
-    j.scratch = (uint8_t *)workspace + (uintptr_t)-(intptr_t)workspace % TILE_ALIGN;
+    j.scratch = base + current_bytes(o);
     j.scratch_bytes = lay_out(&shape, NULL, o->d_qk, o->d_v);
-    return fp8_parallel_for(pool, o->num_seqs * o->num_kv_heads * j.tiles, 1, run_items, &j);
-}
-
-static fp8_status check_types(const fp8_attention_options *o) {
-    if (o->q_dtype == FP8_DTYPE_F16 || o->kv_dtype == FP8_DTYPE_F16)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "F16 operands");
-    if (o->o_dtype != FP8_DTYPE_F32 && o->o_dtype != FP8_DTYPE_BF16)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "o_dtype %s, expected F32 or BF16",
-                        fp8_dtype_name(o->o_dtype));
-    if (o->quantize != FP8_QUANTIZE_NOT) return FP8_FAIL(FP8_EUNSUPPORTED, "operands to quantize");
-    if (o->granularity != FP8_DESCALE_TENSOR)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "descales of heads");
-    return FP8_OK;
-}
-
-static fp8_status cpu_check(const fp8_attention_options *o, const attention_target *t,
-                            char about[ATTENTION_REASON_BYTES]) {
-    fp8_status st;
-    if (t->place != FP8_PLACE_CPU)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "the data is on %s", t->name);
-    snprintf(about, ATTENTION_REASON_BYTES, "%s, %s", t->name, attention_tile_kernels_at(0)->name);
-    FP8_TRY(check_types(o));
-    if (o->padding) return FP8_FAIL(FP8_EUNSUPPORTED, "padding");
-    if (o->mask == FP8_MASK_ARBITRARY) return FP8_FAIL(FP8_EUNSUPPORTED, "an arbitrary mask");
-    if (o->bias != FP8_BIAS_NONE) return FP8_FAIL(FP8_EUNSUPPORTED, "a bias");
-    if (o->softcap > 0.0f) return FP8_FAIL(FP8_EUNSUPPORTED, "softcap");
-    if (o->sink != FP8_SINK_NONE) return FP8_FAIL(FP8_EUNSUPPORTED, "a sink");
-    if (o->want_lse || o->want_amax) return FP8_FAIL(FP8_EUNSUPPORTED, "LSE or amax");
+    for (int32_t i = 0; i < threads; i++) memset(amax_of(&j, i), 0, 2 * sizeof(float));
+    FP8_TRY(attention_cpu_operands(j.operands, o, io, (float *)(void *)base, j.kernels, pool));
+    FP8_TRY(fp8_parallel_for(pool, o->num_seqs * o->num_kv_heads * j.tiles, 1, run_items, &j));
+    if (o->want_amax) join_amax(&j, threads);
 done:
     return st;
 }
 
+static fp8_status cpu_check(const fp8_attention_options *o, const attention_target *t,
+                            char about[ATTENTION_REASON_BYTES]) {
+    (void)o;
+    if (t->place != FP8_PLACE_CPU)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "the data is on %s", t->name);
+    snprintf(about, ATTENTION_REASON_BYTES, "%s, %s", t->name, attention_tile_kernels_at(0)->name);
+    return FP8_OK;
+}
+
 static fp8_status cpu_open(fp8_attention_plan *p) {
     const size_t threads = (size_t)fp8_pool_threads(fp8_device_pool(p->device));
-    attention_tile shape;
-    p->workspace_bytes = TILE_ALIGN + threads * lay_out(&shape, NULL, p->options.d_qk,
-                                                        p->options.d_v);
+    worker_scratch shape;
+    p->workspace_bytes = TILE_ALIGN + current_bytes(&p->options) +
+                         threads * lay_out(&shape, NULL, p->options.d_qk, p->options.d_v);
     return FP8_OK;
 }
 

@@ -2,6 +2,9 @@
  * a sequence and its elements lie, which keys a query sees) that every backend shares. */
 #ifndef FP8_ATTENTION_IMPL_H
 #define FP8_ATTENTION_IMPL_H
+#include <float.h>
+#include <math.h>
+
 #include "attention/attention.h"
 
 #ifdef __CUDACC__
@@ -123,6 +126,30 @@ ATTENTION_INLINE int64_t attention_bias_offset(const fp8_attention_options *o,
     const int64_t b = shape == FP8_BIAS_B1SS || shape == FP8_BIAS_BHSS ? s : 0;
     const int64_t plane = b * heads + (heads > 1 ? head : 0);
     return (plane * o->max_q + i) * o->max_kv + j;
+}
+
+/* The slope of a head, as fp8_attention_alibi_slopes has it. */
+ATTENTION_INLINE float attention_alibi_slope(int32_t head, int32_t num_heads) {
+    int32_t n = 1;
+    while (n <= num_heads / 2) n *= 2;
+    return head < n ? exp2f(-8.0f * (float)(head + 1) / (float)n)
+                    : exp2f(-4.0f * (float)(2 * (head - n) + 1) / (float)n);
+}
+
+/* The descale of FP8_QUANTIZE_CURRENT. */
+ATTENTION_INLINE float attention_descale_of(float amax) {
+    const float descale = amax / 448.0f;
+    if (!(amax > 0.0f)) return 1.0f;
+    return descale > FLT_MIN ? descale : FLT_MIN;
+}
+
+/* Row of a sequence's query token in LSE [num_seqs, num_heads, max_q], packed [num_heads, total_q];
+ * `begin` as attention_sequence gave it. */
+ATTENTION_INLINE int64_t attention_lse_offset(const fp8_attention_options *o,
+                                              const fp8_attention_io *io, int64_t s, int64_t head,
+                                              int64_t begin, int64_t token) {
+    return io->q_starts ? head * io->total_q + begin + token
+                        : (s * o->num_heads + head) * o->max_q + token;
 }
 
 /* Index of a descale. */

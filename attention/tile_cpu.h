@@ -23,11 +23,14 @@ typedef struct attention_tile {
     float *o; /* [d_v, TILE_ROWS] running sum of p V */
     float *max, *sum, *alpha; /* [TILE_ROWS] running maximum and sum; the rescale of a step */
     int32_t *lo, *hi;         /* [TILE_ROWS] keys [lo, hi) are seen; rows not in use: lo = hi */
+    /* Changes a step's scores before their softmax: bias, mask, softcap. May be NULL. */
+    void (*adjust)(const void *ctx, struct attention_tile *t, int64_t first, int64_t keys);
+    const void *adjust_ctx;
 } attention_tile;
 
 typedef struct attention_tile_kernels {
     const char *name;
-    /* out[i] = value of in[i]; F32, BF16 or E4M3 (codes, without a descale) */
+    /* out[i] = value of in[i]; F32, BF16, F16 or E4M3 (codes, without a descale) */
     void (*widen)(float *out, const void *in, fp8_dtype dtype, int64_t n);
     /* Takes in keys [first, first + keys), keys <= TILE_KEYS, of which t->k holds rows 0..keys-1.
      * raise_max updates t->max only. step is a step of the online softmax: t->max, sum and o. */

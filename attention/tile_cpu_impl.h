@@ -19,6 +19,9 @@ static void NAME(widen)(float *out, const void *in, fp8_dtype dtype, int64_t n) 
     } else if (dtype == FP8_DTYPE_BF16) {
         const uint16_t *x = in;
         for (int64_t i = 0; i < n; i++) out[i] = fp8_bf16_to_f32(x[i]);
+    } else if (dtype == FP8_DTYPE_F16) {
+        const uint16_t *x = in;
+        for (int64_t i = 0; i < n; i++) out[i] = fp8_f16_to_f32(x[i]);
     } else {
         const uint8_t *x = in;
         for (int64_t i = 0; i < n; i++) out[i] = e4m3_value(x[i]);
@@ -108,6 +111,7 @@ static void NAME(scores)(attention_tile *t, int64_t first, int64_t keys) {
             *s = NAME(pick)((VI)(at >= lo) & (VI)(at < hi), *s * t->score_scale, minus_inf);
         }
     }
+    if (t->adjust) t->adjust(t->adjust_ctx, t, first, keys);
 }
 
 static void NAME(raise_max)(attention_tile *t, int64_t first, int64_t keys) {

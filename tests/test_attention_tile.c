@@ -13,7 +13,7 @@ typedef struct tile_store {
 static void tile_outputs(const attention_tile_kernels *kernels, tile_store *m, int64_t rows,
                          int64_t keys, int quantize_p, float *out) {
     attention_tile t = {rows, 33,   20,   0.2f,   quantize_p, m->q,  m->k, m->v,
-                        m->s, m->o, m->max, m->sum, m->alpha,   m->lo, m->hi};
+                        m->s, m->o, m->max, m->sum, m->alpha,   m->lo, m->hi, NULL, NULL};
     uint64_t seed = 11;
     memset(m, 0, sizeof *m);
     for (int64_t r = 0; r < rows; r++) {
@@ -50,7 +50,7 @@ static void test_tiles(const attention_tile_kernels *kernels) {
     }
 }
 
-/* Every code and every BF16 widens exactly. */
+/* Every code, BF16 and F16 widens exactly. */
 static void test_widen(const attention_tile_kernels *kernels) {
     static float wide[65536];
     static uint16_t halves[65536];
@@ -63,13 +63,16 @@ static void test_widen(const attention_tile_kernels *kernels) {
         CHECK(isnan(e4m3_value(i)) ? isnan(wide[i]) : (double)wide[i] == e4m3_value(i));
     kernels->widen(wide, halves, FP8_DTYPE_BF16, 65536);
     for (int i = 0; i < 65536; i++) CHECK(fp8_f32_bits(wide[i]) == (uint32_t)i << 16);
+    kernels->widen(wide, halves, FP8_DTYPE_F16, 65536);
+    for (int i = 0; i < 65536; i++)
+        CHECK(fp8_f32_bits(wide[i]) == fp8_f32_bits(fp8_f16_to_f32((uint16_t)i)));
 }
 
 /* One step over 64 keys whose scores are `scores` against a maximum of 0; p comes out in m->s. */
 static void probabilities(const attention_tile_kernels *kernels, tile_store *m, const float *scores,
                           int quantize_p) {
     attention_tile t = {1,    1,      1,      1.0f,     quantize_p, m->q,  m->k, m->v,
-                        m->s, m->o, m->max, m->sum, m->alpha, m->lo,      m->hi};
+                        m->s, m->o, m->max, m->sum, m->alpha, m->lo,      m->hi, NULL, NULL};
     memset(m, 0, sizeof *m); /* the running maximum is 0 */
     m->q[0] = 1.0f;
     m->hi[0] = TILE_KEYS;
