@@ -31,8 +31,6 @@ static const attention_backend *const backends[ATTENTION_NUM_BACKENDS] = {
     &attention_backend_cpu,
 };
 
-const attention_backend *attention_backend_at(int32_t i) { return backends[i]; }
-
 const char *fp8_attention_backend_name(fp8_attention_backend b) {
     if (b == FP8_BACKEND_AUTO) return "auto";
     for (int i = 0; i < ATTENTION_NUM_BACKENDS; i++)
@@ -70,83 +68,134 @@ static fp8_status read_preference(fp8_attention_backend *out) {
 
 /* ---- selection ------------------------------------------------------------------------------- */
 
-static attention_target target_of(const fp8_device *d) {
-    const int cuda = fp8_device_place(d) == FP8_PLACE_CUDA;
-    return (attention_target){fp8_device_place(d), fp8_device_capability(d),
-                              cuda ? attention_cudnn_version() : 0, fp8_device_name(d)};
+static void set_reason(fp8_attention_verdict *v, const char *about, const char *text) {
+    snprintf(v->reason, sizeof v->reason, "%s%s%s", about, *about ? ": " : "", text);
 }
 
-/* Asks one backend; FP8_EUNSUPPORTED with the reason as the message when it does not serve or is
- * not wanted. What served is in `about`. */
-static fp8_status consider(fp8_attention_plan *p, const attention_backend *b,
-                           const attention_target *t, char about[ATTENTION_REASON_BYTES]) {
+/* Whether the options and the environment want the backend, and whether it serves them. */
+static fp8_status ask(const fp8_attention_plan *p, const attention_backend *b,
+                      const attention_target *t, char about[ATTENTION_REASON_BYTES]) {
+    const fp8_attention_options *o = &p->options;
     fp8_status st;
     int on;
 
-    if (p->options.backend != FP8_BACKEND_AUTO && p->options.backend != b->id)
+    if (o->backend != FP8_BACKEND_AUTO && o->backend != b->id)
         return FP8_FAIL(FP8_EUNSUPPORTED, "the options ask for %s",
-                        fp8_attention_backend_name(p->options.backend));
+                        fp8_attention_backend_name(o->backend));
     st = read_switch(b->switch_name, &on);
     if (st != FP8_OK) return st;
     if (!on) return FP8_FAIL(FP8_EUNSUPPORTED, "switched off by %s=0", b->switch_name);
-    if (!b->open) return FP8_FAIL(FP8_EUNSUPPORTED, "this build is without CUDA");
-    st = b->check(&p->options, t, about);
-    if (st != FP8_OK || p->chosen) return st;
-    st = b->open(p);
-    if (st == FP8_OK) p->chosen = b;
-    else b->close(p);
+    if (p->device && !b->open) return FP8_FAIL(FP8_EUNSUPPORTED, "this build is without CUDA");
+    return b->check(o, t, about);
+}
+
+/* One verdict. With a device the backend is opened, if none was before it. */
+static fp8_status judge(fp8_attention_plan *p, const attention_backend *b,
+                        const attention_target *t, fp8_attention_verdict *v, int first) {
+    char about[ATTENTION_REASON_BYTES] = "";
+    fp8_status st = ask(p, b, t, about);
+
+    v->backend = b->id;
+    if (st == FP8_OK && p->device && first) {
+        st = b->open(p);
+        if (st == FP8_OK) p->chosen = b;
+        else b->close(p);
+    }
+    v->serves = st == FP8_OK;
+    if (st == FP8_EUNSUPPORTED) set_reason(v, about, fp8_last_message());
+    else set_reason(v, about, first ? "serves" : "would serve, but comes later");
+    return st == FP8_EUNSUPPORTED ? FP8_OK : st;
+}
+
+/* Walks the backends, the preferred one first; *chosen is the first that serves. */
+static fp8_status select_backend(fp8_attention_plan *p, const attention_target *t,
+                                 fp8_attention_backend *chosen) {
+    fp8_attention_backend first;
+    int32_t n = 0;
+    fp8_status st;
+
+    *chosen = FP8_BACKEND_AUTO;
+    FP8_TRY(read_preference(&first));
+    for (int i = 0; i < 2 * ATTENTION_NUM_BACKENDS; i++) {
+        const attention_backend *b = backends[i % ATTENTION_NUM_BACKENDS];
+        fp8_attention_verdict *v = &p->verdicts[n];
+        if ((b->id == first) != (i < ATTENTION_NUM_BACKENDS)) continue;
+        FP8_TRY(judge(p, b, t, v, *chosen == FP8_BACKEND_AUTO));
+        if (v->serves && *chosen == FP8_BACKEND_AUTO) *chosen = b->id;
+        n++;
+    }
+done:
     return st;
 }
 
-static void add_reason(fp8_attention_plan *p, const attention_backend *b, const char *about,
-                       const char *text) {
-    const size_t used = strlen(p->reasons);
-    snprintf(p->reasons + used, sizeof p->reasons - used, "%s%s: %s%s%s", used ? "\n" : "", b->name,
-             about, *about ? ": " : "", text);
-}
-
-/* Walks the backends, the preferred one first, and leaves a line for each. */
-static fp8_status select_backend(fp8_attention_plan *p) {
-    const attention_target target = target_of(p->device);
-    fp8_attention_backend first;
-    fp8_status st = read_preference(&first);
-
-    if (st != FP8_OK) return st;
-    for (int round = 0; round < 2; round++) {
-        for (int i = 0; i < ATTENTION_NUM_BACKENDS; i++) {
-            char about[ATTENTION_REASON_BYTES] = "";
-            if ((backends[i]->id == first) != (round == 0)) continue;
-            st = consider(p, backends[i], &target, about);
-            if (st != FP8_OK && st != FP8_EUNSUPPORTED) return st;
-            if (st != FP8_OK) add_reason(p, backends[i], about, fp8_last_message());
-            else if (p->chosen == backends[i]) add_reason(p, backends[i], about, "serves");
-            else add_reason(p, backends[i], about, "would serve, but comes later");
-        }
+static void write_reasons(fp8_attention_plan *p) {
+    size_t used = 0;
+    for (int i = 0; i < ATTENTION_NUM_BACKENDS; i++) {
+        const fp8_attention_verdict *v = &p->verdicts[i];
+        used += (size_t)snprintf(p->reasons + used, sizeof p->reasons - used, "%s%s: %s",
+                                 i ? "\n" : "", fp8_attention_backend_name(v->backend), v->reason);
     }
-    return p->chosen ? FP8_OK
-                     : FP8_FAIL(FP8_EUNSUPPORTED, "attention: no backend serves:\n%s", p->reasons);
 }
 
-static void log_plan(const fp8_attention_plan *p) {
-    const fp8_attention_options *o = &p->options;
+fp8_attention_target fp8_attention_target_of(const fp8_device *d) {
+    const int cuda = fp8_device_place(d) == FP8_PLACE_CUDA;
+    return (fp8_attention_target){fp8_device_place(d), fp8_device_capability(d),
+                                  cuda ? attention_cudnn_version() : 0, fp8_device_name(d)};
+}
+
+fp8_status fp8_attention_explain(fp8_attention_backend *chosen,
+                                 fp8_attention_verdict verdicts[FP8_ATTENTION_BACKENDS],
+                                 fp8_device *d, const fp8_attention_target *target,
+                                 const fp8_attention_options *options) {
+    fp8_attention_plan *p = NULL;
+    fp8_attention_target t;
+    fp8_status st;
+
+    if (!chosen || !verdicts || !options || (!d && !target))
+        return FP8_FAIL(FP8_EINVAL,
+                        "attention: explain: chosen=%p verdicts=%p device=%p target=%p options=%p",
+                        (void *)chosen, (void *)verdicts, (void *)d, (const void *)target,
+                        (const void *)options);
+    p = calloc(1, sizeof *p);
+    if (!p) return FP8_FAIL(FP8_ENOMEM, "attention plan");
+    FP8_TRY(attention_resolve_options(&p->options, options));
+    p->device = d;
+    t = d ? fp8_attention_target_of(d) : *target;
+    FP8_TRY(select_backend(p, &t, chosen));
+    memcpy(verdicts, p->verdicts, sizeof p->verdicts);
+done:
+    fp8_attention_plan_destroy(p);
+    return st;
+}
+
+/* ---- plans ----------------------------------------------------------------------------------- */
+
+/* Level 1: one line. Level 2: the whole configuration, a line each. */
+static void log_plan(const fp8_attention_plan *p, const attention_target *t) {
+    char text[2048], *line = text, *end;
+
     fp8_log(FP8_LOG_INFO, "attention: %s", p->chosen->name);
     if (!fp8_log_enabled(FP8_LOG_DETAIL)) return;
-    fp8_log(FP8_LOG_DETAIL,
-            "attention: heads %d/%d, d %d/%d, %lld sequences up to %lld x %lld, %s%s, mask %d, "
-            "window %lld %lld, scale %g, Q %s, K and V %s, O %s%s, workspace %zu bytes",
-            o->num_heads, o->num_kv_heads, o->d_qk, o->d_v, (long long)o->num_seqs,
-            (long long)o->max_q, (long long)o->max_kv, fp8_attention_layout_name(o->layout),
-            o->padding ? " with lengths" : "", (int)o->mask, (long long)o->window_left,
-            (long long)o->window_right, (double)o->scale, fp8_dtype_name(o->q_dtype),
-            fp8_dtype_name(o->kv_dtype), fp8_dtype_name(o->o_dtype),
-            o->quantize_p ? ", P in E4M3" : "", p->workspace_bytes);
-    fp8_log(FP8_LOG_DETAIL, "attention: %s", p->reasons);
+    fp8_log(FP8_LOG_DETAIL, "attention: device: %s, compute capability %d; %s", t->name,
+            t->capability, fp8_attention_libraries());
+    if (fp8_attention_describe(text, sizeof text, &p->options) == FP8_OK)
+        for (; line; line = end ? end + 1 : NULL) {
+            end = strchr(line, '\n');
+            fp8_log(FP8_LOG_DETAIL, "attention: %.*s", end ? (int)(end - line) : -1, line);
+        }
+    fp8_log(FP8_LOG_DETAIL, "attention: workspace: %zu bytes", p->workspace_bytes);
+    for (int i = 0; i < ATTENTION_NUM_BACKENDS; i++)
+        fp8_log(FP8_LOG_DETAIL, "attention: %s: %s",
+                fp8_attention_backend_name(p->verdicts[i].backend), p->verdicts[i].reason);
 }
 
 fp8_status fp8_attention_plan_create(fp8_attention_plan **out, fp8_device *d,
                                      const fp8_attention_options *options) {
-    fp8_status st = FP8_OK;
+    const char *sync = getenv("FP8_SYNC");
+    fp8_attention_backend chosen;
     fp8_attention_plan *p = NULL;
+    attention_target target;
+    fp8_status st;
 
     if (!out || !d || !options)
         return FP8_FAIL(FP8_EINVAL, "attention plan: out=%p device=%p options=%p", (void *)out,
@@ -156,8 +205,13 @@ fp8_status fp8_attention_plan_create(fp8_attention_plan **out, fp8_device *d,
     if (!p) return FP8_FAIL(FP8_ENOMEM, "attention plan");
     FP8_TRY(attention_resolve_options(&p->options, options));
     p->device = d;
-    FP8_TRY(select_backend(p));
-    log_plan(p);
+    p->checked = sync && *sync == '1';
+    target = fp8_attention_target_of(d);
+    FP8_TRY(select_backend(p, &target, &chosen));
+    write_reasons(p);
+    if (chosen == FP8_BACKEND_AUTO)
+        FP8_TRY(FP8_FAIL(FP8_EUNSUPPORTED, "attention: no backend serves:\n%s", p->reasons));
+    log_plan(p, &target);
     *out = p;
     p = NULL;
 done:
@@ -194,5 +248,7 @@ fp8_status fp8_attention_run(fp8_attention_plan *p, const fp8_attention_io *io, 
         return FP8_FAIL(FP8_EINVAL, "attention: workspace %p of %zu bytes, expected %zu", workspace,
                         workspace_bytes, p->workspace_bytes);
     if ((p->options.num_seqs == 0 || resolved.total_q == 0) && !p->options.want_amax) return FP8_OK;
-    return p->chosen->run(p, &resolved, workspace);
+    st = p->chosen->run(p, &resolved, workspace);
+    if (st != FP8_OK || !p->checked) return st;
+    return attention_report_lengths(p->device, &p->options, &resolved);
 }

@@ -17,15 +17,12 @@
 extern "C" {
 #endif
 
-enum { ATTENTION_NUM_BACKENDS = 4, ATTENTION_REASON_BYTES = 512 };
+enum {
+    ATTENTION_NUM_BACKENDS = FP8_ATTENTION_BACKENDS,
+    ATTENTION_REASON_BYTES = FP8_ATTENTION_REASON_BYTES
+};
 
-/* What a backend's verdict depends on beside the options. */
-typedef struct attention_target {
-    fp8_place place;
-    int32_t capability;    /* 90 for sm_90; 0 on the CPU */
-    size_t cudnn_version;  /* 91900 for 9.19.0; 0 = none */
-    const char *name;      /* "NVIDIA H200" */
-} attention_target;
+typedef fp8_attention_target attention_target;
 
 struct fp8_attention_plan {
     fp8_attention_options options; /* resolved */
@@ -33,6 +30,8 @@ struct fp8_attention_plan {
     const struct attention_backend *chosen;
     void *state; /* of the chosen backend */
     size_t workspace_bytes;
+    int checked; /* FP8_SYNC=1: lengths are looked at after each run */
+    fp8_attention_verdict verdicts[ATTENTION_NUM_BACKENDS];
     char reasons[ATTENTION_NUM_BACKENDS * (ATTENTION_REASON_BYTES + 32)];
 };
 
@@ -56,6 +55,7 @@ extern const attention_backend attention_backend_cpu;
 extern const attention_backend attention_backend_flash, attention_backend_fused,
     attention_backend_unfused;
 size_t attention_cudnn_version(void);
+void attention_cuda_libraries(char *text, size_t bytes);
 #endif
 fp8_status attention_flash_check(const fp8_attention_options *o, const attention_target *t,
                                  char about[ATTENTION_REASON_BYTES]);
@@ -63,7 +63,6 @@ fp8_status attention_fused_check(const fp8_attention_options *o, const attention
                                  char about[ATTENTION_REASON_BYTES]);
 fp8_status attention_unfused_check(const fp8_attention_options *o, const attention_target *t,
                                    char about[ATTENTION_REASON_BYTES]);
-const attention_backend *attention_backend_at(int32_t i); /* in order of preference */
 
 /* *out = the options with every default filled in: scale, strides (batch 0 where tokens are packed,
  * has_strides 1), windows that bound nothing -1. FP8_EINVAL or FP8_EOVERFLOW in words. */
@@ -73,6 +72,11 @@ fp8_status attention_resolve_options(fp8_attention_options *out,
  * are not packed. FP8_EINVAL in words. */
 fp8_status attention_resolve_io(fp8_attention_io *out, const fp8_attention_options *o,
                                 const fp8_attention_io *io);
+
+/* Lengths and starts of a run as they are, on the host: FP8_EINVAL names the first that had to be
+ * clamped. Waits for the device. */
+fp8_status attention_report_lengths(fp8_device *d, const fp8_attention_options *o,
+                                    const fp8_attention_io *io);
 
 ATTENTION_INLINE int64_t attention_clamp(int64_t x, int64_t low, int64_t high) {
     return x < low ? low : x > high ? high : x;

@@ -62,20 +62,17 @@ void cudnn_graph_free(cudnn_graph *g) {
 
 /* ---- tensors --------------------------------------------------------------------------------- */
 
-/* `flag`: the boolean attribute to set, or 0 for a plain operand (no boolean attribute is 0). */
-static fp8_status tensor(cudnn_graph *g, cudnn_tensor *out, cudnnDataType_t dtype,
-                         const int64_t shape[4], const int64_t strides[4],
-                         cudnnBackendAttributeName_t flag) {
+/* Everything of a tensor but what kind it is; not finalized. */
+static fp8_status begin_tensor(cudnn_graph *g, cudnn_tensor *out, cudnnDataType_t dtype,
+                               const int64_t shape[4], const int64_t strides[4], char what[64]) {
     const int64_t alignment = 16;
-    const bool yes = true;
-    char what[64];
     cudnnBackendDescriptor_t d;
     fp8_status st;
 
     memcpy(out->shape, shape, sizeof out->shape);
     out->dtype = dtype;
     out->uid = ++g->last_uid;
-    snprintf(what, sizeof what, "tensor %lld", (long long)out->uid);
+    snprintf(what, 64, "tensor %lld", (long long)out->uid);
     FP8_TRY(create(g, &d, CUDNN_BACKEND_TENSOR_DESCRIPTOR, what));
     out->descriptor = d;
     FP8_TRY(set(d, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &dtype, what, "type"));
@@ -84,32 +81,55 @@ static fp8_status tensor(cudnn_graph *g, cudnn_tensor *out, cudnnDataType_t dtyp
     FP8_TRY(set(d, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &out->uid, what, "id"));
     FP8_TRY(set(d, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1, &alignment, what,
                 "alignment"));
-    if (flag) FP8_TRY(set(d, flag, CUDNN_TYPE_BOOLEAN, 1, &yes, what, "kind"));
-    FP8_TRY(finalize(d, what));
+done:
+    return st;
+}
+
+/* A tensor with a boolean attribute. */
+static fp8_status flagged_tensor(cudnn_graph *g, cudnn_tensor *out, cudnnDataType_t dtype,
+                                 const int64_t shape[4], const int64_t strides[4],
+                                 cudnnBackendAttributeName_t flag) {
+    const bool yes = true;
+    char what[64];
+    fp8_status st;
+
+    FP8_TRY(begin_tensor(g, out, dtype, shape, strides, what));
+    FP8_TRY(set(out->descriptor, flag, CUDNN_TYPE_BOOLEAN, 1, &yes, what, "kind"));
+    FP8_TRY(finalize(out->descriptor, what));
 done:
     return st;
 }
 
 fp8_status cudnn_graph_operand(cudnn_graph *g, cudnn_tensor *out, cudnnDataType_t dtype,
-                               const int64_t shape[4], const int64_t strides[4]) {
-    return tensor(g, out, dtype, shape, strides, (cudnnBackendAttributeName_t)0);
+                               const int64_t shape[4], const int64_t strides[4],
+                               const cudnn_tensor *offsets) {
+    char what[64];
+    fp8_status st;
+
+    FP8_TRY(begin_tensor(g, out, dtype, shape, strides, what));
+    if (offsets)
+        FP8_TRY(set_descriptor(out->descriptor, CUDNN_ATTR_TENSOR_RAGGED_OFFSET_DESC, offsets, what,
+                               "offsets"));
+    FP8_TRY(finalize(out->descriptor, what));
+done:
+    return st;
 }
 
 fp8_status cudnn_graph_scalar(cudnn_graph *g, cudnn_tensor *out, cudnnDataType_t dtype) {
     static const int64_t one[4] = {1, 1, 1, 1};
-    return tensor(g, out, dtype, one, one, CUDNN_ATTR_TENSOR_IS_BY_VALUE);
+    return flagged_tensor(g, out, dtype, one, one, CUDNN_ATTR_TENSOR_IS_BY_VALUE);
 }
 
 fp8_status cudnn_graph_virtual(cudnn_graph *g, cudnn_tensor *out, cudnnDataType_t dtype,
                                const int64_t shape[4]) {
     const int64_t strides[4] = {shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1};
-    return tensor(g, out, dtype, shape, strides, CUDNN_ATTR_TENSOR_IS_VIRTUAL);
+    return flagged_tensor(g, out, dtype, shape, strides, CUDNN_ATTR_TENSOR_IS_VIRTUAL);
 }
 
 /* ---- operations ------------------------------------------------------------------------------ */
 
 fp8_status cudnn_graph_matmul(cudnn_graph *g, const cudnn_tensor *a, const cudnn_tensor *b,
-                              const cudnn_tensor *c) {
+                              const cudnn_tensor *c, cudnn_extents extents) {
     const cudnnDataType_t precision = CUDNN_DATA_FLOAT;
     const char *what = "matmul";
     cudnnBackendDescriptor_t kind, op;
@@ -125,6 +145,15 @@ fp8_status cudnn_graph_matmul(cudnn_graph *g, const cudnn_tensor *a, const cudnn
     FP8_TRY(set_descriptor(op, CUDNN_ATTR_OPERATION_MATMUL_CDESC, c, what, "C"));
     FP8_TRY(set(op, CUDNN_ATTR_OPERATION_MATMUL_DESC, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &kind, what,
                 "kind"));
+    if (extents.m)
+        FP8_TRY(set_descriptor(op, CUDNN_ATTR_OPERATION_MATMUL_GEMM_M_OVERRIDE_DESC, extents.m,
+                               what, "m"));
+    if (extents.n)
+        FP8_TRY(set_descriptor(op, CUDNN_ATTR_OPERATION_MATMUL_GEMM_N_OVERRIDE_DESC, extents.n,
+                               what, "n"));
+    if (extents.k)
+        FP8_TRY(set_descriptor(op, CUDNN_ATTR_OPERATION_MATMUL_GEMM_K_OVERRIDE_DESC, extents.k,
+                               what, "k"));
     FP8_TRY(finalize(op, what));
     add_op(g, op);
 done:
@@ -134,7 +163,9 @@ done:
 fp8_status cudnn_graph_reduce(cudnn_graph *g, cudnnReduceTensorOp_t op, const cudnn_tensor *x,
                               const cudnn_tensor *y) {
     const cudnnDataType_t precision = CUDNN_DATA_FLOAT;
-    const char *what = op == CUDNN_REDUCE_TENSOR_MAX ? "row maximum" : "row sum";
+    const char *what = op == CUDNN_REDUCE_TENSOR_MAX   ? "row maximum"
+                       : op == CUDNN_REDUCE_TENSOR_ADD ? "row sum"
+                                                       : "amax";
     cudnnBackendDescriptor_t kind, d;
     fp8_status st;
 
@@ -293,36 +324,60 @@ done:
 
 /* ---- running --------------------------------------------------------------------------------- */
 
-static fp8_status variant_pack(cudnnBackendDescriptor_t pack, int64_t count, const int64_t *uids,
-                               void *const *pointers, void *workspace) {
+void cudnn_pack_free(cudnn_pack *p) {
+    if (p->descriptor) (void)cudnnBackendDestroyDescriptor(p->descriptor);
+    memset(p, 0, sizeof *p);
+}
+
+static fp8_status fill_pack(cudnnBackendDescriptor_t d, int64_t count, const int64_t *uids,
+                            void *const *pointers, void *workspace) {
     const char *what = "variant pack";
     fp8_status st;
-    FP8_TRY(set(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, count, pointers,
+    FP8_TRY(set(d, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, count, pointers,
                 what, "pointers"));
-    FP8_TRY(set(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, count, uids, what,
-                "ids"));
-    FP8_TRY(set(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace, what,
+    FP8_TRY(set(d, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, count, uids, what, "ids"));
+    FP8_TRY(set(d, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace, what,
                 "workspace"));
-    FP8_TRY(finalize(pack, what));
+    FP8_TRY(finalize(d, what));
 done:
     return st == FP8_OK ? FP8_OK : FP8_FAIL(FP8_ECUDA, "%s", fp8_last_message());
 }
 
-fp8_status cudnn_graph_run(const cudnn_graph *g, fp8_stream stream, int64_t count,
-                           const int64_t *uids, void *const *pointers, void *workspace) {
-    cudnnBackendDescriptor_t pack = NULL;
-    cudnnStatus_t status;
-    fp8_status st;
+static int same_pack(const cudnn_pack *p, int64_t count, void *const *pointers, void *workspace) {
+    return p->descriptor && p->count == count && p->workspace == workspace &&
+           memcmp(p->pointers, pointers, (size_t)count * sizeof *pointers) == 0;
+}
 
-    status = cudnnSetStream(g->handle, stream);
-    if (status != CUDNN_STATUS_SUCCESS) return refuse(FP8_ECUDA, status, "run", "set stream");
-    status = cudnnBackendCreateDescriptor(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack);
+static fp8_status renew_pack(cudnn_pack *p, int64_t count, const int64_t *uids,
+                             void *const *pointers, void *workspace) {
+    cudnnStatus_t status;
+    fp8_status st = FP8_OK;
+
+    cudnn_pack_free(p);
+    status = cudnnBackendCreateDescriptor(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &p->descriptor);
     if (status != CUDNN_STATUS_SUCCESS) return refuse(FP8_ECUDA, status, "run", "variant pack");
-    st = variant_pack(pack, count, uids, pointers, workspace);
-    if (st == FP8_OK) {
-        status = cudnnBackendExecute(g->handle, g->plan, pack);
-        if (status != CUDNN_STATUS_SUCCESS) st = refuse(FP8_ECUDA, status, "run", "execute");
-    }
-    (void)cudnnBackendDestroyDescriptor(pack);
+    FP8_TRY(fill_pack(p->descriptor, count, uids, pointers, workspace));
+    p->count = count;
+    p->workspace = workspace;
+    memcpy(p->pointers, pointers, (size_t)count * sizeof *pointers);
+done:
+    if (st != FP8_OK) cudnn_pack_free(p);
+    return st;
+}
+
+fp8_status cudnn_graph_run(const cudnn_graph *g, cudnnHandle_t handle, fp8_stream stream,
+                           cudnn_pack *pack, int64_t count, const int64_t *uids,
+                           void *const *pointers, void *workspace) {
+    cudnnStatus_t status;
+    fp8_status st = FP8_OK;
+
+    assert(count <= CUDNN_PACK_MAX);
+    if (!same_pack(pack, count, pointers, workspace))
+        FP8_TRY(renew_pack(pack, count, uids, pointers, workspace));
+    status = cudnnSetStream(handle, stream);
+    if (status != CUDNN_STATUS_SUCCESS) return refuse(FP8_ECUDA, status, "run", "set stream");
+    status = cudnnBackendExecute(handle, g->plan, pack->descriptor);
+    if (status != CUDNN_STATUS_SUCCESS) st = refuse(FP8_ECUDA, status, "run", "execute");
+done:
     return st;
 }

@@ -1,289 +1,202 @@
-/* The fused backend: cuDNN's attention forward in BF16, for sequences of one length. The graph is
- * the one its engines recognise: Q K^T, scale, masks, maximum, exp, sum, division, P V, with every
- * intermediate virtual (as NVIDIA's cudnn-frontend lowers it). It is compiled with the plan. */
-#include <math.h>
-#include <pthread.h>
-#include <stdio.h>
+/* The fused backend: cuDNN's attention forward in BF16, F16 and FP8. A plan holds a compiled graph
+ * (fused_graph_cuda.c) and a few constants on the device; a run binds pointers. Lengths and starts
+ * go through a kernel before it, and rows without a key through one after it (fused.cu). */
+#include <string.h>
 #include <stdlib.h>
 
-#include "attention/cudnn_graph.h"
 #include "attention/fused.h"
+#include "attention/fused_graph.h"
+#include "attention/masks.h"
 #include "core/cuda_check.h"
-#include "core/log.h"
 
-enum { VERSION_INFINITE = 91000 }; /* takes -Inf for a masked score; before, the lowest float */
+enum { ALIGN = 256, VECTOR = 16 };
 
-enum { SLOT_Q, SLOT_K, SLOT_V, SLOT_O, NUM_SLOTS, MAX_BOUND = NUM_SLOTS + 6 };
+/* P in (0, 1] is scaled by a power of two before it is rounded to E4M3: 2^8, as our own kernels
+ * do, leaves 448 / 256 of room and 17 binades. */
+static const float p_scale = 256.0f;
+
+/* Parts of the workspace before cuDNN's own. */
+enum {
+    PART_Q_LENGTH,
+    PART_KV_LENGTH,
+    PART_Q, /* offsets, also the next three */
+    PART_K,
+    PART_V,
+    PART_O,
+    PART_STATS,
+    PART_AMAX,
+    PART_KEPT,
+    NUM_PARTS
+};
 
 typedef struct fused_state {
-    cudnn_graph graph;
-    int64_t uids[MAX_BOUND]; /* Q, K, V, O, then the scalars */
-    int64_t num_bound;
-    float scale, masked, window; /* the scalars' values, read when the graph runs */
-    int32_t s_kv, s_q;
-    void *scalars[MAX_BOUND];
+    fused_graph *graph;
+    cudnn_pack pack;
+    float *constants;      /* device: scale and descale of P, sinks of 0, default slopes */
+    size_t at[NUM_PARTS], at_cudnn; /* parts of the workspace */
 } fused_state;
-
-/* ---- one handle a device --------------------------------------------------------------------- */
-
-/* Handles take long to make and a lot of memory, so the plans of a device share one. */
-typedef struct shared_handle {
-    const fp8_device *device;
-    cudnnHandle_t handle;
-    int64_t users;
-    struct shared_handle *next;
-} shared_handle;
-
-static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
-static shared_handle *handles;
-
-static fp8_status make_handle(shared_handle **out, const fp8_device *d) {
-    shared_handle *h = calloc(1, sizeof *h);
-    fp8_status st = FP8_OK;
-    cudnnStatus_t status;
-
-    if (!h) return FP8_FAIL(FP8_ENOMEM, "cuDNN handle");
-    FP8_TRY_CUDA(cudaSetDevice(fp8_device_index(d)));
-    status = cudnnCreate(&h->handle);
-    if (status != CUDNN_STATUS_SUCCESS)
-        st = FP8_FAIL(FP8_EUNSUPPORTED, "cudnnCreate: %s", cudnnGetErrorString(status));
-done:
-    if (st == FP8_OK) *out = h;
-    else free(h);
-    return st;
-}
-
-static fp8_status acquire_handle(cudnnHandle_t *out, const fp8_device *d) {
-    fp8_status st = FP8_OK;
-    shared_handle *h;
-
-    pthread_mutex_lock(&handles_lock);
-    for (h = handles; h && h->device != d;) h = h->next;
-    if (!h) {
-        FP8_TRY(make_handle(&h, d));
-        h->device = d;
-        h->next = handles;
-        handles = h;
-    }
-    h->users++;
-    *out = h->handle;
-done:
-    pthread_mutex_unlock(&handles_lock);
-    return st;
-}
-
-static void release_handle(const fp8_device *d) {
-    pthread_mutex_lock(&handles_lock);
-    for (shared_handle **at = &handles; *at; at = &(*at)->next) {
-        shared_handle *h = *at;
-        if (h->device != d) continue;
-        if (--h->users == 0) {
-            *at = h->next;
-            (void)cudnnDestroy(h->handle);
-            free(h);
-        }
-        break;
-    }
-    pthread_mutex_unlock(&handles_lock);
-}
-
-/* ---- the graph ------------------------------------------------------------------------------- */
-
-/* A scalar operand bound to `value`, which lives in the state. */
-static fp8_status bind_scalar(fused_state *f, cudnn_tensor *out, cudnnDataType_t dtype,
-                              void *value) {
-    const fp8_status st = cudnn_graph_scalar(&f->graph, out, dtype);
-    f->uids[f->num_bound] = out->uid;
-    f->scalars[f->num_bound++] = value;
-    return st;
-}
-
-static fp8_status bind_operand(fused_state *f, int slot, cudnn_tensor *out, const int64_t shape[4],
-                               const int64_t strides[4]) {
-    const fp8_status st = cudnn_graph_operand(&f->graph, out, CUDNN_DATA_BFLOAT16, shape, strides);
-    f->uids[slot] = out->uid;
-    return st;
-}
-
-/* out = mode(x, b), virtual, of x's shape. */
-static fp8_status apply(fused_state *f, cudnnPointwiseMode_t mode, cudnnDataType_t precision,
-                        cudnnDataType_t dtype, const cudnn_tensor *x, const cudnn_tensor *b,
-                        cudnn_tensor *out) {
-    fp8_status st = cudnn_graph_virtual(&f->graph, out, dtype, x->shape);
-    if (st != FP8_OK) return st;
-    return cudnn_graph_pointwise(&f->graph, mode, precision, 0, x, b, NULL, out);
-}
-
-static fp8_status index_of(fused_state *f, int64_t axis, const cudnn_tensor *x, cudnn_tensor *out) {
-    fp8_status st = cudnn_graph_virtual(&f->graph, out, CUDNN_DATA_INT32, x->shape);
-    if (st != FP8_OK) return st;
-    return cudnn_graph_pointwise(&f->graph, CUDNN_POINTWISE_GEN_INDEX, CUDNN_DATA_FLOAT, axis, x,
-                                 NULL, NULL, out);
-}
-
-/* *x = left <mode> right ? *x : masked. */
-static fp8_status keep_where(fused_state *f, cudnnPointwiseMode_t mode, const cudnn_tensor *left,
-                             const cudnn_tensor *right, cudnn_tensor *x) {
-    cudnn_tensor keep, masked, out;
-    fp8_status st;
-
-    FP8_TRY(apply(f, mode, CUDNN_DATA_BOOLEAN, CUDNN_DATA_BOOLEAN, left, right, &keep));
-    FP8_TRY(bind_scalar(f, &masked, CUDNN_DATA_FLOAT, &f->masked));
-    FP8_TRY(cudnn_graph_virtual(&f->graph, &out, CUDNN_DATA_FLOAT, x->shape));
-    FP8_TRY(cudnn_graph_pointwise(&f->graph, CUDNN_POINTWISE_BINARY_SELECT, CUDNN_DATA_FLOAT, 0, x,
-                                  &masked, &keep, &out));
-    *x = out;
-done:
-    return st;
-}
-
-/* Keeps column <= row + s_kv - s_q. */
-static fp8_status mask_causal(fused_state *f, cudnn_tensor *x) {
-    cudnn_tensor row, column, s_kv, s_q, above, diagonal;
-    fp8_status st;
-
-    FP8_TRY(index_of(f, 2, x, &row));
-    FP8_TRY(index_of(f, 3, x, &column));
-    if (f->s_q != f->s_kv) {
-        FP8_TRY(bind_scalar(f, &s_kv, CUDNN_DATA_INT32, &f->s_kv));
-        FP8_TRY(apply(f, CUDNN_POINTWISE_ADD, CUDNN_DATA_INT32, CUDNN_DATA_INT32, &row, &s_kv,
-                      &above));
-        FP8_TRY(bind_scalar(f, &s_q, CUDNN_DATA_INT32, &f->s_q));
-        FP8_TRY(apply(f, CUDNN_POINTWISE_SUB, CUDNN_DATA_INT32, CUDNN_DATA_INT32, &above, &s_q,
-                      &diagonal));
-        row = diagonal;
-    }
-    FP8_TRY(keep_where(f, CUDNN_POINTWISE_CMP_GE, &row, &column, x));
-done:
-    return st;
-}
-
-/* Keeps column + window - (s_kv - s_q) > row. */
-static fp8_status mask_window(fused_state *f, cudnn_tensor *x) {
-    cudnn_tensor row, column, window, shifted;
-    fp8_status st;
-
-    FP8_TRY(index_of(f, 2, x, &row));
-    FP8_TRY(index_of(f, 3, x, &column));
-    FP8_TRY(bind_scalar(f, &window, CUDNN_DATA_FLOAT, &f->window));
-    FP8_TRY(apply(f, CUDNN_POINTWISE_ADD, CUDNN_DATA_FLOAT, CUDNN_DATA_FLOAT, &column, &window,
-                  &shifted));
-    FP8_TRY(keep_where(f, CUDNN_POINTWISE_CMP_GT, &shifted, &row, x));
-done:
-    return st;
-}
-
-/* p = exp(x - max) / sum, BF16: the type of the second product's operands. The log of the sum plus
- * the maximum is read by nobody, but without it cuDNN 9.19 does not recognise the softmax ("Dropout
- * set of ops not configured correctly"). */
-static fp8_status softmax(fused_state *f, const cudnn_tensor *x, cudnn_tensor *p) {
-    const int64_t rows[4] = {x->shape[0], x->shape[1], x->shape[2], 1};
-    cudnn_tensor max, below, e, sum, log_sum, unused;
-    fp8_status st;
-
-    FP8_TRY(cudnn_graph_virtual(&f->graph, &max, CUDNN_DATA_FLOAT, rows));
-    FP8_TRY(cudnn_graph_reduce(&f->graph, CUDNN_REDUCE_TENSOR_MAX, x, &max));
-    FP8_TRY(apply(f, CUDNN_POINTWISE_SUB, CUDNN_DATA_FLOAT, CUDNN_DATA_FLOAT, x, &max, &below));
-    FP8_TRY(apply(f, CUDNN_POINTWISE_EXP, CUDNN_DATA_FLOAT, CUDNN_DATA_FLOAT, &below, NULL, &e));
-    FP8_TRY(cudnn_graph_virtual(&f->graph, &sum, CUDNN_DATA_FLOAT, rows));
-    FP8_TRY(cudnn_graph_reduce(&f->graph, CUDNN_REDUCE_TENSOR_ADD, &e, &sum));
-    FP8_TRY(apply(f, CUDNN_POINTWISE_LOG, CUDNN_DATA_FLOAT, CUDNN_DATA_FLOAT, &sum, NULL,
-                  &log_sum));
-    FP8_TRY(apply(f, CUDNN_POINTWISE_ADD, CUDNN_DATA_FLOAT, CUDNN_DATA_FLOAT, &max, &log_sum,
-                  &unused));
-    FP8_TRY(apply(f, CUDNN_POINTWISE_DIV, CUDNN_DATA_FLOAT, CUDNN_DATA_BFLOAT16, &e, &sum, p));
-done:
-    return st;
-}
-
-/* Operands as [batch, heads, tokens, d]; K transposed, as the first product wants it. */
-static fp8_status bind_operands(fused_state *f, const fp8_attention_options *o,
-                                cudnn_tensor all[NUM_SLOTS]) {
-    const int64_t b = o->num_seqs, h_q = o->num_heads, h_kv = o->num_kv_heads;
-    fp8_status st;
-
-    FP8_TRY(bind_operand(f, SLOT_Q, &all[SLOT_Q], (int64_t[]){b, h_q, o->max_q, o->d_qk},
-                         (int64_t[]){o->q.batch, o->q.head, o->q.token, 1}));
-    FP8_TRY(bind_operand(f, SLOT_K, &all[SLOT_K], (int64_t[]){b, h_kv, o->d_qk, o->max_kv},
-                         (int64_t[]){o->k.batch, o->k.head, 1, o->k.token}));
-    FP8_TRY(bind_operand(f, SLOT_V, &all[SLOT_V], (int64_t[]){b, h_kv, o->max_kv, o->d_v},
-                         (int64_t[]){o->v.batch, o->v.head, o->v.token, 1}));
-    FP8_TRY(bind_operand(f, SLOT_O, &all[SLOT_O], (int64_t[]){b, h_q, o->max_q, o->d_v},
-                         (int64_t[]){o->o.batch, o->o.head, o->o.token, 1}));
-done:
-    return st;
-}
-
-static fp8_status build(fused_state *f, const fp8_attention_options *o) {
-    const int64_t scores[4] = {o->num_seqs, o->num_heads, o->max_q, o->max_kv};
-    cudnn_tensor operands[NUM_SLOTS], dots, scale, x, p;
-    fp8_status st;
-
-    f->num_bound = NUM_SLOTS;
-    FP8_TRY(bind_operands(f, o, operands));
-    FP8_TRY(cudnn_graph_virtual(&f->graph, &dots, CUDNN_DATA_FLOAT, scores));
-    FP8_TRY(cudnn_graph_matmul(&f->graph, &operands[SLOT_Q], &operands[SLOT_K], &dots));
-    FP8_TRY(bind_scalar(f, &scale, CUDNN_DATA_FLOAT, &f->scale));
-    FP8_TRY(apply(f, CUDNN_POINTWISE_MUL, CUDNN_DATA_FLOAT, CUDNN_DATA_FLOAT, &dots, &scale, &x));
-    if (attention_fused_causal(o)) FP8_TRY(mask_causal(f, &x));
-    if (attention_fused_window(o)) FP8_TRY(mask_window(f, &x));
-    FP8_TRY(softmax(f, &x, &p));
-    FP8_TRY(cudnn_graph_matmul(&f->graph, &p, &operands[SLOT_V], &operands[SLOT_O]));
-    FP8_TRY(cudnn_graph_compile(&f->graph));
-done:
-    return st;
-}
-
-/* ---- backend --------------------------------------------------------------------------------- */
 
 size_t attention_cudnn_version(void) { return cudnnGetVersion(); }
 
+/* ---- plan ------------------------------------------------------------------------------------ */
+
+static int has_lengths(const fp8_attention_options *o) {
+    return o->padding || fp8_attention_layout_is_packed(o->layout);
+}
+
+static size_t place(size_t *end, size_t bytes) {
+    const size_t at = *end;
+    *end += (bytes + ALIGN - 1) / ALIGN * ALIGN;
+    return at;
+}
+
+/* Parts that a run does not need have no bytes. */
+static size_t lay_out(fused_state *f, const fp8_attention_options *o) {
+    const size_t b = (size_t)o->num_seqs;
+    const int packed = fp8_attention_layout_is_packed(o->layout);
+    const size_t lengths = has_lengths(o) ? b * sizeof(int32_t) : 0;
+    const size_t offsets = has_lengths(o) ? (b + 1) * sizeof(int64_t) : 0;
+    const size_t row = (size_t)o->num_heads * (size_t)o->d_v;
+    const size_t rows = b * (size_t)o->num_heads * (size_t)o->max_q;
+    size_t end = 0;
+
+    f->at[PART_Q_LENGTH] = place(&end, lengths);
+    f->at[PART_KV_LENGTH] = place(&end, lengths);
+    for (int i = PART_Q; i <= PART_O; i++) f->at[i] = place(&end, offsets);
+    f->at[PART_STATS] = place(&end, packed && o->want_lse ? rows * sizeof(float) : 0);
+    f->at[PART_AMAX] = place(&end, 2 * sizeof(float));
+    f->at[PART_KEPT] = place(&end, has_lengths(o) ? FUSED_KEPT_HEADER + row : 0);
+    f->at_cudnn = place(&end, (size_t)f->graph->graph.workspace_bytes);
+    return end + ALIGN;
+}
+
+/* constants[0, 1] = scale and descale of P, then num_heads zeros, then num_heads slopes. */
+static fp8_status upload_constants(fused_state *f, const fp8_attention_plan *p) {
+    const int32_t heads = p->options.num_heads;
+    const size_t bytes = (2 + 2 * (size_t)heads) * sizeof(float);
+    float *host = calloc(1, bytes);
+    fp8_status st;
+
+    if (!host) return FP8_FAIL(FP8_ENOMEM, "fused attention: constants of %d heads", heads);
+    host[0] = p_scale;
+    host[1] = 1.0f / p_scale;
+    fp8_attention_alibi_slopes(host + 2 + heads, heads);
+    FP8_TRY(fp8_device_alloc(p->device, (void **)&f->constants, bytes));
+    FP8_TRY(fp8_device_upload(p->device, f->constants, host, bytes));
+done:
+    free(host);
+    return st;
+}
+
 static fp8_status fused_open(fp8_attention_plan *p) {
-    const fp8_attention_options *o = &p->options;
     fused_state *f = calloc(1, sizeof *f);
+    fused_config config;
     fp8_status st;
 
     if (!f) return FP8_FAIL(FP8_ENOMEM, "fused attention plan");
-    FP8_TRY(acquire_handle(&f->graph.handle, p->device));
     p->state = f;
-    f->scale = o->scale;
-    f->masked = cudnnGetVersion() < VERSION_INFINITE ? -3.402823466e38f : -INFINITY;
-    f->s_q = (int32_t)o->max_q;
-    f->s_kv = (int32_t)o->max_kv;
-    f->window = (float)(o->window_left + 1 - o->max_kv + o->max_q);
-    FP8_TRY(build(f, o));
-    p->workspace_bytes = (size_t)f->graph.workspace_bytes;
-    fp8_log(FP8_LOG_DETAIL, "attention: cuDNN engine %lld, %d operations, workspace %lld bytes",
-            (long long)f->graph.engine, f->graph.num_ops, (long long)f->graph.workspace_bytes);
+    attention_fused_configure(&config, &p->options, fp8_device_index(p->device));
+    FP8_TRY(attention_fused_acquire(&f->graph, &config));
+    FP8_TRY(upload_constants(f, p));
+    p->workspace_bytes = lay_out(f, &p->options);
 done:
-    if (!p->state) free(f);
     return st;
 }
 
 static void fused_close(fp8_attention_plan *p) {
     fused_state *f = p->state;
     if (!f) return;
-    cudnn_graph_free(&f->graph);
-    release_handle(p->device);
+    cudnn_pack_free(&f->pack);
+    attention_fused_release(f->graph);
+    fp8_device_free(p->device, f->constants);
     free(f);
     p->state = NULL;
 }
 
-static fp8_status fused_run(fp8_attention_plan *p, const fp8_attention_io *io, void *workspace) {
-    const fused_state *f = p->state;
-    void *pointers[MAX_BOUND];
+/* ---- run ------------------------------------------------------------------------------------- */
 
-    if (((uintptr_t)io->q | (uintptr_t)io->k | (uintptr_t)io->v | (uintptr_t)io->o) % 16)
-        return FP8_FAIL(FP8_EINVAL, "attention: fused: q=%p k=%p v=%p o=%p, expected 16-byte "
-                                    "alignment",
-                        io->q, io->k, io->v, io->o);
-    for (int64_t i = NUM_SLOTS; i < f->num_bound; i++) pointers[i] = f->scalars[i];
-    pointers[SLOT_Q] = (void *)(uintptr_t)io->q; /* cuDNN takes no const */
-    pointers[SLOT_K] = (void *)(uintptr_t)io->k;
-    pointers[SLOT_V] = (void *)(uintptr_t)io->v;
-    pointers[SLOT_O] = io->o;
-    return cudnn_graph_run(&f->graph, fp8_device_stream(p->device), f->num_bound, f->uids, pointers,
-                           workspace);
+static fp8_status check_alignment(const fp8_attention_io *io) {
+    const uintptr_t all = (uintptr_t)io->q | (uintptr_t)io->k | (uintptr_t)io->v |
+                          (uintptr_t)io->o | (uintptr_t)io->bias;
+    if (all % VECTOR == 0) return FP8_OK;
+    return FP8_FAIL(FP8_EINVAL,
+                    "attention: fused: q=%p k=%p v=%p o=%p bias=%p, expected %d-byte alignment",
+                    io->q, io->k, io->v, io->o, io->bias, VECTOR);
+}
+
+static void fill_view(fused_view *v, const fused_state *f, const fp8_attention_options *o,
+                      const fp8_attention_io *io, uint8_t *base) {
+    *v = (fused_view){.options = *o, .io = *io};
+    if (!o->want_lse) v->io.lse = NULL;
+    v->q_length = (int32_t *)(void *)(base + f->at[PART_Q_LENGTH]);
+    v->kv_length = (int32_t *)(void *)(base + f->at[PART_KV_LENGTH]);
+    v->q_offset = (int64_t *)(void *)(base + f->at[PART_Q]);
+    v->k_offset = (int64_t *)(void *)(base + f->at[PART_K]);
+    v->v_offset = (int64_t *)(void *)(base + f->at[PART_V]);
+    v->o_offset = (int64_t *)(void *)(base + f->at[PART_O]);
+    v->kept = base + f->at[PART_KEPT];
+    if (fp8_attention_layout_is_packed(o->layout))
+        v->stats = (float *)(void *)(base + f->at[PART_STATS]);
+}
+
+static void *mutable(const void *x) { return (void *)(uintptr_t)x; } /* cuDNN takes no const */
+
+static void fill_slots(void *slots[FUSED_NUM_SLOTS], const fused_state *f, const fused_view *v,
+                       uint8_t *base) {
+    const fp8_attention_options *o = &v->options;
+    const fp8_attention_io *io = &v->io;
+    float *amax = (float *)(void *)(base + f->at[PART_AMAX]);
+
+    memset(slots, 0, FUSED_NUM_SLOTS * sizeof *slots);
+    slots[FUSED_Q] = mutable(io->q);
+    slots[FUSED_K] = mutable(io->k);
+    slots[FUSED_V] = mutable(io->v);
+    slots[FUSED_O] = io->o;
+    slots[FUSED_STATS] = v->stats ? mutable(v->stats) : io->lse;
+    slots[FUSED_Q_LENGTH] = v->q_length;
+    slots[FUSED_KV_LENGTH] = v->kv_length;
+    slots[FUSED_Q_OFFSET] = v->q_offset;
+    slots[FUSED_K_OFFSET] = v->k_offset;
+    slots[FUSED_V_OFFSET] = v->v_offset;
+    slots[FUSED_O_OFFSET] = v->o_offset;
+    slots[FUSED_BIAS] = mutable(io->bias);
+    slots[FUSED_SLOPES] =
+        io->alibi_slopes ? mutable(io->alibi_slopes) : f->constants + 2 + o->num_heads;
+    slots[FUSED_SINK] = o->sink == FP8_SINK_LEARNABLE ? mutable(io->sink) : f->constants + 2;
+    slots[FUSED_Q_DESCALE] = mutable(io->q_descale);
+    slots[FUSED_K_DESCALE] = mutable(io->k_descale);
+    slots[FUSED_V_DESCALE] = mutable(io->v_descale);
+    slots[FUSED_P_SCALE] = f->constants;
+    slots[FUSED_P_DESCALE] = f->constants + 1;
+    slots[FUSED_O_SCALE] = mutable(io->o_scale);
+    slots[FUSED_P_AMAX] = o->want_amax ? io->amax_s : amax;
+    slots[FUSED_O_AMAX] = o->want_amax ? io->amax_o : amax + 1;
+}
+
+static fp8_status fused_run(fp8_attention_plan *p, const fp8_attention_io *io, void *workspace) {
+    fused_state *f = p->state;
+    const fp8_attention_options *o = &p->options;
+    const fp8_stream stream = fp8_device_stream(p->device);
+    uint8_t *base = (uint8_t *)workspace + (uintptr_t)-(intptr_t)(uintptr_t)workspace % ALIGN;
+    void *slots[FUSED_NUM_SLOTS];
+    fused_view v;
+    fp8_status st;
+
+    if (io->total_q == 0) return FP8_OK;
+    FP8_TRY(check_alignment(io));
+    fill_view(&v, f, o, io, base);
+    if (io->total_kv > 0) {
+        fill_slots(slots, f, &v, base);
+        if (has_lengths(o)) FP8_TRY(attention_fused_prepare(&v, stream));
+        FP8_TRY(attention_fused_execute(f->graph, &f->pack, stream, slots, base + f->at_cudnn));
+    } else if (o->want_amax) {
+        FP8_TRY(fp8_device_fill(p->device, io->amax_s, 0, sizeof *io->amax_s));
+        FP8_TRY(fp8_device_fill(p->device, io->amax_o, 0, sizeof *io->amax_o));
+    }
+    if (attention_fused_unfinished(o))
+        FP8_TRY(attention_fused_finish(&v, has_lengths(o) && io->total_kv > 0, stream));
+done:
+    return st;
 }
 
 const attention_backend attention_backend_fused = {
