@@ -1,0 +1,78 @@
+/* bench/bench.h - the benchmarks behind `fp8calib bench`. Each fills a table: what was measured
+ * (subject), by whom (provider), and a number a column; the table is written as text, CSV or SVG.
+ *
+ * The rules of every figure: all providers of a subject run in one process, in turns, on random
+ * data; their output is checked in that same program and a wrong one fails the benchmark
+ * (FP8_EDATA); a time is the median of many replays of a CUDA graph, between its 0.2 and 0.8
+ * quantiles; the limit (what the measured rates of this device allow) stands beside it. Causal
+ * products count half. Nothing here prints but the writers. Not thread-safe: one at a time. */
+#ifndef FP8_BENCH_BENCH_H
+#define FP8_BENCH_BENCH_H
+#include <stdint.h>
+#include <stdio.h>
+
+#include "core/core.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { FP8_BENCH_COLUMNS = 12 };
+
+typedef struct fp8_bench_column {
+    const char *name; /* "ms", "TFLOP/s" */
+    int32_t digits;   /* significant ones in the text; CSV has all */
+} fp8_bench_column;
+
+typedef struct fp8_bench_row {
+    char subject[72], provider[40];
+    char note[256];                  /* why there are no numbers, or what to know of them */
+    double value[FP8_BENCH_COLUMNS]; /* NaN = none */
+} fp8_bench_row;
+
+/* Rows of one subject follow each other. Zero it, set title and columns, then add rows. */
+typedef struct fp8_bench_table {
+    char title[320]; /* device, clocks, protocol */
+    const fp8_bench_column *columns;
+    int32_t num_columns;
+    int32_t drawn; /* the column of the SVG's bars */
+    fp8_bench_row *rows;
+    int64_t num_rows, capacity;
+} fp8_bench_table;
+
+/* *row: the new last row, every value NaN; valid until the next one is added. FP8_ENOMEM. */
+FP8_NODISCARD fp8_status fp8_bench_add_row(fp8_bench_table *t, fp8_bench_row **row,
+                                           const char *subject, const char *provider);
+void fp8_bench_table_free(fp8_bench_table *t);
+
+/* Aligned columns for people; header and all digits for programs; a bar a row in groups a subject.
+ * FP8_EIO. The last two replace `path`. */
+FP8_NODISCARD fp8_status fp8_bench_write_text(const fp8_bench_table *t, FILE *out);
+FP8_NODISCARD fp8_status fp8_bench_write_csv(const fp8_bench_table *t, const char *path);
+FP8_NODISCARD fp8_status fp8_bench_write_svg(const fp8_bench_table *t, const char *path);
+
+typedef struct fp8_bench_options {
+    const char *const *shapes; /* of the benchmark's own form; none = its published list */
+    int32_t num_shapes;
+    int64_t rounds; /* times every provider is measured */
+    void (*note)(const char *line); /* what is under way; NULL = nobody listens */
+    int (*interrupted)(void);       /* nonzero stops with FP8_ECANCELED; NULL = never */
+} fp8_bench_options;
+
+/* FP8 prefill. Shapes "b,h,h_kv,d,s,mask[,bias]": d may be d_qk/d_v, s may be s_q/s_kv, mask none |
+ * causal | causal_br (bottom-right), bias adds a post-scale one of BF16 [1,h,s,s]. Default: the
+ * twelve of docs/NOTES.md. Providers: flash (exact, fast), cuDNN FP8, cuDNN BF16, unfused; those
+ * that refuse have their reason as a note. Error: relative L2 of sampled rows against F64 on the
+ * operands that the provider was given. FP8_EUNSUPPORTED without CUDA. */
+FP8_NODISCARD fp8_status fp8_bench_attention(fp8_bench_table *out, fp8_device *d,
+                                             const fp8_bench_options *options);
+
+/* Attention of the Flux image model as published tables have it: b 1, h 24, d 128, shapes "s"
+ * (default 4096 + 128, 256, 320, 384, 448, 512), BF16 randn * randint(1..4) in, BF16 out, so that
+ * quantizing is inside the time; absmax, mae and mse against FP32 on the operands in BF16. */
+FP8_NODISCARD fp8_status fp8_bench_flux(fp8_bench_table *out, fp8_device *d,
+                                        const fp8_bench_options *options);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

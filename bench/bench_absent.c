@@ -1,0 +1,21 @@
+/* What a build without CUDA has instead of the benchmarks. */
+#include "bench/bench.h"
+
+#if !FP8_CUDA
+fp8_status fp8_bench_attention(fp8_bench_table *out, fp8_device *d,
+                               const fp8_bench_options *options) {
+    (void)out;
+    (void)d;
+    (void)options;
+    return FP8_FAIL(FP8_EUNSUPPORTED, "bench attention: this build is without CUDA");
+}
+
+fp8_status fp8_bench_flux(fp8_bench_table *out, fp8_device *d, const fp8_bench_options *options) {
+    (void)out;
+    (void)d;
+    (void)options;
+    return FP8_FAIL(FP8_EUNSUPPORTED, "bench flux: this build is without CUDA");
+}
+#else
+typedef int bench_present; /* C wants a declaration */
+#endif
