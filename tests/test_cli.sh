@@ -33,7 +33,7 @@ sys.exit(0 if eval(sys.argv[1]) else 1)' "$1" 2>python.err || fail "not so: $1: 
 }
 
 step=help
-for command in run convert inspect eval generate logits tokenize; do
+for command in run convert inspect eval generate logits tokenize explain bench; do
     "$fp8calib" help $command >out 2>err || fail "help $command"
     [ -s err ] && fail "help $command: stderr"
     "$fp8calib" $command --help | cmp -s - out || fail "$command --help differs"
@@ -156,6 +156,38 @@ quiet convert lone/weights.safetensors -o lone_tensor --scheme tensor
 quiet inspect lone_tensor --json
 json 'd["descales"]["weight_scale"]["tensors"] == 28'
 json 'all(t["shape"] == [1] for t in d["tensors"] if t["name"].endswith("_scale"))'
+
+step=explain
+quiet explain attention --shape 2,8,2,64,100,200 --mask causal-bottom-right --window 15,-1 --json
+json 'd["backend"] == "cpu" and d["device"]["compute_capability"] == 0 and not d["device"]["described"]'
+json 'd["configuration"]["mask"] == "causal, bottom-right" and d["configuration"]["window"] == "left 15, right no bound"'
+json '[b["serves"] for b in d["backends"] if b["name"] == "cpu"] == [True] and len(d["backends"]) == 4'
+quiet explain attention --shape 1,8,8,128,4096
+says out '^backend: cpu$'
+says out '^shape: 1 sequences, up to 4096 queries and 4096 keys, 8 heads over 8 KV heads, d 128$'
+says out '^in: Q F8_E4M3, K and V F8_E4M3; descales per tensor$'
+says out '^flash +.'
+FP8_ATTENTION_BACKEND=cpu "$fp8calib" explain attention --shape 1,8,8,128,4096 --device sm_75,cudnn=9.14 --json >out || fail 'sm_75'
+json 'd["device"]["described"] and d["device"]["cudnn_version"] == 91400 and d["backends"][0]["name"] == "cpu"'
+json 'not d["backends"][0]["serves"] and "expected 90" in [b["reason"] for b in d["backends"] if b["name"] == "flash"][0]'
+for bad in '--shape 1,8' '--shape 1,8,3,64,9' '--shape 1,8,8,64,9 --window 1' '--shape 1,8,8,64,9 --softcap x' \
+    '--shape 1,8,8,64,-9' '--shape 1,8,8,64,9 --layout xyz' '--shape 1,8,8,64,9 --device sm_x' ''; do
+    "$fp8calib" explain attention $bad >out 2>err && fail "accepts '$bad'"
+    [ $(wc -l <err) = 1 ] || fail "'$bad': not one line: $(cat err)"
+done
+
+step=bench
+for bad in nothing 'attention --shape 1,8' 'attention --shape 1,8,3,64,9,none' 'attention --shape 1,8,8,64,9,full' \
+    'attention --shape 1,8,8,64,9,none,bias,bias' 'attention --shape 1,8,8,64/,9,none' 'attention --rounds 1' \
+    'attention --csv nowhere/x.csv' ''; do
+    "$fp8calib" bench $bad --device cpu >out 2>err && fail "accepts '$bad'"
+    [ $(wc -l <err) = 1 ] || fail "'$bad': not one line: $(cat err)"
+    [ -s out ] && fail "'$bad': prints $(cat out)"
+done
+"$fp8calib" bench attention --shape 1,8,8,64/128,9/7,causal_br,bias --device cpu 2>err && fail 'benches on the CPU'
+grep -q 'CPU\|without CUDA' err || fail "on the CPU: $(cat err)"
+"$fp8calib" bench atention --device cpu 2>err
+grep -q "did you mean 'attention'" err || fail "spelling: $(cat err)"
 
 step=inspect
 quiet inspect one

@@ -1,5 +1,6 @@
 # The installed tree is enough for a stranger's program: examples/fp8_forward.c builds against it
-# through pkg-config and through CMake, as C and (headers) as C++, and runs on an FP8 checkpoint.
+# through pkg-config and through CMake, as C and (headers) as C++, and runs on an FP8 checkpoint;
+# examples/attention_link.c builds through pkg-config and agrees with the oracle.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -15,6 +16,11 @@ example=$FP8_SOURCE_DIR/examples/fp8_forward.c
 if command -v pkg-config >/dev/null; then
     cc -std=c11 -Wall -Werror "$example" -o "$work/by-pkg-config" $(pkg-config --cflags --libs fp8rt)
     "$work/by-pkg-config" "$work/model-FP8" model.layers.0.mlp.up_proj
+    cc -std=c11 -Wall -Werror "$FP8_SOURCE_DIR/examples/attention_link.c" -o "$work/attention" \
+        $(pkg-config --cflags --libs fp8rt) -lm
+    "$work/attention" cpu >"$work/log"
+    grep -q '^cpu: CPU, .*: serves$' "$work/log"
+    grep -q '^relative error' "$work/log"
 else
     echo "pkg-config is not installed: that half is left out"
 fi

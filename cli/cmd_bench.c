@@ -1,0 +1,135 @@
+/* cli/cmd_bench.c - the benchmarks of bench/ by name. */
+#include <stdio.h>
+#include <string.h>
+
+#include "bench/bench.h"
+#include "cli/cli.h"
+
+typedef struct options {
+    cli_common common;
+    cli_list shapes;
+    int64_t rounds;
+    const char *csv, *svg;
+    int force;
+} options;
+static const options defaults = {CLI_COMMON_DEFAULTS, {NULL, 0}, 40, NULL, NULL, 0};
+
+static const cli_option table[] = {
+    {"--shape", 0, CLI_LIST, offsetof(options, shapes), "SHAPE", 1, 0,
+     "what to measure, in the benchmark's own form; default: its published list"},
+    {"--rounds", 0, CLI_INT, offsetof(options, rounds), "N", 5, 100000,
+     "how often each provider is timed"},
+    {"--csv", 0, CLI_TEXT, offsetof(options, csv), "FILE", 1, 0, "write the table as CSV too"},
+    {"--svg", 0, CLI_TEXT, offsetof(options, svg), "FILE", 1, 0, "and as a chart"},
+    {"--force", 0, CLI_FLAG, offsetof(options, force), NULL, 0, 0, "replace these files"},
+};
+
+static const struct {
+    const char *name;
+    fp8_status (*run)(fp8_bench_table *, fp8_device *, const fp8_bench_options *);
+} benches[] = {
+    {"attention", fp8_bench_attention},
+    {"flux", fp8_bench_flux},
+};
+enum { NUM_BENCHES = sizeof benches / sizeof *benches };
+
+static fp8_status find_bench(int *out, const char *name) {
+    const char *names[NUM_BENCHES], *near;
+    for (int i = 0; i < NUM_BENCHES; i++) {
+        names[i] = benches[i].name;
+        if (strcmp(names[i], name) != 0) continue;
+        *out = i;
+        return FP8_OK;
+    }
+    near = cli_nearest(name, names, NUM_BENCHES);
+    if (near)
+        return FP8_FAIL(FP8_EINVAL, "bench: unknown benchmark '%s'; did you mean '%s'?", name,
+                        near);
+    return FP8_FAIL(FP8_EINVAL, "bench: unknown benchmark '%s'; 'fp8calib help bench' lists them",
+                    name);
+}
+
+static void note(const char *line) { cli_note("%s", line); }
+
+static fp8_status write_files(const fp8_bench_table *t, const options *o) {
+    fp8_status st = FP8_OK;
+    if (o->csv) FP8_TRY(fp8_bench_write_csv(t, o->csv));
+    if (o->svg) FP8_TRY(fp8_bench_write_svg(t, o->svg));
+done:
+    return st;
+}
+
+/* {"title": ..., "rows": [{"subject", "provider", a number a column, "note"}]}; null = none. */
+static fp8_status print_json(const fp8_bench_table *t) {
+    cJSON *doc = cJSON_CreateObject(), *rows;
+    fp8_status st;
+    FP8_TRY(cli_json_add_text(doc, "title", t->title, strlen(t->title)));
+    rows = cJSON_AddArrayToObject(doc, "rows");
+    for (int64_t i = 0; i < t->num_rows; i++) {
+        const fp8_bench_row *r = &t->rows[i];
+        cJSON *row = cJSON_CreateObject();
+        cJSON_AddItemToArray(rows, row);
+        FP8_TRY(cli_json_add_text(row, "subject", r->subject, strlen(r->subject)));
+        FP8_TRY(cli_json_add_text(row, "provider", r->provider, strlen(r->provider)));
+        for (int c = 0; c < t->num_columns; c++) /* cJSON prints NaN as null */
+            cJSON_AddNumberToObject(row, t->columns[c].name, r->value[c]);
+        FP8_TRY(cli_json_add_text(row, "note", r->note, strlen(r->note)));
+    }
+    FP8_TRY(cli_json_print(doc));
+done:
+    cJSON_Delete(doc);
+    return st;
+}
+
+static fp8_status run(const void *opts, const cli_list *operands) {
+    const options *o = opts;
+    const fp8_bench_options bench = {.shapes = o->shapes.items, .num_shapes = o->shapes.count,
+                                     .rounds = o->rounds, .note = note,
+                                     .interrupted = cli_interrupted};
+    fp8_bench_table t = {0};
+    fp8_device *device = NULL;
+    fp8_status st, wrote;
+    int which = 0;
+
+    FP8_TRY(find_bench(&which, operands->items[0]));
+    if (o->csv) FP8_TRY(cli_check_output_file(o->csv, o->force));
+    if (o->svg) FP8_TRY(cli_check_output_file(o->svg, o->force));
+    FP8_TRY(cli_device_open(&device, &o->common));
+    st = benches[which].run(&t, device, &bench);
+    if (t.num_rows > 0) { /* what was measured before a failure is printed, too */
+        wrote = o->common.json ? print_json(&t) : fp8_bench_write_text(&t, stdout);
+        if (wrote == FP8_OK) wrote = write_files(&t, o);
+        if (st == FP8_OK) st = wrote;
+    }
+done:
+    fp8_bench_table_free(&t);
+    fp8_device_destroy(device);
+    return st;
+}
+
+const cli_command cli_cmd_bench = {
+    .name = "bench",
+    .purpose = "time what this library does against its peers",
+    .usage = "attention|flux [--shape SHAPE]... [options]",
+    .about =
+        "Runs each provider on the same random data, in turns, checks what it computed\n"
+        "in the same program, and prints medians of CUDA graph replays with the limit\n"
+        "that the device's measured rates set. A wrong result fails the command; a\n"
+        "provider that cannot serve a shape says why.\n"
+        "\n"
+        "  attention  FP8 prefill: flash, cuDNN FP8 and BF16, unfused. SHAPE is\n"
+        "             b,h,h_kv,d,s,none|causal|causal_br[,bias], d may be d_qk/d_v and\n"
+        "             s s_q/s_kv\n"
+        "  flux       attention of the Flux image model, BF16 in and out, so that\n"
+        "             quantizing is inside the time; SHAPE is the length\n",
+    .examples = "  fp8calib bench attention --csv attention.csv --svg attention.svg\n"
+                "  fp8calib bench attention --shape 1,32,8,128,8192,causal\n",
+    .options = table,
+    .num_options = sizeof table / sizeof *table,
+    .min_operands = 1,
+    .max_operands = 1,
+    .operand = "attention or flux",
+    .defaults = &defaults,
+    .options_bytes = sizeof defaults,
+    .run = run,
+};
