@@ -126,12 +126,12 @@ static __device__ float block_reduce(float x, float *shared) {
     return x;
 }
 
-/* Bits of |x| order like |x|, NaN above all: an integer maximum is the same in any order. Most find
- * nothing larger than what is there: look before the atomic. */
+/* *slot = max(*slot, x), x >= 0; NaN is passed over. Bits of such floats order like them: an
+ * integer maximum is the same in any order. Most find nothing larger than what is there: look
+ * before the atomic. */
 static __device__ __forceinline__ void raise_amax(float *slot, float x) {
-    unsigned *u = reinterpret_cast<unsigned *>(slot);
-    const unsigned bits = __float_as_uint(x) & 0x7fffffffu;
-    if (bits > *reinterpret_cast<volatile unsigned *>(u)) atomicMax(u, bits);
+    if (x > *reinterpret_cast<volatile float *>(slot))
+        atomicMax(reinterpret_cast<unsigned *>(slot), __float_as_uint(x));
 }
 
 } /* namespace attention */

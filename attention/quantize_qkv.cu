@@ -21,7 +21,6 @@ using namespace attention;
 /* ---- constants ------------------------------------------------------------------------------- */
 
 enum { THREADS = 256, PASSES = 4, BLOCKS_PER_SM = 16, NUM_TENSORS = 3 };
-static const float E4M3_MAX = 448.0f;
 
 /* ---- device helpers -------------------------------------------------------------------------- */
 
@@ -88,7 +87,7 @@ static __global__ void __launch_bounds__(THREADS) amax_kernel(float *amax, int64
             }
         });
         most = block_reduce<true>(most, shared);
-        if (threadIdx.x == 0 && most > 0.0f) raise_amax(amax + blockIdx.y * count + index, most);
+        if (threadIdx.x == 0) raise_amax(amax + blockIdx.y * count + index, most);
         __syncthreads(); /* NOTE: `shared` is written again */
     }
 }
@@ -96,11 +95,9 @@ static __global__ void __launch_bounds__(THREADS) amax_kernel(float *amax, int64
 static __global__ void __launch_bounds__(THREADS)
 amax_to_descale_kernel(float *descale, int64_t count, qkv_jobs jobs) {
     const int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    float amax;
+    float *at = descale + blockIdx.y * count + i;
 
-    if (i >= count || !jobs.of[blockIdx.y].items) return;
-    amax = descale[blockIdx.y * count + i];
-    descale[blockIdx.y * count + i] = amax > 0.0f ? fmaxf(amax / E4M3_MAX, FLT_MIN) : 1.0f;
+    if (i < count && jobs.of[blockIdx.y].items) *at = attention_descale_of(*at);
 }
 
 /* grid: (items, tensors) */

@@ -1,261 +1,220 @@
-/* attention/unfused.cu - what surrounds the products of unfused attention.
+/* attention/unfused.cu - rows of any layout into the padded operands of unfused attention, and its
+ * output back.
  *
- * Computes   gather   padded[unit, row, c] = x[begin + token, head, c], 0 beyond the sequence
- *            softmax  p = exp(s * scale - max), factor = v_descale / sum(p); optionally p in E4M3
- *            scatter  O[begin + token, head, c] = bf16(o[unit, row, c] * factor[unit, row])
+ * Computes   gather   padded[unit, row, c] = x[token, head, c], 0 beyond the sequence; with
+ *                     quantize e4m3(x / descale). V of an FP8 product: transposed
+ *            scatter  O[token, head, c] = round(o[unit, row, c] * factor[unit, row] * o_scale)
  * Shapes     attention/unfused.h
- * Bound      memory. softmax moves 4 B in (twice, the second time mostly from L2) and 2 B out per
- *            score: 16 heads of 2048 x 2048 are 67 M scores, 0.4 GB, 0.1 ms at 4.3 TB/s
- * Tiling     gather and scatter: a thread moves 8 elements; softmax: a block per row
- * Numerics   F32, expf; the sum is of the unrounded p; one rounding of O
+ * Bound      memory: gather moves 1 to 4 bytes in and out an element, scatter 4 in, 1 to 4 out
+ * Tiling     a thread moves 8 elements; the transpose goes by 64 x 64 codes through shared memory
+ * Numerics   F32 between the roundings
  */
-#include <cuda_bf16.h>
-#include <cuda_fp8.h>
-
+#include "attention/operand_rows.cuh"
 #include "attention/unfused.h"
 #include "core/cuda_check.h"
+
+using namespace attention;
 
 /* ---- constants ------------------------------------------------------------------------------- */
 
 enum {
-    VEC = 8,               /* elements a thread moves: 16 bytes of BF16 */
-    THREADS = 256,         /* gather, scatter */
-    MAX_ROW_THREADS = 256, /* softmax: fewer for short rows, a thread taking 4 scores a step */
-    WARP = 32
+    THREADS = 256,
+    TILE = 64,       /* keys and elements of a transposed tile */
+    TILE_PITCH = 80  /* bytes a row of it: 16-byte vectors stay aligned, banks are spread */
 };
 
 /* ---- device helpers -------------------------------------------------------------------------- */
 
-/* What both directions know of an operand: rows of a slice <-> tokens of the sequences. */
-typedef struct operand_rows {
-    int64_t unit0, num_units, kv_heads, group, token0;
-    int64_t rows, pitch; /* of a unit, padded */
-    int64_t d;
-    fp8_strides strides;
-    int64_t total, longest;
-    const int32_t *starts, *lengths;
-} operand_rows;
+/* Source and padded copy. `descale` not NULL: to E4M3 codes, or what rounding to them leaves. */
+struct gather_job {
+    operand_rows rows;
+    int64_t unit0;
+    uint32_t num_rows; /* of a unit, padded */
+    int64_t pitch;
+    void *out;
+    fp8_dtype out_dtype;
+    const float *descale;
+    fp8_attention_options options;
+};
 
-/* Element offset of row r of unit `unit` in the operand; -1 beyond the sequence or units. */
-static __device__ int64_t operand_offset(const operand_rows &x, int64_t unit, int64_t r) {
-    const int64_t token = x.token0 + r / x.group;
-    const int64_t head = unit % x.kv_heads * x.group + r % x.group;
-    int64_t begin;
-    if (unit >= x.num_units) return -1;
-    if (token >= attention_sequence(x.starts, x.lengths, unit / x.kv_heads, x.total, x.longest,
-                                    &begin))
-        return -1;
-    return attention_offset(x.strides, unit / x.kv_heads, begin + token, head);
+/* Eight elements of row r from column c on, 0 outside. */
+static __device__ __forceinline__ void fetch(float x[VEC], const gather_job &g,
+                                             const operand_unit &u, float scale, uint32_t r,
+                                             int64_t c) {
+    const bool inside = row_token(g.rows, r) < u.length && c < g.rows.d;
+    const int64_t at = inside ? row_offset(g.rows, u, g.rows.strides, r) + c : 0;
+    load8(x, g.rows.data, g.rows.dtype, at, inside ? g.rows.d - c : 0, inside && g.rows.whole);
+    if (!g.descale) return;
+#pragma unroll
+    for (int i = 0; i < VEC; i++) x[i] = round_e4m3(x[i] * scale);
 }
 
-static __device__ __nv_bfloat16 widen(const __nv_bfloat16 *x) { return *x; }
-static __device__ __nv_bfloat16 widen(const __nv_fp8_e4m3 *x) {
-    return __float2bfloat16(static_cast<float>(*x)); /* 3 mantissa bits: exact */
-}
-
-/* x = max or sum over the block, in every thread. `shared` holds a float a warp. */
-template <bool MAX>
-static __device__ float block_reduce(float x, float *shared) {
-    const int num_warps = blockDim.x / WARP;
-    for (int off = WARP / 2; off > 0; off >>= 1) {
-        const float y = __shfl_xor_sync(0xffffffffu, x, off);
-        x = MAX ? fmaxf(x, y) : x + y;
-    }
-    if (num_warps == 1) return x;
-    __syncthreads(); /* NOTE: the last use of `shared` is over */
-    if (threadIdx.x % WARP == 0) shared[threadIdx.x / WARP] = x;
-    __syncthreads();
-    x = shared[0];
-    for (int i = 1; i < num_warps; i++) x = MAX ? fmaxf(x, shared[i]) : x + shared[i];
-    return x;
-}
-
-/* 2^8 p in E4M3, as BF16, which holds every E4M3 value. */
-static __device__ float round_e4m3(float p) {
-    const __nv_fp8_e4m3 code(p * 256.0f);
-    return static_cast<float>(code);
+static __device__ __forceinline__ float quantize_scale(const gather_job &g,
+                                                       const operand_unit &u) {
+    if (!g.descale || u.length == 0) return 1.0f;
+    return 1.0f / g.descale[attention_descale_index(&g.options, u.seq, u.kv_head)];
 }
 
 /* ---- kernels --------------------------------------------------------------------------------- */
 
-/* grid: (rows * pitch / VEC / THREADS, units). `whole`: 8 elements lie and align as one load. */
-template <typename T>
-static __global__ void __launch_bounds__(THREADS)
-gather_kernel(uint16_t *__restrict__ out, const T *__restrict__ in, operand_rows x, bool whole) {
-    struct alignas(sizeof(T) * VEC) source { T e[VEC]; };
-    const int64_t chunks = x.pitch / VEC, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    const int64_t r = at / chunks, c = at % chunks * VEC;
-    alignas(16) __nv_bfloat16 row[VEC];
-    int64_t from;
+/* grid: (row groups, units) */
+static __global__ void __launch_bounds__(THREADS) gather_kernel(gather_job g) {
+    const uint32_t chunks = (uint32_t)(g.pitch / VEC);
+    const block_rows mine = share_rows(THREADS, chunks);
+    const uint32_t r = blockIdx.x * mine.rows + mine.row;
+    const operand_unit u = open_unit(g.rows, g.unit0 + blockIdx.y);
+    const float scale = quantize_scale(g, u);
 
-    if (r >= x.rows) return;
-    from = operand_offset(x, x.unit0 + blockIdx.y, r);
-    if (whole && from >= 0) {
-        const source s = *reinterpret_cast<const source *>(in + from + c);
-#pragma unroll
-        for (int i = 0; i < VEC; i++) row[i] = widen(&s.e[i]);
-    } else {
-#pragma unroll
-        for (int i = 0; i < VEC; i++)
-            row[i] = from >= 0 && c + i < x.d ? widen(in + from + c + i) : __nv_bfloat16(0.0f);
-    }
-    reinterpret_cast<uint4 *>(out + (blockIdx.y * x.rows + r) * x.pitch)[c / VEC] =
-        *reinterpret_cast<const uint4 *>(row);
-}
-
-/* grid: as gather. */
-static __global__ void __launch_bounds__(THREADS)
-scatter_kernel(uint16_t *__restrict__ out, const float *__restrict__ in,
-               const float *__restrict__ factor, operand_rows x, bool whole) {
-    const int64_t chunks = x.pitch / VEC, at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    const int64_t r = at / chunks, c = at % chunks * VEC, row = blockIdx.y * x.rows + r;
-    alignas(16) __nv_bfloat16 values[VEC];
-    __nv_bfloat16 *to;
-    int64_t offset;
-    float f;
-
-    if (r >= x.rows || c >= x.d) return;
-    offset = operand_offset(x, x.unit0 + blockIdx.y, r);
-    if (offset < 0) return;
-    to = reinterpret_cast<__nv_bfloat16 *>(out) + offset + c;
-    f = factor[row];
-#pragma unroll
-    for (int i = 0; i < VEC; i++) /* 0 where no key was seen, whatever V holds */
-        values[i] = __float2bfloat16(f == 0.0f ? 0.0f : in[row * x.pitch + c + i] * f);
-    if (whole) {
-        *reinterpret_cast<uint4 *>(to) = *reinterpret_cast<const uint4 *>(values);
-    } else {
-#pragma unroll
-        for (int i = 0; i < VEC; i++)
-            if (c + i < x.d) to[i] = values[i];
+    if (mine.row >= mine.rows || r >= g.num_rows) return;
+    for (uint32_t c = mine.chunk; c < chunks; c += mine.step) {
+        const int64_t to = ((int64_t)blockIdx.y * g.num_rows + r) * g.pitch + c * VEC;
+        float x[VEC];
+        fetch(x, g, u, scale, r, c * VEC);
+        store8(g.out, g.out_dtype, to, x, VEC, true);
     }
 }
 
-/* grid: (rows, units), a block per row. P is 0 where the row does not see; rows beyond the sequence
- * are left as they are: nothing reads their product. */
-static __global__ void __launch_bounds__(MAX_ROW_THREADS) softmax_kernel(attention_slice a) {
-    __shared__ float shared[MAX_ROW_THREADS / WARP];
-    const fp8_attention_options &o = a.options;
-    const int64_t unit = a.unit0 + blockIdx.y, seq = unit / o.num_kv_heads;
-    const int64_t token = a.token0 + blockIdx.x / a.group;
-    const int64_t row = blockIdx.y * (a.tokens * a.group) + blockIdx.x;
-    const float4 *s = reinterpret_cast<const float4 *>(a.s + row * a.kv_pitch);
-    uint2 *p = reinterpret_cast<uint2 *>(a.p + row * a.kv_pitch);
-    float scale = o.scale, out_scale = o.quantize_p ? 1.0f / 256.0f : 1.0f;
-    float max = -INFINITY, base, sum = 0.0f;
-    int64_t begin, s_q, s_kv, lo, hi;
+/* out: codes [unit, pitch, num_rows]. grid: (tiles of keys, tiles of elements, units) */
+static __global__ void __launch_bounds__(THREADS) gather_transposed_kernel(gather_job g) {
+    __shared__ alignas(16) uint8_t tile[TILE][TILE_PITCH];
+    const operand_unit u = open_unit(g.rows, g.unit0 + blockIdx.z);
+    const float scale = quantize_scale(g, u);
+    const uint32_t r0 = blockIdx.x * TILE, c0 = blockIdx.y * TILE;
+    const uint32_t across = TILE / VEC, vectors = TILE / 16;
+    uint8_t *out = static_cast<uint8_t *>(g.out);
 
-    if (seq >= o.num_seqs) return;
-    s_q = attention_sequence(a.io.q_starts, a.io.q_lengths, seq, a.io.total_q, o.max_q, &begin);
-    s_kv = attention_sequence(a.io.kv_starts, a.io.kv_lengths, seq, a.io.total_kv, o.max_kv,
-                              &begin);
-    if (token >= s_q) return;
-    attention_visible(&o, token, s_q, s_kv, &lo, &hi);
-    if (o.q_dtype == FP8_DTYPE_E4M3) scale *= *a.io.q_descale;
-    if (o.kv_dtype == FP8_DTYPE_E4M3) {
-        scale *= *a.io.k_descale;
-        out_scale *= *a.io.v_descale;
-    }
-
-    for (int64_t v = lo / 4 + threadIdx.x; v * 4 < hi; v += blockDim.x) {
-        const float4 x = s[v];
-        const float e[4] = {x.x, x.y, x.z, x.w};
+    for (uint32_t r = threadIdx.x / across; r < TILE; r += THREADS / across) {
+        const uint32_t c = threadIdx.x % across * VEC;
+        float x[VEC];
+        fetch(x, g, u, scale, r0 + r, c0 + c);
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            if (v * 4 + i >= lo && v * 4 + i < hi) max = fmaxf(max, e[i] * scale);
-    }
-    max = block_reduce<true>(max, shared);
-    base = max == -INFINITY ? 0.0f : max;
-
-    for (int64_t v = threadIdx.x; v * 4 < a.kv_pitch; v += blockDim.x) {
-        float e[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-        alignas(8) __nv_bfloat16 out[4];
-        if (v * 4 + 4 > lo && v * 4 < hi) {
-            const float4 x = s[v];
-            const float t[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (v * 4 + i >= lo && v * 4 + i < hi) e[i] = expf(t[i] * scale - base);
+        for (int i = 0; i < VEC; i++) {
+            __nv_fp8_e4m3 code;
+            narrow(&code, x[i]);
+            tile[c + i][r] = code.__x;
         }
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            sum += e[i];
-            out[i] = __float2bfloat16(o.quantize_p ? round_e4m3(e[i]) : e[i]);
-        }
-        p[v] = *reinterpret_cast<const uint2 *>(out);
     }
-    sum = block_reduce<false>(sum, shared);
-    if (threadIdx.x == 0) a.factor[row] = hi > lo ? out_scale / sum : 0.0f;
+    __syncthreads();
+    for (uint32_t c = threadIdx.x / vectors; c < TILE; c += THREADS / vectors) {
+        const uint32_t r = threadIdx.x % vectors * 16;
+        const int64_t to = ((int64_t)blockIdx.z * g.pitch + c0 + c) * g.num_rows + r0 + r;
+        if (c0 + c < g.pitch && r0 + r < g.num_rows)
+            *reinterpret_cast<uint4 *>(out + to) = *reinterpret_cast<const uint4 *>(&tile[c][r]);
+    }
 }
 
-/* ---- host launchers -------------------------------------------------------------------------- */
+struct scatter_job {
+    operand_rows rows; /* of O */
+    int64_t unit0;
+    uint32_t num_rows;
+    int64_t pitch;
+    void *o;
+    const float *in, *factor;
+    const float *o_scale; /* NULL = 1 */
+    float *amax;          /* NULL: not wanted */
+};
 
-/* Whether VEC elements of an operand always lie together and aligned. */
-static bool whole_vectors(const void *x, const operand_rows &r, size_t element) {
-    return (r.d | r.strides.batch | r.strides.token | r.strides.head) % VEC == 0 &&
-           (uintptr_t)x % (VEC * element) == 0;
+/* grid: (row groups, units). Rows of a padded layout beyond the sequence become 0. */
+static __global__ void __launch_bounds__(THREADS) scatter_kernel(scatter_job g) {
+    const uint32_t chunks = (uint32_t)((g.rows.d + VEC - 1) / VEC);
+    const block_rows mine = share_rows(THREADS, chunks);
+    const uint32_t r = blockIdx.x * mine.rows + mine.row;
+    const int64_t unit = g.unit0 + blockIdx.y, row = (int64_t)blockIdx.y * g.num_rows + r;
+    const operand_unit u = open_unit(g.rows, unit);
+    const float scale = g.o_scale ? *g.o_scale : 1.0f;
+    float factor = 0.0f;
+    float amax = 0.0f;
+    bool inside;
+
+    if (mine.row >= mine.rows || r >= g.num_rows || unit >= g.rows.num_units) return;
+    inside = row_token(g.rows, r) < u.length;
+    if (!inside && (g.rows.starts || row_token(g.rows, r) >= g.rows.longest)) return;
+    if (inside) factor = g.factor[row];
+    for (uint32_t c = mine.chunk; c < chunks; c += mine.step) {
+        const int64_t at = c * VEC;
+        float x[VEC] = {};
+        if (factor != 0.0f) load8(x, g.in, FP8_DTYPE_F32, row * g.pitch + at, VEC, true);
+#pragma unroll
+        for (int i = 0; i < VEC; i++) {
+            x[i] *= factor;
+            if (at + i < g.rows.d) amax = fmaxf(amax, fabsf(x[i]));
+            x[i] *= scale;
+        }
+        store8(g.o, g.rows.dtype, row_offset(g.rows, u, g.rows.strides, r) + at, x, g.rows.d - at,
+               g.rows.whole);
+    }
+    if (g.amax) raise_amax(g.amax, amax);
 }
 
-static dim3 vector_grid(const attention_slice *a, const operand_rows &r) {
-    const int64_t threads = r.rows * (r.pitch / VEC);
-    return dim3((unsigned)((threads + THREADS - 1) / THREADS), (unsigned)a->units);
+/* ---- launchers ------------------------------------------------------------------------------- */
+
+static unsigned row_blocks(int64_t rows, int64_t pitch) {
+    const int64_t a_block = rows_a_block(THREADS, (uint32_t)((pitch + VEC - 1) / VEC));
+    return (unsigned)((rows + a_block - 1) / a_block);
 }
 
-static operand_rows query_rows(const attention_slice *a, int64_t d, int64_t pitch,
-                               fp8_strides strides) {
-    const fp8_attention_options &o = a->options;
-    return {a->unit0, o.num_seqs * o.num_kv_heads, o.num_kv_heads, a->group, a->token0,
-            a->tokens * a->group, pitch, d, strides, a->io.total_q, o.max_q, a->io.q_starts,
-            a->io.q_lengths};
+/* descale: that of a tensor to be quantized here, else NULL. */
+static gather_job job_of(const attention_slice *a, const void *x, fp8_dtype dtype,
+                         fp8_strides strides, int64_t d, bool is_query, const float *descale) {
+    gather_job g = {};
+    g.rows = operand_of(&a->options, &a->io, x, dtype, strides, d, is_query);
+    g.rows.token0 = is_query ? a->token0 : 0;
+    g.unit0 = a->unit0;
+    g.num_rows = (uint32_t)(is_query ? a->tokens * a->group : a->kv_pitch);
+    g.descale = dtype == FP8_DTYPE_E4M3 || a->options.quantize == FP8_QUANTIZE_NOT ? NULL : descale;
+    g.options = a->options;
+    return g;
 }
 
-static operand_rows key_rows(const attention_slice *a, int64_t d, int64_t pitch,
-                             fp8_strides strides) {
-    const fp8_attention_options &o = a->options;
-    return {a->unit0, o.num_seqs * o.num_kv_heads, o.num_kv_heads, 1, 0,
-            a->kv_pitch, pitch, d, strides, a->io.total_kv, o.max_kv, a->io.kv_starts,
-            a->io.kv_lengths};
-}
-
-static fp8_status gather(const attention_slice *a, const char *name, uint16_t *out, const void *in,
-                         fp8_dtype dtype, const operand_rows &r, cudaStream_t stream) {
-    const bool whole = whole_vectors(in, r, fp8_dtype_size(dtype));
-    const dim3 grid = vector_grid(a, r);
-    if (dtype == FP8_DTYPE_E4M3)
-        gather_kernel<<<grid, THREADS, 0, stream>>>(out, static_cast<const __nv_fp8_e4m3 *>(in), r,
-                                                    whole);
-    else
-        gather_kernel<<<grid, THREADS, 0, stream>>>(out, static_cast<const __nv_bfloat16 *>(in), r,
-                                                    whole);
+static fp8_status gather(const char *name, gather_job g, void *out, fp8_dtype dtype, int64_t pitch,
+                         int64_t units, fp8_stream stream) {
+    g.out = out;
+    g.out_dtype = dtype;
+    g.pitch = pitch;
+    gather_kernel<<<dim3(row_blocks(g.num_rows, pitch), (unsigned)units), THREADS, 0, stream>>>(g);
     return fp8_cuda_launched(name, stream);
 }
 
 extern "C" fp8_status attention_gather_q(const attention_slice *a, fp8_stream stream) {
-    const operand_rows r = query_rows(a, a->options.d_qk, a->d_qk_pitch, a->options.q);
-    return gather(a, "attention gather Q", a->q, a->io.q, a->options.q_dtype, r, stream);
+    const fp8_attention_options &o = a->options;
+    const gather_job q = job_of(a, a->io.q, o.q_dtype, o.q, o.d_qk, true, a->q_descale);
+    return gather("attention gather Q", q, a->q, a->qk_dtype, a->d_qk_pitch, a->units, stream);
+}
+
+static fp8_status gather_v(const attention_slice *a, gather_job v, fp8_stream stream) {
+    const dim3 tiles((unsigned)((a->kv_pitch + TILE - 1) / TILE),
+                     (unsigned)((a->d_v_pitch + TILE - 1) / TILE), (unsigned)a->units);
+    if (a->pv_dtype != FP8_DTYPE_E4M3)
+        return gather("attention gather V", v, a->v, a->pv_dtype, a->d_v_pitch, a->units, stream);
+    v.out = a->v;
+    v.pitch = a->d_v_pitch;
+    gather_transposed_kernel<<<tiles, THREADS, 0, stream>>>(v);
+    return fp8_cuda_launched("attention gather V transposed", stream);
 }
 
 extern "C" fp8_status attention_gather_kv(const attention_slice *a, fp8_stream stream) {
-    const operand_rows k = key_rows(a, a->options.d_qk, a->d_qk_pitch, a->options.k);
-    const operand_rows v = key_rows(a, a->options.d_v, a->d_v_pitch, a->options.v);
+    const fp8_attention_options &o = a->options;
+    const gather_job k = job_of(a, a->io.k, o.kv_dtype, o.k, o.d_qk, false, a->k_descale);
+    const gather_job v = job_of(a, a->io.v, o.kv_dtype, o.v, o.d_v, false, a->v_descale);
     const fp8_status st =
-        gather(a, "attention gather K", a->k, a->io.k, a->options.kv_dtype, k, stream);
-    if (st != FP8_OK) return st;
-    return gather(a, "attention gather V", a->v, a->io.v, a->options.kv_dtype, v, stream);
-}
-
-extern "C" fp8_status attention_softmax(const attention_slice *a, fp8_stream stream) {
-    const dim3 grid((unsigned)(a->tokens * a->group), (unsigned)a->units);
-    int threads = WARP;
-    while (threads < MAX_ROW_THREADS && threads * 4 < a->kv_pitch) threads *= 2;
-    softmax_kernel<<<grid, threads, 0, stream>>>(*a);
-    return fp8_cuda_launched("attention softmax", stream);
+        gather("attention gather K", k, a->k, a->qk_dtype, a->d_qk_pitch, a->units, stream);
+    return st == FP8_OK ? gather_v(a, v, stream) : st;
 }
 
 extern "C" fp8_status attention_scatter_o(const attention_slice *a, fp8_stream stream) {
-    const operand_rows r = query_rows(a, a->options.d_v, a->d_v_pitch, a->options.o);
-    uint16_t *o = static_cast<uint16_t *>(a->io.o);
-    scatter_kernel<<<vector_grid(a, r), THREADS, 0, stream>>>(o, a->o, a->factor, r,
-                                                              whole_vectors(o, r, sizeof *o));
+    const fp8_attention_options &o = a->options;
+    scatter_job g = {};
+    g.rows = operand_of(&o, &a->io, a->io.o, o.o_dtype, o.o, o.d_v, true);
+    g.rows.token0 = a->token0;
+    g.unit0 = a->unit0;
+    g.num_rows = (uint32_t)(a->tokens * a->group);
+    g.pitch = a->d_v_pitch;
+    g.o = a->io.o;
+    g.in = a->o;
+    g.factor = a->factor;
+    g.o_scale = o.o_dtype == FP8_DTYPE_E4M3 ? a->io.o_scale : NULL;
+    g.amax = o.want_amax ? a->io.amax_o : NULL;
+    scatter_kernel<<<dim3(row_blocks(g.num_rows, o.d_v), (unsigned)a->units), THREADS, 0, stream>>>(
+        g);
     return fp8_cuda_launched("attention scatter O", stream);
 }

@@ -2,7 +2,7 @@
  *
  * A unit is one KV head of one sequence; its rows are query tokens times the query heads that
  * share it: row r of a slice is token token0 + r / group, head r % group of the group. Padded
- * operands are BF16, zero outside the sequence, so that garbage never meets the zeros of P. */
+ * operands are zero outside the sequence, so that garbage never meets the zeros of P. */
 #ifndef FP8_ATTENTION_UNFUSED_H
 #define FP8_ATTENTION_UNFUSED_H
 #include "attention/attention_impl.h"
@@ -12,18 +12,21 @@ extern "C" {
 #endif
 
 /* What one pass handles: units [unit0, unit0 + units) by tokens [token0, token0 + tokens); those
- * beyond the last are skipped. Buffers are 16-byte aligned, pitches multiples of 8 elements. */
+ * beyond the last are skipped. Buffers are 16-byte aligned, pitches multiples of 16 elements. */
 typedef struct attention_slice {
-    fp8_attention_options options;
+    fp8_attention_options options; /* resolved */
     fp8_attention_io io;
     int64_t unit0, units, token0, tokens;
     int64_t group, kv_pitch, d_qk_pitch, d_v_pitch;
-    uint16_t *q;   /* [units, tokens * group, d_qk_pitch] */
-    uint16_t *k;   /* [units, kv_pitch, d_qk_pitch] */
-    uint16_t *v;   /* [units, kv_pitch, d_v_pitch] */
-    float *s;      /* [units, tokens * group, kv_pitch] q . k */
-    uint16_t *p;   /* like s: exp(score - max), or its E4M3 rounding times 2^8 */
-    float *factor; /* [units, tokens * group] what o is multiplied by: v_descale / sum */
+    fp8_dtype qk_dtype, pv_dtype; /* of the two products: E4M3, BF16, F16 or F32 */
+    const float *q_descale, *k_descale, *v_descale; /* by the granularity; NULL = 1 */
+    float p_scale; /* what P carries: 2^8 in E4M3, 2^14 in F16, to keep small ones; else 1 */
+    void *q;       /* [units, tokens * group, d_qk_pitch] */
+    void *k;       /* [units, kv_pitch, d_qk_pitch] */
+    void *v;       /* [units, kv_pitch, d_v_pitch], or E4M3 [units, d_v_pitch, kv_pitch] */
+    float *s;      /* [units, tokens * group, kv_pitch] q . k; overwritten by the softmax */
+    void *p;       /* like s: p_scale * exp(score - max), 0 where not seen */
+    float *factor; /* [units, tokens * group] what o is multiplied by: v_descale / (p_scale sum) */
     float *o;      /* [units, tokens * group, d_v_pitch] p v */
 } attention_slice;
 

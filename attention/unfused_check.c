@@ -1,34 +1,20 @@
-/* What the unfused backend serves. */
+/* What the unfused backend serves: every option, on a CUDA device. */
 #include <stdio.h>
 
 #include "attention/attention_impl.h"
 
-static fp8_status check_types(const fp8_attention_options *o) {
-    const fp8_dtype all[2] = {o->q_dtype, o->kv_dtype};
-    for (int i = 0; i < 2; i++)
-        if (all[i] != FP8_DTYPE_BF16 && all[i] != FP8_DTYPE_E4M3)
-            return FP8_FAIL(FP8_EUNSUPPORTED, "%s operands, expected BF16 or F8_E4M3",
-                            fp8_dtype_name(all[i]));
-    if (o->o_dtype != FP8_DTYPE_BF16)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "o_dtype %s, expected BF16", fp8_dtype_name(o->o_dtype));
-    if (o->quantize != FP8_QUANTIZE_NOT) return FP8_FAIL(FP8_EUNSUPPORTED, "operands to quantize");
-    if (o->granularity != FP8_DESCALE_TENSOR)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "descales of heads");
-    return FP8_OK;
-}
+enum { MIN_CAPABILITY = 75 };
 
 fp8_status attention_unfused_check(const fp8_attention_options *o, const attention_target *t,
                                    char about[ATTENTION_REASON_BYTES]) {
-    fp8_status st;
+    const int64_t group = o->num_heads / o->num_kv_heads;
     if (t->place != FP8_PLACE_CUDA) return FP8_FAIL(FP8_EUNSUPPORTED, "the device is the CPU");
-    FP8_TRY(check_types(o));
-    if (o->padding) return FP8_FAIL(FP8_EUNSUPPORTED, "padding");
-    if (o->mask == FP8_MASK_ARBITRARY) return FP8_FAIL(FP8_EUNSUPPORTED, "an arbitrary mask");
-    if (o->bias != FP8_BIAS_NONE) return FP8_FAIL(FP8_EUNSUPPORTED, "a bias");
-    if (o->softcap > 0.0f) return FP8_FAIL(FP8_EUNSUPPORTED, "softcap");
-    if (o->sink != FP8_SINK_NONE) return FP8_FAIL(FP8_EUNSUPPORTED, "a sink");
-    if (o->want_lse || o->want_amax) return FP8_FAIL(FP8_EUNSUPPORTED, "LSE or amax");
+    if (t->capability < MIN_CAPABILITY)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "compute capability %d.%d, expected 7.5 or newer",
+                        t->capability / 10, t->capability % 10);
+    if (o->max_q > INT32_MAX / group)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "%lld queries by %lld heads to a KV head, 2^31 or more",
+                        (long long)o->max_q, (long long)group);
     snprintf(about, ATTENTION_REASON_BYTES, "cuBLASLt, softmax in FP32");
-done:
-    return st;
+    return FP8_OK;
 }

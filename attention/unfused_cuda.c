@@ -1,8 +1,13 @@
-/* The unfused backend: gather to padded BF16, S = Q K^T, softmax in FP32, O = P V, scatter. Any GPU
- * and any option; what it costs is the trip of S and P through memory. Work is cut into slices of
- * one fixed shape, so that both products are planned once and nothing depends on device data. */
+/* The unfused backend: gather to padded operands, S = Q K^T, softmax in FP32, O = P V, scatter. Any
+ * GPU and any option; what it costs is the trip of S and P through memory. Work is cut into slices
+ * of one fixed shape, so that both products are planned once and nothing depends on device data.
+ *
+ * Products are in FP8 where both operands are codes and the device has FP8 tensor cores; codes are
+ * F16 elsewhere, which holds each of them. */
+#include <stdio.h>
 #include <stdlib.h>
 
+#include "attention/quantize_qkv.h"
 #include "attention/unfused.h"
 #include "quant/gemm.h"
 
@@ -12,27 +17,57 @@
 enum {
     MIN_TOKENS = 64,
     MAX_UNITS = 32768, /* a grid's second dimension ends at 65535 */
-    PITCH = 8,         /* elements: 16 bytes of BF16, which every GEMM kernel takes */
+    PITCH = 16,        /* elements: FP8 products want k and n so */
     ALIGN = 256
 };
 
+/* Parts of the workspace. */
+enum { AT_Q, AT_K, AT_V, AT_S, AT_P, AT_FACTOR, AT_O, AT_DESCALES, AT_GEMM, NUM_PARTS };
+
 typedef struct unfused_state {
-    attention_slice shape; /* buffers as offsets into the workspace, unit0 and token0 not set */
-    size_t at[8];          /* byte offsets of q, k, v, s, p, factor, o, GEMM workspace */
+    attention_slice shape; /* without pointers, unit0 and token0 */
+    size_t at[NUM_PARTS];  /* byte offsets */
     size_t gemm_bytes;
 } unfused_state;
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t pitch_of(int64_t n) { return ceil_div(n > 0 ? n : 1, PITCH) * PITCH; }
+static int64_t bytes_of(fp8_dtype t) { return (int64_t)fp8_dtype_size(t); }
+
+/* ---- types ----------------------------------------------------------------------------------- */
+
+static int is_codes(const fp8_attention_options *o, fp8_dtype t) {
+    return t == FP8_DTYPE_E4M3 || o->quantize != FP8_QUANTIZE_NOT;
+}
+
+/* The type of a product whose operands are of `t`, at least one of them no code. */
+static fp8_dtype dense_type(fp8_dtype t, int32_t capability) {
+    return t == FP8_DTYPE_BF16 && capability < 80 ? FP8_DTYPE_F32 : t;
+}
+
+static void choose_types(attention_slice *a, int32_t capability) {
+    const fp8_attention_options *o = &a->options;
+    const int q = is_codes(o, o->q_dtype), kv = is_codes(o, o->kv_dtype);
+
+    if (q && kv) a->qk_dtype = capability >= 89 ? FP8_DTYPE_E4M3 : FP8_DTYPE_F16;
+    else a->qk_dtype = dense_type(q ? o->kv_dtype : o->q_dtype, capability);
+    a->pv_dtype = a->qk_dtype;
+    if (kv && o->quantize_p && capability >= 89) a->pv_dtype = FP8_DTYPE_E4M3;
+    else if (a->qk_dtype == FP8_DTYPE_E4M3) a->pv_dtype = FP8_DTYPE_F16;
+    a->p_scale = a->pv_dtype == FP8_DTYPE_F16 ? 0x1p14f : 1.0f;
+    if (o->quantize_p) a->p_scale = 0x1p8f;
+}
 
 /* ---- slicing --------------------------------------------------------------------------------- */
 
 /* Bytes of a unit's keys and values, and of one of its query tokens. */
 static int64_t unit_bytes(const attention_slice *a) {
-    return a->kv_pitch * (a->d_qk_pitch + a->d_v_pitch) * 2;
+    return a->kv_pitch *
+           (a->d_qk_pitch * bytes_of(a->qk_dtype) + a->d_v_pitch * bytes_of(a->pv_dtype));
 }
 static int64_t token_bytes(const attention_slice *a) {
-    return a->group * (a->d_qk_pitch * 2 + a->kv_pitch * (4 + 2) + 4 + a->d_v_pitch * 4);
+    return a->group * (a->d_qk_pitch * bytes_of(a->qk_dtype) +
+                       a->kv_pitch * (4 + bytes_of(a->pv_dtype)) + 4 + a->d_v_pitch * 4);
 }
 
 /* That neither of the above, times the tokens, leaves int64_t. */
@@ -77,8 +112,8 @@ static fp8_gemm scores_gemm(const attention_slice *a) {
                       .lda = a->d_qk_pitch,
                       .ldb = a->d_qk_pitch,
                       .ldd = a->kv_pitch,
-                      .a_dtype = FP8_DTYPE_BF16,
-                      .b_dtype = FP8_DTYPE_BF16,
+                      .a_dtype = a->qk_dtype,
+                      .b_dtype = a->qk_dtype,
                       .d_dtype = FP8_DTYPE_F32,
                       .alpha = 1.0f,
                       .a_descale_count = 1,
@@ -91,6 +126,8 @@ static fp8_gemm scores_gemm(const attention_slice *a) {
 
 static fp8_gemm output_gemm(const attention_slice *a) {
     const int64_t rows = a->tokens * a->group;
+    const int transposed = a->pv_dtype == FP8_DTYPE_E4M3;
+    const int fast = transposed && a->options.precision == FP8_ATTENTION_FAST;
     return (fp8_gemm){.m = rows,
                       .n = a->d_v_pitch,
                       .k = a->kv_pitch,
@@ -98,46 +135,62 @@ static fp8_gemm output_gemm(const attention_slice *a) {
                       .b = a->v,
                       .d = a->o,
                       .lda = a->kv_pitch,
-                      .ldb = a->d_v_pitch,
+                      .ldb = transposed ? a->kv_pitch : a->d_v_pitch,
                       .ldd = a->d_v_pitch,
-                      .a_dtype = FP8_DTYPE_BF16,
-                      .b_dtype = FP8_DTYPE_BF16,
+                      .a_dtype = a->pv_dtype,
+                      .b_dtype = a->pv_dtype,
                       .d_dtype = FP8_DTYPE_F32,
-                      .b_is_kn = 1,
+                      .b_is_kn = !transposed,
                       .alpha = 1.0f,
                       .a_descale_count = 1,
                       .b_descale_count = 1,
                       .batch = a->units,
                       .a_stride = rows * a->kv_pitch,
                       .b_stride = a->kv_pitch * a->d_v_pitch,
-                      .d_stride = rows * a->d_v_pitch};
+                      .d_stride = rows * a->d_v_pitch,
+                      .accumulate = fast ? FP8_ACCUMULATE_FAST : FP8_ACCUMULATE_EXACT};
 }
 
-/* ---- backend --------------------------------------------------------------------------------- */
+/* ---- the plan -------------------------------------------------------------------------------- */
 
 static void lay_out(unfused_state *u) {
     const attention_slice *a = &u->shape;
+    const fp8_attention_options *o = &a->options;
     const int64_t rows = a->units * a->tokens * a->group, keys = a->units * a->kv_pitch;
-    const int64_t bytes[8] = {rows * a->d_qk_pitch * 2,
-                              keys * a->d_qk_pitch * 2,
-                              keys * a->d_v_pitch * 2,
-                              rows * a->kv_pitch * 4,
-                              rows * a->kv_pitch * 2,
-                              rows * 4,
-                              rows * a->d_v_pitch * 4,
-                              (int64_t)u->gemm_bytes};
+    const int64_t bytes[NUM_PARTS] = {
+        [AT_Q] = rows * a->d_qk_pitch * bytes_of(a->qk_dtype),
+        [AT_K] = keys * a->d_qk_pitch * bytes_of(a->qk_dtype),
+        [AT_V] = keys * a->d_v_pitch * bytes_of(a->pv_dtype),
+        [AT_S] = rows * a->kv_pitch * 4,
+        [AT_P] = rows * a->kv_pitch * bytes_of(a->pv_dtype),
+        [AT_FACTOR] = rows * 4,
+        [AT_O] = rows * a->d_v_pitch * 4,
+        [AT_DESCALES] = o->quantize == FP8_QUANTIZE_CURRENT ? attention_descale_count(o) * 12 : 0,
+        [AT_GEMM] = (int64_t)u->gemm_bytes};
     size_t at = 0;
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < NUM_PARTS; i++) {
         u->at[i] = at;
         at += (size_t)(ceil_div(bytes[i], ALIGN) * ALIGN);
     }
+}
+
+static fp8_status check_products(const fp8_attention_plan *p, unfused_state *u) {
+    const fp8_gemm gemm[2] = {scores_gemm(&u->shape), output_gemm(&u->shape)};
+    for (int i = 0; i < 2; i++) {
+        const size_t want = fp8_gemm_workspace_size(p->device, &gemm[i]);
+        if (!fp8_gemm_supported(p->device, &gemm[i]))
+            return FP8_FAIL(FP8_EUNSUPPORTED, "no %s product %lld x %lld x %lld, batch %lld",
+                            fp8_dtype_name(gemm[i].a_dtype), (long long)gemm[i].m,
+                            (long long)gemm[i].n, (long long)gemm[i].k, (long long)gemm[i].batch);
+        if (want > u->gemm_bytes) u->gemm_bytes = want;
+    }
+    return FP8_OK;
 }
 
 static fp8_status unfused_open(fp8_attention_plan *p) {
     const fp8_attention_options *o = &p->options;
     unfused_state *u = calloc(1, sizeof *u);
     attention_slice *a;
-    fp8_gemm gemm[2];
     fp8_status st;
 
     if (!u) return FP8_FAIL(FP8_ENOMEM, "unfused attention plan");
@@ -149,21 +202,12 @@ static fp8_status unfused_open(fp8_attention_plan *p) {
     a->d_qk_pitch = pitch_of(o->d_qk);
     a->d_v_pitch = pitch_of(o->d_v);
     if (o->num_seqs == 0 || o->max_q == 0) return FP8_OK; /* nothing to run, ever */
+    choose_types(a, fp8_device_capability(p->device));
     FP8_TRY(check_bytes(a));
     choose_slice(a);
-    gemm[0] = scores_gemm(a);
-    gemm[1] = output_gemm(a);
-    for (int i = 0; i < 2; i++) {
-        size_t want;
-        if (!fp8_gemm_supported(p->device, &gemm[i]))
-            FP8_TRY(FP8_FAIL(FP8_EUNSUPPORTED, "no BF16 product %lld x %lld x %lld, batch %lld",
-                             (long long)gemm[i].m, (long long)gemm[i].n, (long long)gemm[i].k,
-                             (long long)gemm[i].batch));
-        want = fp8_gemm_workspace_size(p->device, &gemm[i]);
-        if (want > u->gemm_bytes) u->gemm_bytes = want;
-    }
+    FP8_TRY(check_products(p, u));
     lay_out(u);
-    p->workspace_bytes = ALIGN + u->at[7] + u->gemm_bytes;
+    p->workspace_bytes = ALIGN + u->at[AT_GEMM] + u->gemm_bytes;
 done:
     return st;
 }
@@ -171,6 +215,30 @@ done:
 static void unfused_close(fp8_attention_plan *p) {
     free(p->state);
     p->state = NULL;
+}
+
+/* ---- a run ----------------------------------------------------------------------------------- */
+
+/* The descales that slices use. */
+static fp8_status find_descales(fp8_attention_plan *p, attention_slice *a, uint8_t *base) {
+    const unfused_state *u = p->state;
+    const fp8_attention_options *o = &p->options;
+    const fp8_stream stream = fp8_device_stream(p->device);
+    float *current = (void *)(base + u->at[AT_DESCALES]);
+    const int64_t count = attention_descale_count(o);
+    const int made = o->quantize == FP8_QUANTIZE_CURRENT;
+
+    if (is_codes(o, o->q_dtype)) a->q_descale = a->io.q_descale;
+    if (is_codes(o, o->kv_dtype)) {
+        a->k_descale = a->io.k_descale;
+        a->v_descale = a->io.v_descale;
+    }
+    if (made && o->q_dtype != FP8_DTYPE_E4M3) a->q_descale = current;
+    if (made && o->kv_dtype != FP8_DTYPE_E4M3) {
+        a->k_descale = current + count;
+        a->v_descale = current + 2 * count;
+    }
+    return made ? attention_current_descales(current, o, &a->io, stream) : FP8_OK;
 }
 
 /* One slice's queries, its unit's keys being in place. */
@@ -197,19 +265,24 @@ static fp8_status unfused_run(fp8_attention_plan *p, const fp8_attention_io *io,
     attention_slice a = u->shape;
     fp8_status st = FP8_OK;
 
-    if (o->max_q == 0) return FP8_OK;
+    if (o->want_amax) {
+        FP8_TRY(fp8_device_fill(p->device, io->amax_s, 0, sizeof(float)));
+        FP8_TRY(fp8_device_fill(p->device, io->amax_o, 0, sizeof(float)));
+    }
+    if (num_units == 0 || o->max_q == 0) goto done;
     a.io = *io;
-    a.q = (void *)(base + u->at[0]);
-    a.k = (void *)(base + u->at[1]);
-    a.v = (void *)(base + u->at[2]);
-    a.s = (void *)(base + u->at[3]);
-    a.p = (void *)(base + u->at[4]);
-    a.factor = (void *)(base + u->at[5]);
-    a.o = (void *)(base + u->at[6]);
+    a.q = base + u->at[AT_Q];
+    a.k = base + u->at[AT_K];
+    a.v = base + u->at[AT_V];
+    a.s = (void *)(base + u->at[AT_S]);
+    a.p = base + u->at[AT_P];
+    a.factor = (void *)(base + u->at[AT_FACTOR]);
+    a.o = (void *)(base + u->at[AT_O]);
+    FP8_TRY(find_descales(p, &a, base));
     for (a.unit0 = 0; a.unit0 < num_units; a.unit0 += a.units) {
         FP8_TRY(attention_gather_kv(&a, fp8_device_stream(p->device)));
         for (a.token0 = 0; a.token0 < o->max_q; a.token0 += a.tokens)
-            FP8_TRY(run_slice(p, &a, base + u->at[7]));
+            FP8_TRY(run_slice(p, &a, base + u->at[AT_GEMM]));
     }
 done:
     return st;

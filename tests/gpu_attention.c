@@ -130,11 +130,12 @@ static void test_refusals(fp8_device *gpu) {
     fp8_attention_plan *plan = NULL;
     fp8_attention_options o;
     buffers b;
-    check_case = "F32 on CUDA";
+    check_case = "F32 by flash";
     buffers_init(&b, &p, 1);
     o = options_of(&p, &b);
+    o.backend = FP8_BACKEND_FLASH;
     CHECK_STATUS(fp8_attention_plan_create(&plan, gpu, &o), FP8_EUNSUPPORTED);
-    CHECK(strstr(fp8_last_message(), "unfused: F32 operands"));
+    CHECK(strstr(fp8_last_message(), "flash: "));
     buffers_free(&b);
 }
 
