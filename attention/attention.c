@@ -170,6 +170,15 @@ done:
 
 /* ---- plans ----------------------------------------------------------------------------------- */
 
+/* A preference that could not be met is said, since another backend serves in silence. */
+static void warn_preference(const fp8_attention_plan *p) {
+    const fp8_attention_verdict *v = &p->verdicts[0]; /* the preferred one is asked first */
+    const char *text = getenv("FP8_ATTENTION_BACKEND");
+    if (p->chosen->id == v->backend || !text || !*text || strcmp(text, "auto") == 0) return;
+    fp8_log(FP8_LOG_WARNING, "attention: FP8_ATTENTION_BACKEND=%s does not serve, %s does: %s",
+            text, p->chosen->name, v->reason);
+}
+
 /* Level 1: one line. Level 2: the whole configuration, a line each. */
 static void log_plan(const fp8_attention_plan *p, const attention_target *t) {
     char text[2048], *line = text, *end;
@@ -211,6 +220,7 @@ fp8_status fp8_attention_plan_create(fp8_attention_plan **out, fp8_device *d,
     write_reasons(p);
     if (chosen == FP8_BACKEND_AUTO)
         FP8_TRY(FP8_FAIL(FP8_EUNSUPPORTED, "attention: no backend serves:\n%s", p->reasons));
+    warn_preference(p);
     log_plan(p, &target);
     *out = p;
     p = NULL;

@@ -104,6 +104,13 @@ static fp8_status check_formula(const fp8_attention_options *o) {
     return FP8_OK;
 }
 
+/* That an element of a bias or mask has an offset. */
+static fp8_status check_planes(const fp8_attention_options *o) {
+    int64_t count;
+    if (o->mask != FP8_MASK_ARBITRARY && o->bias == FP8_BIAS_NONE) return FP8_OK;
+    return fp8_shape_count(&count, (int64_t[]){o->num_seqs, o->num_heads, o->max_q, o->max_kv}, 4);
+}
+
 /* ---- strides --------------------------------------------------------------------------------- */
 
 typedef struct extent {
@@ -184,6 +191,7 @@ fp8_status attention_resolve_options(fp8_attention_options *out,
     FP8_TRY(check_enums(&o));
     FP8_TRY(check_types(&o));
     FP8_TRY(check_formula(&o));
+    FP8_TRY(check_planes(&o));
     if (o.scale == 0.0f) o.scale = 1.0f / sqrtf((float)o.d_qk);
     if (o.window_left >= NO_WINDOW) o.window_left = -1;
     if (o.window_right >= NO_WINDOW) o.window_right = -1;

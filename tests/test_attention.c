@@ -375,6 +375,15 @@ static void test_bad_options(void) {
     o[0].num_heads = INT32_MAX - 1;
     o[0].num_kv_heads = 1;
     CHECK_STATUS(fp8_attention_plan_create(&plan, d, &o[0]), FP8_EOVERFLOW);
+    check_case = "a mask beyond 2^63";
+    o[0] = good;
+    o[0].num_heads = o[0].num_kv_heads = 1;
+    o[0].d_qk = o[0].d_v = 1;
+    o[0].max_q = o[0].max_kv = o[0].num_seqs = INT32_MAX / 2;
+    CHECK_STATUS(fp8_attention_plan_create(&plan, d, &o[0]), FP8_OK);
+    fp8_attention_plan_destroy(plan);
+    o[0].mask = FP8_MASK_ARBITRARY;
+    CHECK_STATUS(fp8_attention_plan_create(&plan, d, &o[0]), FP8_EOVERFLOW);
     check_case = "strides beyond 2^63";
     o[0] = good;
     o[0].has_strides = 1;

@@ -186,6 +186,19 @@ static void test_levels(void) {
     CHECK(strstr(h[2].text, "attention: precision: "));
     CHECK(strstr(h[2].text, "attention: device: CPU"));
     CHECK(strstr(h[2].text, "attention: fused: "));
+    check_case = "a preference that is not met";
+    h[0] = (heard){0};
+    fp8_log_set(hear, &h[0], FP8_LOG_WARNING);
+    for (int i = 0; i < 2; i++) {
+        fp8_attention_plan *plan = NULL;
+        setenv("FP8_ATTENTION_BACKEND", i ? "fused" : "cpu", 1);
+        CHECK_STATUS(fp8_attention_plan_create(&plan, cpu, &o), FP8_OK);
+        CHECK(h[0].lines == i);
+        fp8_attention_plan_destroy(plan);
+    }
+    CHECK(strstr(h[0].text, "FP8_ATTENTION_BACKEND=fused does not serve, cpu does: "));
+    unsetenv("FP8_ATTENTION_BACKEND");
+    fp8_log_set(NULL, NULL, FP8_LOG_WARNING);
 }
 
 /* ---- lengths that lie ------------------------------------------------------------------------ */
