@@ -25,27 +25,42 @@ static __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
-/* kernel<<<grid, block, shared bytes, stream of d>>>(args...). */
+/* kernel<<<grid, block, shared bytes, stream of d>>>(args...), blocks in clusters of `cluster`
+ * (more than 1: Hopper and newer). */
 template <typename... P, typename... A>
-static fp8_status launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
-                         size_t shared, fp8_device *d, fp8_launch how, A... args) {
+static fp8_status launch_clusters(const char *name, void (*kernel)(P...), unsigned cluster,
+                                  dim3 grid, dim3 block, size_t shared, fp8_device *d,
+                                  fp8_launch how, A... args) {
     const cudaStream_t stream = fp8_device_stream(d);
-    cudaLaunchAttribute attribute = {};
+    cudaLaunchAttribute attribute[2] = {};
     cudaLaunchConfig_t config = {};
     fp8_status st = FP8_OK;
 
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared;
     config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = how == FP8_LAUNCH_OVERLAP && fp8_device_capability(d) >= 90;
+    config.attrs = attribute;
+    if (how == FP8_LAUNCH_OVERLAP && fp8_device_capability(d) >= 90) {
+        attribute[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+        attribute[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+        attribute[config.numAttrs].val.clusterDim.x = cluster;
+        attribute[config.numAttrs].val.clusterDim.y = 1;
+        attribute[config.numAttrs++].val.clusterDim.z = 1;
+    }
     FP8_TRY_CUDA(cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...));
     FP8_TRY(fp8_cuda_launched(name, stream));
 done:
     return st;
+}
+
+template <typename... P, typename... A>
+static fp8_status launch(const char *name, void (*kernel)(P...), dim3 grid, dim3 block,
+                         size_t shared, fp8_device *d, fp8_launch how, A... args) {
+    return launch_clusters(name, kernel, 1, grid, block, shared, d, how, args...);
 }
 
 } /* namespace fp8 */

@@ -74,7 +74,8 @@ static __device__ __forceinline__ bool any_special_code(uint32_t codes, bool e5m
     return (((codes & 0x7f7f7f7fu) + (e5m2 ? 0x04040404u : 0x01010101u)) & 0x80808080u) != 0;
 }
 
-/* cast(v[k] * scale), the first in the low byte. A NaN's sign is as encode()'s, or 0. */
+/* cast(v[k] * scale), the first in the low byte. A NaN's sign is as encode()'s, or 0. The
+ * instruction makes every NaN 0x7f; E5M2's is 0x7e here. */
 template <bool KEEP_NAN_SIGN>
 static __device__ __forceinline__ uint32_t encode4(const float *v, float scale, bool e5m2) {
     uint32_t codes = 0;
@@ -83,17 +84,27 @@ static __device__ __forceinline__ uint32_t encode4(const float *v, float scale, 
     const __nv_fp8_interpretation_t kind = e5m2 ? __NV_E5M2 : __NV_E4M3;
     const float2 low = make_float2(__fmul_rn(v[0], scale), __fmul_rn(v[1], scale));
     const float2 high = make_float2(__fmul_rn(v[2], scale), __fmul_rn(v[3], scale));
+    uint32_t nans;
+
     codes = __nv_cvt_float2_to_fp8x2(low, __NV_SATFINITE, kind);
     codes |= (uint32_t)__nv_cvt_float2_to_fp8x2(high, __NV_SATFINITE, kind) << 16;
-    if (!any_special_code(codes, e5m2)) return codes;
-    codes = 0;
-#endif
+    if (!KEEP_NAN_SIGN && !e5m2) return codes;
+    nans = ((codes & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u;
+    if (nans == 0) return codes;
+    codes ^= e5m2 ? nans >> 7 : 0u;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const uint32_t sign = (__float_as_uint(v[k]) ^ __float_as_uint(scale)) & 0x80000000u;
+        if (KEEP_NAN_SIGN) codes |= nans & (0x80u << (8 * k)) & (sign >> (24 - 8 * k));
+    }
+#else
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         uint32_t code = encode(v[k], scale, e5m2);
         if (!KEEP_NAN_SIGN && (code & 0x7fu) == (e5m2 ? 0x7eu : 0x7fu)) code &= 0x7fu;
         codes |= code << (8 * k);
     }
+#endif
     return codes;
 }
 

@@ -75,7 +75,7 @@ typedef struct fp8_norm {
     const void *bias;   /* in [cols], LAYER; NULL = 0 */
 } fp8_norm;
 
-/* One read of x (up to 32768 aligned columns on CUDA; longer rows are read again from the caches).
+/* One read of x (up to 16384 aligned columns on CUDA; longer rows are read again from the caches).
  * The sink's dense may be x or residual too, where h is not. */
 FP8_NODISCARD fp8_status fp8_produce_norm(fp8_device *d, const fp8_sink *out, const fp8_norm *norm,
                                           fp8_launch launch);

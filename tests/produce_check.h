@@ -14,16 +14,33 @@
 
 enum { GUARD = 64, GUARD_BYTE = 0xee };
 
-/* A host copy and its twin on the device, `skew` bytes past a 256-byte boundary. */
+/* A host copy and its twin on the device, `skew` bytes past a 64-byte boundary. */
 typedef struct twin {
     fp8_device *device;
     size_t bytes;
     unsigned char *host, *base, *dev;
 } twin;
 
+/* Device memory is handed out from one block, which starts anew when all of it was given back. */
+enum { TWIN_POOL = 64 << 20 };
+static unsigned char *twin_pool;
+static size_t twin_used, twin_live;
+
+static inline unsigned char *twin_take(fp8_device *d, size_t bytes) {
+    unsigned char *p;
+    if (!twin_pool) CHECK_STATUS(fp8_device_alloc(d, (void **)&twin_pool, TWIN_POOL), FP8_OK);
+    if (twin_live == 0) twin_used = 0;
+    p = twin_pool + twin_used;
+    twin_used += (bytes + 255) / 256 * 256;
+    twin_live++;
+    if (twin_used <= TWIN_POOL) return p;
+    fprintf(stderr, "TWIN_POOL is too small\n");
+    exit(1);
+}
+
 static inline twin twin_make(fp8_device *d, size_t bytes, size_t skew) {
     twin t = {d, bytes, calloc(bytes + 16, 1), NULL, NULL};
-    CHECK_STATUS(fp8_device_alloc(d, (void **)&t.base, bytes + skew + 2 * GUARD), FP8_OK);
+    t.base = twin_take(d, bytes + skew + 2 * GUARD);
     CHECK_STATUS(fp8_device_fill(d, t.base, GUARD_BYTE, bytes + skew + 2 * GUARD), FP8_OK);
     t.dev = t.base + GUARD + skew;
     return t;
@@ -47,7 +64,7 @@ static inline void twin_down(const twin *t) {
 }
 
 static inline void twin_free(twin *t) {
-    fp8_device_free(t->device, t->base);
+    twin_live--;
     free(t->host);
 }
 

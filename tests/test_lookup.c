@@ -36,6 +36,7 @@ int main(void) {
     run_all_delayed(d);
     run_all_transposed(d);
     test_refusals(d);
+    fp8_device_free(d, twin_pool);
     fp8_device_destroy(d);
     return CHECK_DONE();
 }

@@ -112,6 +112,7 @@ int main(void) {
     test_qkv();
     test_threads();
     test_refusals();
+    fp8_device_free(many, twin_pool);
     fp8_device_destroy(one);
     fp8_device_destroy(many);
     return CHECK_DONE();

@@ -1,0 +1,308 @@
+/* quant/produce_qkv.cu - norm, RoPE and cast of the heads of Q, K and V, one launch for all.
+ *
+ * Computes   per head: h * r * w (or (1 + w)); (a, b) -> (a cos - b sin, b cos + a sin); codes,
+ *            values, amax
+ * Shapes     x [tokens, heads, dim] of each part, strides any; cos, sin [positions, rotary / 2]
+ * Bound      memory: BF16 to codes 3 bytes an element, 4 with codes of Q alone kept as values too;
+ *            16384 tokens of 32 + 8 + 8 heads of 128: 302 MB, at the H200's copy rate of 4.27 TB/s
+ *            71 us. The tables are read once a token
+ * Tiling     a thread has 16 elements of a head: eight and the eight half a rotation later, or 16
+ *            that do not turn; `lanes` threads, a power of two, make a head, 32 / lanes heads of
+ *            one part a warp, all the warps of a token a block, which keeps its cos and sin in the
+ *            L1 cache. Heads that are not multiples of 16 or not aligned: a warp a head, an element
+ *            at a time
+ * Numerics   F32; the rotation is not contracted, as on the CPU; sums in a fixed order
+ */
+#include "quant/produce_device.cuh"
+
+using namespace fp8;
+
+/* ---- constants ------------------------------------------------------------------------------ */
+
+enum {
+    UNIT = 2 * PIECE, /* elements a thread */
+    PARTS = 3,
+    MAX_BLOCK_WARPS = 16,
+    ANY_THREADS = 256 /* of the kernel for any heads */
+};
+
+/* ---- device helpers ------------------------------------------------------------------------- */
+
+template <typename T> struct heads_args {
+    const T *x, *weight;
+    T *dense;
+    uint8_t *codes;
+    const float *scale;
+    fp8_amax_slot *amax;
+    int64_t x_token, x_head, dense_token, dense_head, codes_token, codes_head, codes_dim;
+    int heads, padded, scale_stride; /* padded: heads, up to whole warps */
+};
+
+template <typename T> struct qkv_args {
+    heads_args<T> part[PARTS];
+    const float *cos, *sin;
+    const int32_t *positions;
+    const uint8_t *first;
+    int dim, rotary;
+    fp8_norm_kind norm;
+    float eps;
+    bool rounded, e5m2;
+};
+
+template <typename T>
+static __device__ __forceinline__ float norm_one(const qkv_args<T> &a, float x, float rstd,
+                                                 float w) {
+    float v = __fmul_rn(x, rstd);
+    if (a.norm == FP8_NORM_RMS_PLUS) v = __fmul_rn(v, __fadd_rn(1.0f, w));
+    else v = __fmul_rn(a.rounded ? round_to<T>(v) : v, w);
+    return a.rounded ? round_to<T>(v) : v;
+}
+
+static __device__ __forceinline__ void rotate(float *a, float *b, float cos, float sin) {
+    const float u = *a, v = *b;
+    *a = __fsub_rn(__fmul_rn(u, cos), __fmul_rn(v, sin));
+    *b = __fadd_rn(__fmul_rn(v, cos), __fmul_rn(u, sin));
+}
+
+/* Eight codes, dim_stride apart. */
+static __device__ __forceinline__ void store_codes(uint8_t *to, int64_t dim_stride,
+                                                   const float v[PIECE], float scale, bool e5m2) {
+    const uint2 codes = {encode4<false>(v, scale, e5m2), encode4<false>(v + 4, scale, e5m2)};
+
+    if (dim_stride == 1) {
+        *reinterpret_cast<uint2 *>(to) = codes;
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < PIECE; k++)
+        to[k * dim_stride] = (uint8_t)((k < 4 ? codes.x : codes.y) >> (k % 4 * 8));
+}
+
+/* What a thread holds of every head: elements at low .. low + 7 and high .. high + 7. */
+struct unit {
+    int low, high;
+    bool there, turns;
+};
+
+template <typename T>
+static __device__ __forceinline__ unit unit_of(const qkv_args<T> &a, int slot) {
+    const int turning = a.rotary / UNIT;
+    unit u = {slot * PIECE, slot * PIECE + a.rotary / 2, slot * UNIT < a.dim, slot < turning};
+    if (!u.turns) {
+        u.low = slot * UNIT;
+        u.high = u.low + PIECE;
+    }
+    return u;
+}
+
+/* RMS norm of a head over its lanes. */
+template <typename T>
+static __device__ __forceinline__ void norm_unit(float (&v)[2][PIECE], const qkv_args<T> &a,
+                                                 const T *weight, const unit &u, int lanes) {
+    float sum = 0.0f, rstd, w[2][PIECE] = {};
+
+    if (u.there) {
+        widen_piece(w[0], load_piece(weight + u.low, 0));
+        widen_piece(w[1], load_piece(weight + u.high, 0));
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int k = 0; k < PIECE; k++) sum += v[i][k] * v[i][k];
+    for (int off = lanes / 2; off > 0; off /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, off);
+    rstd = 1.0f / sqrtf(sum / (float)a.dim + a.eps);
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int k = 0; k < PIECE; k++) v[i][k] = norm_one(a, v[i][k], rstd, w[i][k]);
+}
+
+/* ---- kernels -------------------------------------------------------------------------------- */
+
+/* A warp's heads of one part, 32 / lanes from `head` on. */
+template <typename T>
+static __device__ __forceinline__ void produce_heads(const qkv_args<T> &a, const heads_args<T> &p,
+                                                     int64_t token, int head, unit u, int lanes,
+                                                     bool turns) {
+    const T *x = p.x + token * p.x_token + head * p.x_head;
+    float v[2][PIECE] = {}, cos[PIECE] = {}, sin[PIECE] = {};
+
+    u.there = u.there && head < p.heads;
+    turns = turns && u.turns && u.there;
+    if (u.there) {
+        widen_piece(v[0], load_piece(x + u.low, 0));
+        widen_piece(v[1], load_piece(x + u.high, 0));
+    }
+    if (turns) {
+        const int64_t at = (int64_t)a.positions[token] * (a.rotary / 2) + u.low;
+        widen_piece(cos, load_piece(a.cos + at, 0));
+        widen_piece(sin, load_piece(a.sin + at, 0));
+    }
+    if (p.weight) norm_unit(v, a, p.weight, u, lanes);
+    if (turns) {
+#pragma unroll
+        for (int k = 0; k < PIECE; k++) rotate(&v[0][k], &v[1][k], cos[k], sin[k]);
+    }
+    if (p.amax) {
+        uint32_t others = 0;
+        const uint32_t low = finite_amax<PIECE>(v[0], &others);
+        const uint32_t high = finite_amax<PIECE>(v[1], &others);
+        join_amax(p.amax, max(low, high), others, a.first && a.first[token] != 0);
+    }
+    if (!u.there) return;
+    if (p.codes) {
+        const float scale = p.scale ? p.scale[head * p.scale_stride] : 1.0f;
+        uint8_t *to = p.codes + token * p.codes_token + head * p.codes_head;
+        store_codes(to + u.low * p.codes_dim, p.codes_dim, v[0], scale, a.e5m2);
+        store_codes(to + u.high * p.codes_dim, p.codes_dim, v[1], scale, a.e5m2);
+    }
+    if (p.dense) {
+        T *to = p.dense + token * p.dense_token + head * p.dense_head;
+        store_piece(to + u.low, 0, v[0]);
+        store_piece(to + u.high, 0, v[1]);
+    }
+}
+
+/* grid: tokens; `chunks` warps' worth of heads a token, those of q first. */
+template <typename T>
+static __global__ void __launch_bounds__(MAX_BLOCK_WARPS * 32)
+qkv_kernel(const __grid_constant__ qkv_args<T> a, int lanes, int chunks) {
+    const int lane = (int)threadIdx.x % 32, at_once = 32 / lanes;
+    const unit u = unit_of(a, lane % lanes);
+
+    wait_for_previous();
+    let_next_start();
+    for (int chunk = (int)threadIdx.x / 32; chunk < chunks; chunk += (int)blockDim.x / 32) {
+        int part = 0, first = chunk * at_once;
+        while (first >= a.part[part].padded) first -= a.part[part++].padded;
+        produce_heads(a, a.part[part], blockIdx.x, first + lane / lanes, u, lanes, part < 2);
+    }
+}
+
+/* Lane's elements lane, lane + 32, ... of a head, in shared memory: what turns needs its
+ * partner. */
+template <typename T>
+static __device__ void produce_any(const qkv_args<T> &a, const heads_args<T> &p, int64_t token,
+                                   int head, bool turns, float *v, uint32_t *most,
+                                   uint32_t *others) {
+    const int lane = threadIdx.x % 32, half = a.rotary / 2;
+    const T *x = p.x + token * p.x_token + head * p.x_head;
+    const float scale = p.scale ? p.scale[head * p.scale_stride] : 1.0f;
+    float sum = 0.0f;
+
+    for (int i = lane; i < a.dim; i += 32) {
+        v[i] = to_float(x[i]);
+        sum += v[i] * v[i];
+    }
+    if (p.weight) {
+        const float rstd = 1.0f / sqrtf(team_sum(sum, 32, nullptr) / (float)a.dim + a.eps);
+        for (int i = lane; i < a.dim; i += 32)
+            v[i] = norm_one(a, v[i], rstd, to_float(p.weight[i]));
+    }
+    __syncwarp();
+    if (turns)
+        for (int i = lane; i < half; i += 32) {
+            const int64_t at = (int64_t)a.positions[token] * half + i;
+            rotate(&v[i], &v[i + half], a.cos[at], a.sin[at]);
+        }
+    __syncwarp();
+    for (int i = lane; i < a.dim; i += 32) {
+        uint8_t code = encode(v[i], scale, a.e5m2);
+        if ((code & 0x7fu) == (a.e5m2 ? 0x7eu : 0x7fu)) code &= 0x7fu;
+        *most = max(*most, finite_amax<1>(v + i, others));
+        if (p.codes)
+            p.codes[token * p.codes_token + head * p.codes_head + i * p.codes_dim] = code;
+        if (p.dense)
+            p.dense[token * p.dense_token + head * p.dense_head + i] = from_float<T>(v[i]);
+    }
+    __syncwarp(); /* v is filled again by the next head */
+}
+
+/* grid: tokens; a warp a head. */
+template <typename T>
+static __global__ void __launch_bounds__(ANY_THREADS, 4)
+qkv_any_kernel(const __grid_constant__ qkv_args<T> a) {
+    __shared__ float scratch[ANY_THREADS / 32][FP8_HEAD_DIM_MAX];
+    const int64_t token = blockIdx.x;
+    const int warp = (int)threadIdx.x / 32;
+
+    wait_for_previous();
+    let_next_start();
+#pragma unroll
+    for (int i = 0; i < PARTS; i++) {
+        const heads_args<T> &p = a.part[i];
+        uint32_t most = 0, others = 0;
+        for (int head = warp; head < p.heads; head += ANY_THREADS / 32)
+            produce_any(a, p, token, head, i < 2, scratch[warp], &most, &others);
+        if (p.amax) join_amax(p.amax, most, others, a.first && a.first[token] != 0);
+    }
+}
+
+/* ---- launcher ------------------------------------------------------------------------------- */
+
+template <typename T> static heads_args<T> part_of(const fp8_heads *h) {
+    return {static_cast<const T *>(h->x),
+            static_cast<const T *>(h->norm_weight),
+            static_cast<T *>(h->dense),
+            h->codes,
+            h->scale,
+            h->amax,
+            h->x_token_stride,
+            h->x_head_stride,
+            h->dense_token_stride,
+            h->dense_head_stride,
+            h->codes_token_stride,
+            h->codes_head_stride,
+            h->codes_dim_stride,
+            (int)h->heads,
+            0,
+            (int)h->scale_stride};
+}
+
+/* Units of 16 elements fit what this part reads and writes. */
+template <typename T> static bool part_fits(const heads_args<T> &p) {
+    const int64_t size = sizeof(T);
+    const bool codes = !p.codes || p.codes_dim != 1 ||
+                       ((uintptr_t)p.codes % PIECE == 0 && p.codes_token % PIECE == 0 &&
+                        p.codes_head % PIECE == 0);
+    return p.heads == 0 ||
+           (codes && aligned16(p.x) && aligned16(p.weight) && aligned16(p.dense) &&
+            p.x_token * size % VECTOR_BYTES == 0 && p.x_head * size % VECTOR_BYTES == 0 &&
+            p.dense_token * size % VECTOR_BYTES == 0 && p.dense_head * size % VECTOR_BYTES == 0);
+}
+
+template <typename T>
+static fp8_status launch_qkv(fp8_device *d, const fp8_qkv *q, fp8_launch how) {
+    qkv_args<T> a = {{part_of<T>(&q->q), part_of<T>(&q->k), part_of<T>(&q->v)},
+                           q->cos,
+                           q->sin,
+                           q->positions,
+                           q->first,
+                           (int)q->dim,
+                           (int)q->rotary_dim,
+                           q->norm,
+                           q->eps,
+                           q->rounded != 0,
+                           q->code == FP8_DTYPE_E5M2};
+    const bool fits = a.dim % UNIT == 0 && a.rotary % UNIT == 0 && a.dim <= 32 * UNIT &&
+                      aligned16(a.cos) && aligned16(a.sin) && part_fits(a.part[0]) &&
+                      part_fits(a.part[1]) && part_fits(a.part[2]);
+    const dim3 grid((unsigned)q->tokens);
+    int lanes = 1, chunks = 0, rounds;
+
+    if (!fits)
+        return launch("produce_qkv", qkv_any_kernel<T>, grid, dim3(ANY_THREADS), 0, d, how, a);
+    while (lanes * UNIT < a.dim) lanes *= 2;
+    for (int i = 0; i < PARTS; i++) {
+        const int at_once = 32 / lanes, warps = (a.part[i].heads + at_once - 1) / at_once;
+        a.part[i].padded = warps * at_once;
+        chunks += warps;
+    }
+    rounds = (chunks + MAX_BLOCK_WARPS - 1) / MAX_BLOCK_WARPS;
+    return launch("produce_qkv", qkv_kernel<T>, grid, dim3((chunks + rounds - 1) / rounds * 32), 0,
+                  d, how, a, lanes, chunks);
+}
+
+extern "C" fp8_status fp8_cuda_produce_qkv(fp8_device *d, const fp8_qkv *qkv, fp8_launch launch) {
+    FP8_FOR_REAL(qkv->dtype, return launch_qkv<T>(d, qkv, launch));
+}
