@@ -16,6 +16,4 @@ fp8_status fp8_bench_flux(fp8_bench_table *out, fp8_device *d, const fp8_bench_o
     (void)options;
     return FP8_FAIL(FP8_EUNSUPPORTED, "bench flux: this build is without CUDA");
 }
-#else
-typedef int bench_present; /* C wants a declaration */
 #endif
