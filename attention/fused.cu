@@ -163,9 +163,9 @@ __device__ void undo(const fused_view &v) {
 
 /* One block: FINISH_TOKENS queries of one sequence. Rows of packed tokens past a sequence's end are
  * another's. O's elements have 1 or 2 bytes, 0 is all zero bits in each type. */
-template <typename T> __global__ void finish(const fused_view v, T *out) {
+template <typename T> __global__ void finish(const fused_view v, int64_t tiles, T *out) {
     const fp8_attention_options &o = v.options;
-    const int64_t s = blockIdx.y, first = (int64_t)blockIdx.x * FINISH_TOKENS;
+    const int64_t s = blockIdx.x / tiles, first = blockIdx.x % tiles * FINISH_TOKENS;
     const sequence x = sequence_at(v, s);
     const bool packed = v.io.q_starts != NULL;
     const int64_t end = packed ? x.s_q : o.max_q;
@@ -173,7 +173,7 @@ template <typename T> __global__ void finish(const fused_view v, T *out) {
     const bool blank = threadIdx.x < FINISH_TOKENS && own < end && !sees_a_key(v, x, own);
     const bool any = __syncthreads_or(blank) != 0;
 
-    if (v.kept && blockIdx.x == 0 && s == 0) {
+    if (v.kept && blockIdx.x == 0) {
         undo(v);
         __syncthreads(); /* then the blanks */
     }
@@ -199,12 +199,12 @@ extern "C" fp8_status attention_fused_prepare(const fused_view *v, fp8_stream st
 
 extern "C" fp8_status attention_fused_finish(const fused_view *v, int lengths, fp8_stream stream) {
     const fp8_attention_options *o = &v->options;
-    const dim3 grid((unsigned)((o->max_q + FINISH_TOKENS - 1) / FINISH_TOKENS),
-                    (unsigned)o->num_seqs);
+    const int64_t tiles = (o->max_q + FINISH_TOKENS - 1) / FINISH_TOKENS;
+    const unsigned grid = (unsigned)(o->num_seqs * tiles); /* below 2^31: checked with the plan */
     fused_view x = *v;
     if (!lengths || o->q_dtype != FP8_DTYPE_E4M3) x.kept = NULL;
     if (o->o_dtype == FP8_DTYPE_E4M3)
-        finish<uint8_t><<<grid, FINISH_THREADS, 0, stream>>>(x, (uint8_t *)v->io.o);
-    else finish<uint16_t><<<grid, FINISH_THREADS, 0, stream>>>(x, (uint16_t *)v->io.o);
+        finish<uint8_t><<<grid, FINISH_THREADS, 0, stream>>>(x, tiles, (uint8_t *)v->io.o);
+    else finish<uint16_t><<<grid, FINISH_THREADS, 0, stream>>>(x, tiles, (uint16_t *)v->io.o);
     return fp8_cuda_launched("attention_fused_finish", stream);
 }

@@ -173,6 +173,7 @@ void attention_fused_configure(fused_config *out, const fp8_attention_options *o
         .alibi = o->bias == FP8_BIAS_ALIBI,
         .sink = o->sink != FP8_SINK_NONE,
         .stats = o->want_lse,
+        .amax = o->want_amax,
         .scale = (double)o->scale,
         .softcap = (double)o->softcap,
     };

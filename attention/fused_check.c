@@ -58,8 +58,8 @@ static fp8_status check_fp8_formula(const fp8_attention_options *o) {
 }
 
 static fp8_status check_fp8(const fp8_attention_options *o, const attention_target *t) {
-    if (t->capability < 90)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "FP8 on compute capability %d, expected 90 or newer",
+    if (t->capability != 90)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "FP8 on compute capability %d: it was tried on 90 alone",
                         t->capability);
     if (t->cudnn_version < VERSION_FP8)
         return FP8_FAIL(FP8_EUNSUPPORTED, "FP8 before 9.14, which was not tried");
@@ -118,6 +118,9 @@ static fp8_status check_shape(const fp8_attention_options *o) {
     const int unit = is_fp8(o) ? 16 : 8;
     if (o->num_seqs == 0 || o->max_q == 0 || o->max_kv == 0)
         return FP8_FAIL(FP8_EUNSUPPORTED, "an empty shape");
+    if (o->max_q > INT32_MAX / o->num_seqs)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "%lld sequences of %lld queries: beyond 2^31",
+                        (long long)o->num_seqs, (long long)o->max_q);
     if (o->d_qk % unit || o->d_v % unit || o->d_qk > MAX_D || o->d_v > MAX_D)
         return FP8_FAIL(FP8_EUNSUPPORTED, "d_qk %d, d_v %d, expected multiples of %d up to %d",
                         o->d_qk, o->d_v, unit, MAX_D);

@@ -24,7 +24,6 @@ enum {
     PART_V,
     PART_O,
     PART_STATS,
-    PART_AMAX,
     PART_KEPT,
     NUM_PARTS
 };
@@ -64,7 +63,6 @@ static size_t lay_out(fused_state *f, const fp8_attention_options *o) {
     f->at[PART_KV_LENGTH] = place(&end, lengths);
     for (int i = PART_Q; i <= PART_O; i++) f->at[i] = place(&end, offsets);
     f->at[PART_STATS] = place(&end, packed && o->want_lse ? rows * sizeof(float) : 0);
-    f->at[PART_AMAX] = place(&end, 2 * sizeof(float));
     f->at[PART_KEPT] = place(&end, has_lengths(o) ? FUSED_KEPT_HEADER + row : 0);
     f->at_cudnn = place(&end, (size_t)f->graph->graph.workspace_bytes);
     return end + ALIGN;
@@ -141,11 +139,10 @@ static void fill_view(fused_view *v, const fused_state *f, const fp8_attention_o
 
 static void *mutable(const void *x) { return (void *)(uintptr_t)x; } /* cuDNN takes no const */
 
-static void fill_slots(void *slots[FUSED_NUM_SLOTS], const fused_state *f, const fused_view *v,
-                       uint8_t *base) {
+/* Those that the graph does not bind are not looked at. */
+static void fill_slots(void *slots[FUSED_NUM_SLOTS], const fused_state *f, const fused_view *v) {
     const fp8_attention_options *o = &v->options;
     const fp8_attention_io *io = &v->io;
-    float *amax = (float *)(void *)(base + f->at[PART_AMAX]);
 
     memset(slots, 0, FUSED_NUM_SLOTS * sizeof *slots);
     slots[FUSED_Q] = mutable(io->q);
@@ -169,8 +166,8 @@ static void fill_slots(void *slots[FUSED_NUM_SLOTS], const fused_state *f, const
     slots[FUSED_P_SCALE] = f->constants;
     slots[FUSED_P_DESCALE] = f->constants + 1;
     slots[FUSED_O_SCALE] = mutable(io->o_scale);
-    slots[FUSED_P_AMAX] = o->want_amax ? io->amax_s : amax;
-    slots[FUSED_O_AMAX] = o->want_amax ? io->amax_o : amax + 1;
+    slots[FUSED_P_AMAX] = io->amax_s;
+    slots[FUSED_O_AMAX] = io->amax_o;
 }
 
 static fp8_status fused_run(fp8_attention_plan *p, const fp8_attention_io *io, void *workspace) {
@@ -186,7 +183,7 @@ static fp8_status fused_run(fp8_attention_plan *p, const fp8_attention_io *io, v
     FP8_TRY(check_alignment(io));
     fill_view(&v, f, o, io, base);
     if (io->total_kv > 0) {
-        fill_slots(slots, f, &v, base);
+        fill_slots(slots, f, &v);
         if (has_lengths(o)) FP8_TRY(attention_fused_prepare(&v, stream));
         FP8_TRY(attention_fused_execute(f->graph, &f->pack, stream, slots, base + f->at_cudnn));
     } else if (o->want_amax) {

@@ -42,7 +42,7 @@ typedef struct fused_config {
     int64_t padding;                    /* lengths and offsets are bound */
     int64_t bottom_right, left, right;  /* keys from diagonal - left to + right; -1 = no bound */
     int64_t bias, bias_batch, bias_heads; /* fp8_dtype + 1, 0 = none; sizes 1 or b, 1 or h */
-    int64_t alibi, sink, stats;
+    int64_t alibi, sink, stats, amax;
     double scale, softcap;
 } fused_config;
 
