@@ -1,12 +1,13 @@
 /* attention/flash.cu - FP8 attention on Hopper: E4M3 Q, K, V and P on the tensor cores, the softmax
- * and every sum across tiles of keys in FP32, O in BF16. The parts of the kernel, bottom up:
- * flash_block.cuh (constants, shared memory), flash_sm90.cuh (instructions), flash_producer.cuh,
- * flash_softmax.cuh, flash_mainloop.cuh, flash_epilogue.cuh.
+ * and every sum across tiles of keys in FP32, O in BF16, F16 or codes. The parts of the kernel,
+ * bottom up: flash_block.cuh (constants, shared memory), flash_items.cuh (what a block works on),
+ * flash_sm90.cuh (instructions), flash_producer.cuh, flash_softmax.cuh, flash_mainloop.cuh,
+ * flash_epilogue.cuh.
  *
  * Computes   S = Q K^T;  p = 2^(S * c - max + 8), c = scale * q_descale * k_descale / ln 2
  *            O = bf16((sum_j e4m3(p_j) V_j) * v_descale / sum_j p_j), 0 for a row that sees no key
- * Shapes     Q [total_q, h, d], K [total_kv, h_kv, d], O [total_q, h, d] packed; V transposed by
- *            flash_v.cu; d 64, 128, 256; bottom-right causal, window, grouped heads
+ * Shapes     Q, K by maps (d, head, token, sequence), V transposed by flash_prologue.cu; O by its
+ *            strides; d 64, 128, 256; causal, window, grouped heads
  * Numerics   Hopper's FP8 products keep about 14 bits of their running sum and truncate, which over
  *            8k keys of one sign is 15 % (measured, H200). So P V of one tile of 128 keys starts
  *            from zero and joins O in FP32 (promotion): O <- O * alpha + T, one FMA where the
@@ -53,13 +54,14 @@
  *            maximum, 1100 for exponentials, promotion and packing).
  */
 #include "attention/flash_block.cuh"
-#include "core/cuda_check.h"
+#include "attention/flash_launch.cuh"
 
 /* The instructions exist for this one architecture; for others the kernel is empty, and
  * attention_flash_prepare finds out. */
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define FLASH_SM90 1
 #include "attention/flash_epilogue.cuh"
+#include "attention/flash_mainloop.cuh"
 #else
 #define FLASH_SM90 0
 #endif
@@ -75,9 +77,6 @@ static __device__ __forceinline__ void consume(const flash_params &p, flash_shar
     consumer c = {index, index * WG_ROWS + thread / 32 * 16 + thread % 32 / 4, 0.0f, {0, 0}};
     uint32_t q_parity = 0;
 
-    /* S * factor: never 0, so that -Inf stays -Inf when a descale is 0; NaN stays. */
-    c.factor = p.scale * *p.q_descale * *p.k_descale * 1.44269504f;
-    if (c.factor < 1e-30f) c.factor = 1e-30f;
     if (D == 256 && index == 1) pass_turn(c); /* the first turn is warpgroup 0's */
     for (;;) {
         row_state rows = {{-INFINITY, -INFINITY}, {}, {}, {}};
@@ -87,12 +86,16 @@ static __device__ __forceinline__ void consume(const flash_params &p, flash_shar
         const flash_item &it = s.items[q_parity]; /* stays there: registers are few */
         q_parity ^= 1;
         if (it.rows == 0) return;
+        c.factor = it.factor;
 #pragma unroll
         for (int i = 0; i < D / 2; i++) out[i] = 0.0f;
         if (it.num_tiles == 0) release(&s.q_empty);
         else if constexpr (D == 256) attend_chunked(out, rows, p, s, c, it);
-        else attend_overlapped<D>(out, rows, p, s, c, it);
-        store_output<D>(out, rows, p, c, it);
+        else attend_overlapped<D>(out, rows, s, c, it);
+        row_result r = {{rows.max[0], rows.max[1]},
+                        {rows.sum[0][0] + rows.sum[0][1], rows.sum[1][0] + rows.sum[1][1]},
+                        {}};
+        store_output<D>(out, r, p, it, c.row, P_OFFSET);
     }
 }
 
@@ -126,6 +129,7 @@ flash_kernel(const __grid_constant__ flash_params p) {
         barrier_init_done();
     }
     __syncthreads();
+    dependencies_wait();
     if (warpgroup == 0) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) produce<D>(p, s);
@@ -169,6 +173,5 @@ extern "C" fp8_status attention_flash_launch(const flash_params *p, int32_t d, i
                                              fp8_stream stream) {
     size_t bytes = 0;
     const flash_entry entry = entry_of(d, &bytes);
-    entry<<<(unsigned)blocks, THREADS, bytes, stream>>>(*p);
-    return fp8_cuda_launched("flash attention", stream);
+    return flash_launch("flash attention", entry, blocks, THREADS, bytes, stream, *p, true);
 }

@@ -11,35 +11,88 @@ extern "C" {
 
 /* One run. Item i is one tile of queries of one head; a unit is a (sequence, query head). Units are
  * taken in bands, so that the keys and values of a band stay in L2; within a band the last tiles of
- * all units come first: under a causal mask they are the longest. */
+ * all units come first: under a causal mask they are the longest.
+ *
+ * Maps of Q, K and V are (d, head, token, sequence), boxes (up to 128 bytes of d, 1, tokens of a
+ * tile, 1). Tokens of a packed layout are all of one sequence, 0, and count from the first in the
+ * buffer (q_packed, kv_packed); else from the sequence's. V in codes is transposed: its map is
+ * (key, (sequence, KV head, d)), boxes (FLASH_BLOCK_N, d). */
 typedef struct flash_params {
-    CUtensorMap q_map; /* (d, head, token), box (d up to 128, 1, FLASH_BLOCK_M) */
-    CUtensorMap k_map; /* (d, KV head, token), box (d up to 128, 1, FLASH_BLOCK_N) */
-    CUtensorMap v_map; /* (key, (sequence, KV head, d)) of v_transposed, box (FLASH_BLOCK_N, d) */
-    uint16_t *o;
-    const uint8_t *v;
-    uint8_t *v_transposed; /* [num_seqs, num_kv_heads, d, kv_pitch], keys permuted: flash_v.cu */
-    int32_t *next_item;    /* counter, set to 0 by flash_v.cu */
-    const int32_t *q_starts, *kv_starts;
-    const int32_t *q_lengths, *kv_lengths; /* may be NULL */
-    const float *q_descale, *k_descale, *v_descale;
-    int64_t o_stride, v_stride, total_q, total_kv, kv_pitch;
+    CUtensorMap q_map, k_map, v_map;
+    void *o;
+    fp8_strides o_at;
+    const float *o_scale;    /* of codes */
+    float *lse;              /* NULL: not wanted; so are the two below */
+    float *amax_s, *amax_o;  /* 0 when the kernel starts */
+    int32_t *next_item;      /* counter, 0 when the kernel starts */
+    const int32_t *q_starts, *q_lengths, *kv_starts, *kv_lengths; /* NULL as in the io */
+    const float *q_descale, *k_descale, *v_descale; /* of codes */
+    int64_t total_q, total_kv;
     int32_t num_seqs, num_heads, num_kv_heads, max_q, max_kv;
+    int32_t q_packed, kv_packed;
     int32_t tiles, band, units, num_items; /* tiles of max_q; units a band; units; items */
-    int32_t causal, window;                /* window FLASH_MAX_LENGTH * 2 = none */
+    int32_t top_left, left, right; /* diagonal, and keys seen before and after it */
+    int32_t granularity;           /* fp8_attention_granularity */
+    int32_t o_dtype;               /* fp8_dtype: BF16, F16 or E4M3 */
     float scale;
 } flash_params;
+
+/* A tile of queries of one head, resolved by the producer. Row r < valid sees the keys from
+ * max(0, begin + r) to before min(s_kv, end + r). */
+typedef struct flash_item {
+    int32_t rows;  /* to be written; 0: no more items */
+    int32_t valid; /* of them of the sequence; what follows is 0 */
+    int32_t head, kv_head, seq, first;
+    int32_t s_kv, begin, end;
+    int32_t first_tile, num_tiles; /* of keys that any row sees */
+    int32_t q_row, kv_row;         /* of the first query, of key 0, in their maps */
+    int64_t q_begin;               /* token 0 of the sequence in O */
+    float factor;                  /* scores to base-2 exponents */
+    float v_descale;
+} flash_item;
+
+/* One of Q, K, V for the prologue. */
+typedef struct flash_operand {
+    const void *from;      /* codes, BF16 or F16 */
+    fp8_strides at;
+    const int32_t *starts, *lengths;
+    int64_t total;
+    uint8_t *codes;        /* out: [num_seqs, heads, pitch, d], transposed [num_seqs, heads, d,
+                            * pitch] */
+    const float *descale;  /* NULL for codes, or with amax */
+    uint32_t *amax;        /* [num_descales] bits of floats; NULL: descales are given */
+    float *made;           /* out with amax: [num_descales] */
+    int32_t blocks;        /* of the grid; 0: nothing to make */
+    int32_t heads, d, longest, pitch; /* pitch: `longest` in whole tiles */
+    int32_t is_codes, transposed;
+} flash_operand;
+
+typedef struct flash_prologue {
+    flash_operand x[3]; /* Q, K, V */
+    int32_t *next_item; /* out: 0 */
+    float *amax_s, *amax_o; /* out: 0; may be NULL */
+    int32_t d, num_kv_heads, num_descales, granularity;
+    int32_t f16;       /* what are no codes is F16, not BF16 */
+    int32_t backwards; /* 1 with amax */
+} flash_prologue;
 
 /* FP8_EUNSUPPORTED when this build holds no sm_90a code for head size d; else makes room for the
  * kernel's shared memory on the current device. */
 fp8_status attention_flash_prepare(int32_t d);
 
-/* V -> v_transposed, next_item = 0. Asynchronous. */
-fp8_status attention_flash_transpose(const flash_params *p, int32_t d, fp8_stream stream);
+/* The codes, and zeros for the kernel to start from. One launch; two more with amax; one, of one
+ * block, when there is nothing to make. Asynchronous. */
+fp8_status attention_flash_prologue(const flash_prologue *p, fp8_stream stream);
 
-/* The attention itself, on `blocks` persistent blocks. Asynchronous. */
+/* The attention itself, on `blocks` persistent blocks, after the prologue. Asynchronous. */
 fp8_status attention_flash_launch(const flash_params *p, int32_t d, int32_t blocks,
                                   fp8_stream stream);
+
+/* The same in BF16 or F16: a 16-bit operand each, V as it lies; maps' boxes are 64 columns by
+ * FLASH_BLOCK_M or FLASH16_KEYS(d) tokens. */
+fp8_status attention_flash16_prepare(int32_t d, int f16);
+fp8_status attention_flash16_launch(const flash_params *p, int32_t d, int f16, int32_t blocks,
+                                    fp8_stream stream);
 
 #ifdef __cplusplus
 }

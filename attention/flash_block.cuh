@@ -1,5 +1,4 @@
-/* attention/flash_block.cuh - private: a block of flash.cu: its constants, its item of work, its
- * shared memory. */
+/* attention/flash_block.cuh - private: a block of flash.cu: its constants, its shared memory. */
 #ifndef FP8_ATTENTION_FLASH_BLOCK_CUH
 #define FP8_ATTENTION_FLASH_BLOCK_CUH
 #include "attention/flash.h"
@@ -23,16 +22,6 @@ enum {
 };
 
 #define P_OFFSET 8.0f /* p is at most 2^8 */
-
-/* A tile of queries of one head, resolved by the producer. Row r sees the keys from
- * max(0, diagonal + r - window) to before clamp(diagonal + r, 0, s_kv). */
-typedef struct flash_item {
-    int32_t rows; /* 0: no more items */
-    int32_t head, kv_head, seq;
-    int32_t s_kv, diagonal;
-    int32_t first_tile, num_tiles; /* of keys that any row sees */
-    int64_t q_row, kv_row;         /* first token in Q, in K */
-} flash_item;
 
 template <int D>
 struct flash_shape {

@@ -1,5 +1,6 @@
-/* The flash backend: our FP8 attention for Hopper (flash.cu). A run writes V transposed into the
- * workspace (flash_v.cu), then attends. Lengths are read on the device; what is fixed here are the
+/* The flash backend: our attention for Hopper. In FP8 a run makes codes of what is in BF16 or F16
+ * and writes V transposed, both into the workspace (flash_prologue.cu), then attends (flash.cu); in
+ * 16 bits it attends (flash16.cu). Lengths are read on the device; what is fixed here are the
  * tensor maps, which also keep every copy inside the buffers. */
 #include <cudaTypedefs.h>
 #include <stdlib.h>
@@ -9,16 +10,24 @@
 #include "core/cuda_check.h"
 
 enum {
-    ALIGN = 256,    /* bytes; of the counter and of V transposed in the workspace */
-    VECTOR = 16,    /* bytes; what tensor maps ask of addresses and strides, and stores of O */
+    ALIGN = 256,    /* bytes; of each part of the workspace */
     SWIZZLE = 128,  /* bytes; widest box a swizzled copy takes */
     BAND_BYTES = 16 << 20 /* K and V that are worked on at once: a good third of the H200's L2 */
 };
 
+/* Where the parts of the workspace begin. */
+typedef struct flash_places {
+    size_t counter, amax[3], made[3], codes[3]; /* of Q, K, V; a part that is not needed: 0 bytes */
+    size_t bytes;
+} flash_places;
+
 typedef struct flash_state {
     PFN_cuTensorMapEncodeTiled_v12000 encode;
     int32_t num_sms;
-    flash_params params; /* what every run has in common */
+    int is_16;
+    flash_places places;
+    flash_params params;     /* what every run has in common */
+    flash_prologue prologue; /* likewise */
 } flash_state;
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -44,50 +53,120 @@ done:
     return st;
 }
 
+static int32_t bound_of(int64_t keys) {
+    return keys < 0 || keys > FLASH_NO_WINDOW ? FLASH_NO_WINDOW : (int32_t)keys;
+}
+
 static void fill_params(flash_params *a, const fp8_attention_options *o) {
-    const int64_t pitch = ceil_div(o->max_kv > 0 ? o->max_kv : 1, FLASH_BLOCK_N) * FLASH_BLOCK_N;
+    const int packed = fp8_attention_layout_is_packed(o->layout);
+    const int causal = o->mask == FP8_MASK_CAUSAL || o->mask == FP8_MASK_CAUSAL_BOTTOM_RIGHT;
+    const int64_t keys = o->max_kv > 0 ? o->max_kv : 1;
     const int64_t group = o->num_heads / o->num_kv_heads;
     const int64_t units = o->num_seqs * o->num_heads;
-    const int64_t band = BAND_BYTES * group / (pitch * (o->d_qk + o->d_v));
-    const int32_t no_window = 2 * FLASH_MAX_LENGTH;
+    const int64_t band =
+        BAND_BYTES * group / (keys * (o->d_qk + o->d_v) * (flash_is_16(o) ? 2 : 1));
 
-    a->kv_pitch = pitch;
+    a->o_at = o->o;
     a->num_seqs = (int32_t)o->num_seqs;
     a->num_heads = o->num_heads;
     a->num_kv_heads = o->num_kv_heads;
     a->max_q = (int32_t)o->max_q;
     a->max_kv = (int32_t)o->max_kv;
+    a->q_packed = packed && (flash_is_16(o) || o->q_dtype == FP8_DTYPE_E4M3);
+    a->kv_packed = packed && (flash_is_16(o) || o->kv_dtype == FP8_DTYPE_E4M3);
     a->tiles = (int32_t)ceil_div(o->max_q, FLASH_BLOCK_M);
     a->units = (int32_t)units;
     a->band = (int32_t)(band < 1 ? 1 : band > units ? units : band);
     a->num_items = (int32_t)(units * a->tiles);
-    a->causal = o->mask == FP8_MASK_CAUSAL_BOTTOM_RIGHT;
-    a->window = o->window_left >= 0 && o->window_left + 1 < no_window ? (int32_t)o->window_left + 1
-                                                                      : no_window;
+    a->top_left = o->mask == FP8_MASK_CAUSAL;
+    a->left = bound_of(o->window_left);
+    a->right = causal ? 0 : bound_of(o->window_right);
+    a->granularity = (int32_t)o->granularity;
+    a->o_dtype = (int32_t)o->o_dtype;
     a->scale = o->scale;
 }
 
-static size_t transposed_bytes(const fp8_attention_options *o, const flash_params *a) {
-    return (size_t)(o->num_seqs * o->num_kv_heads * o->d_v * a->kv_pitch);
+/* What the prologue does with one of Q, K, V. */
+static void fill_operand(flash_operand *x, const fp8_attention_options *o, fp8_dtype dtype,
+                         fp8_strides at, int32_t heads, int64_t longest, int transposed) {
+    const int64_t pitch = ceil_div(longest > 0 ? longest : 1, FLASH_TILE) * FLASH_TILE;
+    x->at = at;
+    x->heads = heads;
+    x->d = o->d_v;
+    x->longest = (int32_t)longest;
+    x->pitch = (int32_t)pitch;
+    x->is_codes = dtype == FP8_DTYPE_E4M3;
+    x->transposed = transposed;
+    if (x->is_codes && !transposed) return;
+    x->blocks = (int32_t)(o->num_seqs * heads * (pitch / FLASH_TILE) *
+                          ceil_div(o->d_v, FLASH_TILE));
+}
+
+static void fill_prologue(flash_prologue *p, const fp8_attention_options *o) {
+    p->d = o->d_v;
+    p->num_kv_heads = o->num_kv_heads;
+    p->granularity = (int32_t)o->granularity;
+    p->num_descales = o->granularity == FP8_DESCALE_TENSOR ? 1
+                      : o->granularity == FP8_DESCALE_HEAD
+                          ? o->num_kv_heads
+                          : (int32_t)o->num_seqs * o->num_kv_heads;
+    p->f16 = o->q_dtype == FP8_DTYPE_F16 || o->kv_dtype == FP8_DTYPE_F16;
+    p->backwards = o->quantize == FP8_QUANTIZE_CURRENT;
+    if (flash_is_16(o)) return;
+    fill_operand(&p->x[0], o, o->q_dtype, o->q, o->num_heads, o->max_q, 0);
+    fill_operand(&p->x[1], o, o->kv_dtype, o->k, o->num_kv_heads, o->max_kv, 0);
+    fill_operand(&p->x[2], o, o->kv_dtype, o->v, o->num_kv_heads, o->max_kv, 1);
+}
+
+static fp8_status add_part(flash_places *w, size_t *at, int64_t count, int64_t size) {
+    const int64_t shape[2] = {count, size};
+    fp8_status st = FP8_OK;
+    int64_t bytes;
+
+    FP8_TRY(fp8_shape_count(&bytes, shape, 2));
+    *at = w->bytes;
+    if (__builtin_add_overflow(w->bytes, ((size_t)bytes + ALIGN - 1) / ALIGN * ALIGN, &w->bytes))
+        st = FP8_FAIL(FP8_EOVERFLOW, "flash attention: workspace of 2^64 bytes");
+done:
+    return st;
+}
+
+static fp8_status place_parts(flash_places *w, const flash_prologue *p,
+                              const fp8_attention_options *o) {
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(add_part(w, &w->counter, 1, sizeof(int32_t)));
+    for (int i = 0; i < 3; i++) {
+        const flash_operand *x = &p->x[i];
+        const int current = !x->is_codes && o->quantize == FP8_QUANTIZE_CURRENT;
+        FP8_TRY(add_part(w, &w->amax[i], current ? p->num_descales : 0, sizeof(uint32_t)));
+        FP8_TRY(add_part(w, &w->made[i], current ? p->num_descales : 0, sizeof(float)));
+        FP8_TRY(add_part(w, &w->codes[i], x->blocks, /* of TILE tokens by up to TILE columns */
+                         (int64_t)FLASH_TILE * (x->d < FLASH_TILE ? x->d : FLASH_TILE)));
+    }
+    w->bytes += ALIGN; /* to align the start */
+done:
+    return st;
 }
 
 static fp8_status flash_open(fp8_attention_plan *p) {
     const fp8_attention_options *o = &p->options;
     flash_state *f = calloc(1, sizeof *f);
     fp8_status st = FP8_OK;
-    int64_t bytes;
 
     if (!f) return FP8_FAIL(FP8_ENOMEM, "flash attention plan");
     p->state = f;
+    f->is_16 = flash_is_16(o);
     fill_params(&f->params, o);
-    FP8_TRY(fp8_shape_count(
-        &bytes, (int64_t[]){o->num_seqs, o->num_kv_heads, o->d_v, f->params.kv_pitch}, 4));
+    fill_prologue(&f->prologue, o);
+    FP8_TRY(place_parts(&f->places, &f->prologue, o));
     FP8_TRY_CUDA(cudaSetDevice(fp8_device_index(p->device)));
     FP8_TRY_CUDA(cudaDeviceGetAttribute(&f->num_sms, cudaDevAttrMultiProcessorCount,
                                         fp8_device_index(p->device)));
-    FP8_TRY(attention_flash_prepare(o->d_v));
+    if (f->is_16) FP8_TRY(attention_flash16_prepare(o->d_v, o->q_dtype == FP8_DTYPE_F16));
+    else FP8_TRY(attention_flash_prepare(o->d_v));
     FP8_TRY(find_encode(&f->encode));
-    p->workspace_bytes = 2 * ALIGN + transposed_bytes(o, &f->params);
+    p->workspace_bytes = f->places.bytes;
 done:
     return st;
 }
@@ -97,100 +176,189 @@ static void flash_close(fp8_attention_plan *p) {
     p->state = NULL;
 }
 
-/* ---- run ------------------------------------------------------------------------------------- */
+/* ---- tensor maps ----------------------------------------------------------------------------- */
 
-static fp8_status check_alignment(const char *name, const void *x, int64_t stride_bytes) {
-    if ((uintptr_t)x % VECTOR || stride_bytes % VECTOR)
-        return FP8_FAIL(FP8_EINVAL,
-                        "flash attention: %s at %p, rows %lld bytes apart, expected multiples "
-                        "of %d",
-                        name, x, (long long)stride_bytes, VECTOR);
-    return FP8_OK;
+/* Operands in memory of a map: [seqs, tokens, heads, d] by strides. */
+typedef struct rows {
+    const char *name;
+    const void *data;
+    fp8_strides at; /* elements */
+    int64_t seqs, tokens;
+    int32_t heads, d, element_bytes;
+} rows;
+
+/* A size of 1 leaves its stride free, and free strides need not be what a map wants. */
+static cuuint64_t stride_bytes(int64_t size, int64_t stride, int32_t element_bytes) {
+    return size > 1 ? (cuuint64_t)stride * (cuuint64_t)element_bytes : FLASH_VECTOR;
 }
 
-/* A map of packed rows [rows, heads, d] of codes, boxes of `box` rows of one head. With no rows
- * nothing will be copied, but a map must describe something: `anything`. */
-static fp8_status map_rows(const flash_state *f, CUtensorMap *map, const char *name, const void *x,
-                           int64_t rows, int32_t heads, int32_t d, int64_t stride, int32_t box,
+/* Boxes of up to SWIZZLE bytes of d by `tokens` of one head. With no tokens nothing will be copied,
+ * but a map must describe something: `anything`. */
+static fp8_status map_rows(const flash_state *f, CUtensorMap *map, const rows *x, int32_t tokens,
                            const void *anything) {
-    const cuuint32_t width = d < SWIZZLE ? (cuuint32_t)d : SWIZZLE;
-    const cuuint64_t sizes[3] = {(cuuint64_t)d, (cuuint64_t)heads,
-                                 (cuuint64_t)(rows > 0 ? rows : 1)};
-    const cuuint64_t strides[2] = {(cuuint64_t)d, (cuuint64_t)stride}; /* of heads, of rows */
-    const cuuint32_t boxes[3] = {width, 1, (cuuint32_t)box}, steps[3] = {1, 1, 1};
+    const int nothing = x->seqs == 0 || x->tokens == 0, size = x->element_bytes;
+    const int32_t row = x->d * size, width = row < SWIZZLE ? row : SWIZZLE;
+    const cuuint64_t sizes[4] = {(cuuint64_t)x->d, (cuuint64_t)x->heads,
+                                 nothing ? 1 : (cuuint64_t)x->tokens,
+                                 nothing ? 1 : (cuuint64_t)x->seqs};
+    const cuuint64_t strides[3] = {
+        nothing ? (cuuint64_t)row : stride_bytes(x->heads, x->at.head, size),
+        stride_bytes((int64_t)sizes[2], x->at.token, size),
+        stride_bytes((int64_t)sizes[3], x->at.batch, size)};
+    const cuuint32_t box[4] = {(cuuint32_t)(width / size), 1, (cuuint32_t)tokens, 1};
+    const cuuint32_t steps[4] = {1, 1, 1, 1};
     const CUresult e = f->encode(
-        map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 3, (void *)(uintptr_t)(rows > 0 ? x : anything), sizes,
-        strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+        map, size == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_UINT16, 4,
+        (void *)(uintptr_t)(nothing ? anything : x->data), sizes, strides, box, steps,
+        CU_TENSOR_MAP_INTERLEAVE_NONE,
         width == SWIZZLE ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
         CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 
     if (e == CUDA_SUCCESS) return FP8_OK;
-    return FP8_FAIL(FP8_ECUDA, "flash attention: tensor map of %s (%lld rows, %d heads): error %d",
-                    name, (long long)rows, heads, (int)e);
+    return FP8_FAIL(FP8_ECUDA,
+                    "flash attention: tensor map of %s (%lld x %lld tokens, %d heads, strides %lld "
+                    "%lld %lld): error %d",
+                    x->name, (long long)x->seqs, (long long)x->tokens, x->heads,
+                    (long long)x->at.batch, (long long)x->at.token, (long long)x->at.head, (int)e);
 }
 
 /* A map of V transposed, boxes of one tile of keys by d. */
-static fp8_status map_transposed(const flash_state *f, flash_params *a, int32_t d) {
-    const cuuint64_t sizes[2] = {(cuuint64_t)a->kv_pitch,
-                                 (cuuint64_t)a->num_seqs * (cuuint64_t)a->num_kv_heads *
-                                     (cuuint64_t)d};
-    const cuuint64_t strides[1] = {(cuuint64_t)a->kv_pitch};
-    const cuuint32_t boxes[2] = {FLASH_BLOCK_N, (cuuint32_t)d}, steps[2] = {1, 1};
-    const CUresult e = f->encode(&a->v_map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, a->v_transposed,
-                                 sizes, strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                 CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+static fp8_status map_transposed(const flash_state *f, CUtensorMap *map, const flash_operand *v,
+                                 int64_t num_seqs) {
+    const cuuint64_t rows_of_v = (cuuint64_t)num_seqs * (cuuint64_t)v->heads * (cuuint64_t)v->d;
+    const cuuint64_t sizes[2] = {(cuuint64_t)v->pitch, rows_of_v};
+    const cuuint64_t strides[1] = {(cuuint64_t)v->pitch};
+    const cuuint32_t boxes[2] = {FLASH_BLOCK_N, (cuuint32_t)v->d}, steps[2] = {1, 1};
+    const CUresult e =
+        f->encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, v->codes, sizes, strides, boxes, steps,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+
     if (e == CUDA_SUCCESS) return FP8_OK;
-    return FP8_FAIL(FP8_ECUDA, "flash attention: tensor map of V transposed (pitch %lld): error %d",
-                    (long long)a->kv_pitch, (int)e);
+    return FP8_FAIL(FP8_ECUDA, "flash attention: tensor map of V transposed (pitch %d): error %d",
+                    v->pitch, (int)e);
 }
 
-static fp8_status fill_run(const flash_state *f, flash_params *a, const fp8_attention_options *o,
-                           const fp8_attention_io *io, uint8_t *workspace) {
+/* The caller's Q, K or V; packed tokens are all of one sequence. */
+static rows rows_of_io(const char *name, const void *data, fp8_strides at, int packed,
+                       int64_t seqs, int64_t longest, int64_t total, int32_t heads, int32_t d,
+                       fp8_dtype dtype) {
+    return (rows){name,  data,
+                  at,    packed ? 1 : seqs,
+                  packed ? total : longest,
+                  heads, d,
+                  (int32_t)fp8_dtype_size(dtype)};
+}
+
+/* Codes that the prologue made. */
+static rows rows_of_codes(const char *name, const flash_operand *x, int64_t seqs) {
+    const int64_t head = (int64_t)x->pitch * x->d;
+    return (rows){name, x->codes, {x->heads * head, x->d, head}, seqs, x->pitch, x->heads, x->d, 1};
+}
+
+static fp8_status fill_maps(const flash_state *f, flash_params *a, const flash_prologue *p,
+                            const fp8_attention_options *o, const fp8_attention_io *io,
+                            const void *anything) {
+    const int packed = fp8_attention_layout_is_packed(o->layout);
+    const int32_t keys = f->is_16 ? FLASH16_KEYS(o->d_v) : FLASH_BLOCK_N;
+    rows q = rows_of_io("Q", io->q, o->q, packed, o->num_seqs, o->max_q, io->total_q, o->num_heads,
+                        o->d_qk, o->q_dtype);
+    rows k = rows_of_io("K", io->k, o->k, packed, o->num_seqs, o->max_kv, io->total_kv,
+                        o->num_kv_heads, o->d_qk, o->kv_dtype);
+    const rows v = rows_of_io("V", io->v, o->v, packed, o->num_seqs, o->max_kv, io->total_kv,
+                              o->num_kv_heads, o->d_v, o->kv_dtype);
     fp8_status st = FP8_OK;
 
-    workspace += (uintptr_t)-(intptr_t)(uintptr_t)workspace % ALIGN;
-    a->next_item = (int32_t *)(void *)workspace;
-    a->v_transposed = workspace + ALIGN;
-    a->o = io->o;
-    a->v = io->v;
-    a->q_starts = io->q_starts;
-    a->kv_starts = io->kv_starts;
-    a->q_lengths = io->q_lengths;
-    a->kv_lengths = io->kv_lengths;
-    a->q_descale = io->q_descale;
-    a->k_descale = io->k_descale;
-    a->v_descale = io->v_descale;
-    a->o_stride = o->o.token;
-    a->v_stride = o->v.token;
-    a->total_q = io->total_q;
-    a->total_kv = io->total_kv;
-    FP8_TRY(check_alignment("o", io->o, o->o.token * 2));
-    FP8_TRY(check_alignment("q", io->q, o->q.token));
-    FP8_TRY(check_alignment("k", io->k, o->k.token));
-    FP8_TRY(check_alignment("v", io->v, o->v.token));
-    FP8_TRY(map_rows(f, &a->q_map, "Q", io->q, io->total_q, o->num_heads, o->d_qk, o->q.token,
-                     FLASH_BLOCK_M, workspace));
-    FP8_TRY(map_rows(f, &a->k_map, "K", io->k, io->total_kv, o->num_kv_heads, o->d_qk,
-                     io->total_kv > 0 ? o->k.token : (int64_t)o->num_kv_heads * o->d_qk,
-                     FLASH_BLOCK_N, workspace));
-    FP8_TRY(map_transposed(f, a, o->d_v));
+    if (p->x[0].blocks > 0) q = rows_of_codes("Q in codes", &p->x[0], o->num_seqs);
+    if (p->x[1].blocks > 0) k = rows_of_codes("K in codes", &p->x[1], o->num_seqs);
+    FP8_TRY(map_rows(f, &a->q_map, &q, FLASH_BLOCK_M, anything));
+    FP8_TRY(map_rows(f, &a->k_map, &k, keys, anything));
+    if (f->is_16) FP8_TRY(map_rows(f, &a->v_map, &v, keys, anything));
+    else FP8_TRY(map_transposed(f, &a->v_map, &p->x[2], o->num_seqs));
 done:
     return st;
 }
 
-static fp8_status flash_run(fp8_attention_plan *p, const fp8_attention_io *io, void *workspace) {
-    const flash_state *f = p->state;
-    const fp8_stream stream = fp8_device_stream(p->device);
-    const int32_t d = p->options.d_v;
+/* ---- run ------------------------------------------------------------------------------------- */
+
+static fp8_status check_io(const fp8_attention_io *io) {
+    const struct {
+        const char *name;
+        const void *data;
+    } all[] = {{"o", io->o}, {"q", io->q}, {"k", io->k}, {"v", io->v}};
+
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if ((uintptr_t)all[i].data % FLASH_VECTOR)
+            return FP8_FAIL(FP8_EINVAL, "flash attention: %s at %p, expected a multiple of %d",
+                            all[i].name, all[i].data, FLASH_VECTOR);
+    if (io->total_q > INT32_MAX || io->total_kv > INT32_MAX)
+        return FP8_FAIL(FP8_EINVAL, "flash attention: total_q %lld, total_kv %lld, expected below "
+                                    "2^31",
+                        (long long)io->total_q, (long long)io->total_kv);
+    return FP8_OK;
+}
+
+/* One operand's share of a run; *descale becomes what the attention reads. */
+static void bind_operand(flash_operand *x, const flash_places *w, int i, uint8_t *workspace,
+                         const void *from, const float **descale, int current) {
+    x->from = from;
+    x->codes = workspace + w->codes[i];
+    x->descale = *descale;
+    if (x->is_codes || !current) return;
+    x->amax = (uint32_t *)(void *)(workspace + w->amax[i]);
+    x->made = (float *)(void *)(workspace + w->made[i]);
+    *descale = x->made;
+}
+
+static void bind_run(const flash_state *f, flash_params *a, flash_prologue *p,
+                     const fp8_attention_options *o, const fp8_attention_io *io,
+                     uint8_t *workspace) {
+    const int current = o->quantize == FP8_QUANTIZE_CURRENT;
+
+    a->o = io->o;
+    a->o_scale = o->o_dtype == FP8_DTYPE_E4M3 ? io->o_scale : NULL;
+    a->lse = o->want_lse ? io->lse : NULL;
+    p->amax_s = a->amax_s = o->want_amax ? io->amax_s : NULL;
+    p->amax_o = a->amax_o = o->want_amax ? io->amax_o : NULL;
+    p->next_item = a->next_item = (int32_t *)(void *)(workspace + f->places.counter);
+    p->x[0].starts = a->q_starts = io->q_starts;
+    p->x[0].lengths = a->q_lengths = io->q_lengths;
+    p->x[0].total = a->total_q = io->total_q;
+    p->x[1].starts = p->x[2].starts = a->kv_starts = io->kv_starts;
+    p->x[1].lengths = p->x[2].lengths = a->kv_lengths = io->kv_lengths;
+    p->x[1].total = p->x[2].total = a->total_kv = io->total_kv;
+    if (f->is_16) return;
+    a->q_descale = io->q_descale;
+    a->k_descale = io->k_descale;
+    a->v_descale = io->v_descale;
+    bind_operand(&p->x[0], &f->places, 0, workspace, io->q, &a->q_descale, current);
+    bind_operand(&p->x[1], &f->places, 1, workspace, io->k, &a->k_descale, current);
+    bind_operand(&p->x[2], &f->places, 2, workspace, io->v, &a->v_descale, current);
+}
+
+static fp8_status flash_run(fp8_attention_plan *plan, const fp8_attention_io *io,
+                            void *workspace) {
+    const flash_state *f = plan->state;
+    const fp8_attention_options *o = &plan->options;
+    const fp8_stream stream = fp8_device_stream(plan->device);
+    const int32_t blocks =
+        f->num_sms < f->params.num_items ? f->num_sms : f->params.num_items;
+    uint8_t *base = (uint8_t *)workspace + (uintptr_t)-(intptr_t)(uintptr_t)workspace % ALIGN;
     flash_params a = f->params;
+    flash_prologue p = f->prologue;
     fp8_status st = FP8_OK;
 
-    if (a.num_items == 0) return FP8_OK;
-    FP8_TRY(fill_run(f, &a, &p->options, io, workspace));
-    FP8_TRY(attention_flash_transpose(&a, d, stream));
-    FP8_TRY(attention_flash_launch(&a, d, f->num_sms < a.num_items ? f->num_sms : a.num_items,
-                                   stream));
+    FP8_TRY(check_io(io));
+    bind_run(f, &a, &p, o, io, base);
+    if (a.num_items == 0) { /* amax is written all the same */
+        memset(p.x, 0, sizeof p.x);
+        return attention_flash_prologue(&p, stream);
+    }
+    FP8_TRY(fill_maps(f, &a, &p, o, io, base));
+    FP8_TRY(attention_flash_prologue(&p, stream));
+    if (f->is_16)
+        FP8_TRY(attention_flash16_launch(&a, o->d_v, o->q_dtype == FP8_DTYPE_F16, blocks, stream));
+    else FP8_TRY(attention_flash_launch(&a, o->d_v, blocks, stream));
 done:
     return st;
 }

@@ -6,8 +6,20 @@
 
 enum {
     FLASH_BLOCK_M = 128,        /* query rows of a tile */
-    FLASH_BLOCK_N = 128,        /* keys of a tile */
-    FLASH_MAX_LENGTH = 1 << 29, /* keeps key indices plus a window in 32 bits */
+    FLASH_BLOCK_N = 128,        /* keys of a tile of codes */
+    FLASH_TILE = 128,           /* tokens of a block of the prologue; lengths of codes round up */
+    FLASH_VECTOR = 16,          /* bytes; maps, loads and stores ask it of addresses and strides */
+    FLASH_MAX_LENGTH = 1 << 29, /* with FLASH_NO_WINDOW keeps key indices within 32 bits */
+    FLASH_NO_WINDOW = 1 << 30,
     FLASH_MAX_ITEMS = 1 << 30   /* tiles of a run, for a 32-bit counter */
 };
+
+/* Keys of a tile in 16 bits. */
+#define FLASH16_KEYS(d) ((d) == 256 ? 80 : 128)
+
+/* Q, K and V stay in BF16 or F16. */
+static inline int flash_is_16(const fp8_attention_options *o) {
+    return o->q_dtype != FP8_DTYPE_E4M3 && o->kv_dtype != FP8_DTYPE_E4M3 &&
+           o->quantize == FP8_QUANTIZE_NOT;
+}
 #endif

@@ -64,7 +64,6 @@ struct consumer {
  * compiler moves the wait for T up, before what is to run under it. */
 template <int D>
 static __device__ __forceinline__ void attend_overlapped(float (&out)[D / 2], row_state &rows,
-                                                         const flash_params &p,
                                                          flash_shared<D> &s, consumer &c,
                                                          const flash_item &it) {
     constexpr int STAGES = flash_shape<D>::STAGES, ROW_BYTES = flash_shape<D>::ROW_BYTES;
@@ -79,7 +78,7 @@ static __device__ __forceinline__ void attend_overlapped(float (&out)[D / 2], ro
     pin(scores);
     release(&s.k_empty[c.place.stage]);
     if (it.num_tiles == 1) release(&s.q_empty);
-    mask_scores(scores, p, it, c.row, first);
+    mask_scores(scores, it, c.row, first);
     softmax_step(prob, scores, rows, c.factor);
     barrier_wait(&s.v_full[c.place.stage], c.place.parity);
 
@@ -96,7 +95,7 @@ static __device__ __forceinline__ void attend_overlapped(float (&out)[D / 2], ro
         pin(scores);
         release(&s.k_empty[c.place.stage]);
         if (i == 1) release(&s.q_empty);
-        mask_scores(scores, p, it, c.row, first);
+        mask_scores(scores, it, c.row, first);
         raise_maximum(scores, rows, c.factor);
         exponentials<0>(scores, rows, c.factor);
         pin(scores);
@@ -169,7 +168,7 @@ static __device__ __forceinline__ void attend_chunked(float (&out)[128], row_sta
         pin(scores);
         release(&s.k_empty[c.place.stage]);
         if (i == 0) release(&s.q_empty);
-        mask_scores(scores, p, it, c.row, (it.first_tile + i) * BLOCK_N);
+        mask_scores(scores, it, c.row, (it.first_tile + i) * BLOCK_N);
         softmax_step(prob, scores, rows, c.factor);
         barrier_wait(&s.v_full[c.place.stage], c.place.parity);
         take_turn(c);

@@ -74,13 +74,4 @@ PRODUCT_64_A(product, "+f")
 #undef REGS4
 #undef REGS16
 #undef REGS32
-
-/* ---- scalars --------------------------------------------------------------------------------- */
-
-/* 2^x within 2 ulp; -Inf gives 0, NaN stays; results below the normal range give 0. */
-SM90 float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
 #endif

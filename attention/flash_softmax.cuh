@@ -1,5 +1,5 @@
-/* attention/flash_softmax.cuh - private: mask, row maximum, exponentials, P and the rescale of O,
- * of one tile of scores in a thread's registers. Included once, inside the sm_90a guard. */
+/* attention/flash_softmax.cuh - private: row maximum, exponentials, P and the rescale of O, of
+ * one tile of scores in a thread's registers. Included once, inside the sm_90a guard. */
 #ifndef FP8_ATTENTION_FLASH_SOFTMAX_CUH
 #define FP8_ATTENTION_FLASH_SOFTMAX_CUH
 #include "attention/flash_producer.cuh"
@@ -13,29 +13,6 @@ struct row_state {
     float alpha[2];  /* by which O is due to shrink */
     float offset[2]; /* p = 2^(S * factor + offset) */
 };
-
-/* S of key = first + column is made -Inf where its row does not see it. `row` is the thread's first
- * row in the item; the test before it is the same for a whole warp. */
-static __device__ __forceinline__ void mask_scores(float (&scores)[64], const flash_params &p,
-                                                   const flash_item &it, int32_t row,
-                                                   int32_t first) {
-    const int32_t lane = threadIdx.x % 32, warp_row = row - lane / 4;
-    if (first + BLOCK_N <= key_end(it, warp_row) && first >= key_begin(p, it, warp_row + 15))
-        return;
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-        const int32_t shift = first + 2 * (lane % 4);
-        const int32_t lo = key_begin(p, it, row + 8 * h) - shift;
-        const int32_t hi = key_end(it, row + 8 * h) - shift;
-#pragma unroll
-        for (int j = 0; j < 16; j++)
-#pragma unroll
-            for (int e = 0; e < 2; e++) {
-                float &x = scores[4 * j + 2 * h + e];
-                x = 8 * j + e >= lo && 8 * j + e < hi ? x : -INFINITY;
-            }
-    }
-}
 
 /* Takes the maximum of one tile of scores in; factor turns S into a base-2 exponent. Four chains,
  * of both rows by even and odd columns, hide each other's latency. Where nothing was seen yet the
@@ -75,7 +52,7 @@ static __device__ __forceinline__ void exponentials(float (&scores)[64], row_sta
 }
 
 /* p of half 0 or 1 of the columns as the left operand of the next product, in the order of keys of
- * flash_v.cu. */
+ * flash_prologue.cu. */
 template <int HALF>
 static __device__ __forceinline__ void pack_scores(uint32_t (&prob)[16],
                                                    const float (&scores)[64]) {

@@ -77,6 +77,18 @@ SM90 void copy_box_3d(void *to, const CUtensorMap *map, uint64_t *bar, int x, in
                  : "memory");
 }
 
+SM90 void copy_box_4d(void *to, const CUtensorMap *map, uint64_t *bar, int x, int y, int z,
+                      int w) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 " [%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(shared_address(to)),
+                 "l"(map), "r"(shared_address(bar)), "r"(x), "r"(y), "r"(z), "r"(w)
+                 : "memory");
+}
+
+/* Between a thread's ordinary writes to shared memory and a barrier, where products or bulk copies
+ * read them next. */
+SM90 void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 /* ---- warpgroup products ---------------------------------------------------------------------- */
 
 /* Descriptor of a K-major operand: rows of ROW_BYTES (128 or 64) with the swizzle of that width,
@@ -120,7 +132,22 @@ SM90 void registers_grow() {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 
+/* ---- programmatic dependent launch ----------------------------------------------------------- */
+
+/* The next kernel of the stream may start once every block has called this or ended. */
+SM90 void dependents_launch() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+
+/* Until the kernel before has ended and its writes can be seen. */
+SM90 void dependencies_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
 /* ---- scalars --------------------------------------------------------------------------------- */
+
+/* 2^x within 2 ulp; -Inf gives 0, NaN stays; results below the normal range give 0. */
+SM90 float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 /* Four E4M3 codes, nearest even and saturating, x0 in the lowest byte. */
 SM90 uint32_t pack_e4m3(float x0, float x1, float x2, float x3) {
@@ -140,6 +167,13 @@ SM90 uint32_t pack_e4m3(float x0, float x1, float x2, float x3) {
 SM90 uint32_t pack_bf16(float x0, float x1) {
     uint32_t both;
     asm("cvt.rn.bf16x2.f32 %0, %2, %1;" : "=r"(both) : "f"(x0), "f"(x1));
+    return both;
+}
+
+/* Two F16, nearest even, x0 in the low half. */
+SM90 uint32_t pack_f16(float x0, float x1) {
+    uint32_t both;
+    asm("cvt.rn.f16x2.f32 %0, %2, %1;" : "=r"(both) : "f"(x0), "f"(x1));
     return both;
 }
 #endif

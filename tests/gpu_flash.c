@@ -293,7 +293,7 @@ typedef struct bench_run {
     fp8_attention_io io;
     void *workspace;
     size_t workspace_bytes;
-    flash_params transpose; /* what flash_v.cu reads */
+    flash_prologue transpose; /* what is done to V */
 } bench_run;
 
 static fp8_status call_attention(void *ctx) {
@@ -303,8 +303,7 @@ static fp8_status call_attention(void *ctx) {
 
 static fp8_status call_transpose(void *ctx) {
     bench_run *r = ctx;
-    return attention_flash_transpose(&r->transpose, (int32_t)(r->transpose.v_stride /
-                                     r->transpose.num_kv_heads), fp8_device_stream(r->d));
+    return attention_flash_prologue(&r->transpose, fp8_device_stream(r->d));
 }
 
 static void bench_one(fp8_device *d, const bench_shape *x) {
@@ -341,16 +340,16 @@ static void bench_one(fp8_device *d, const bench_shape *x) {
                               .q_starts = all[3], .kv_starts = all[3], .total_q = rows,
                               .total_kv = rows, .q_descale = all[4],
                               .k_descale = (float *)all[4] + 1, .v_descale = (float *)all[4] + 2};
-    r.transpose.v = all[2];
     r.transpose.next_item = r.workspace;
-    r.transpose.v_transposed = (uint8_t *)r.workspace + 256;
-    r.transpose.kv_starts = all[3];
-    r.transpose.v_stride = x->h_kv * x->d;
-    r.transpose.total_kv = rows;
-    r.transpose.kv_pitch = (x->s + FLASH_BLOCK_N - 1) / FLASH_BLOCK_N * FLASH_BLOCK_N;
-    r.transpose.num_seqs = x->b;
+    r.transpose.d = x->d;
     r.transpose.num_kv_heads = x->h_kv;
-    r.transpose.max_kv = x->s;
+    r.transpose.x[2] = (flash_operand){
+        .from = all[2], .at = {0, x->h_kv * x->d, x->d}, .starts = all[3], .total = rows,
+        .codes = (uint8_t *)r.workspace + 256, .heads = x->h_kv, .d = x->d, .longest = x->s,
+        .pitch = (x->s + FLASH_TILE - 1) / FLASH_TILE * FLASH_TILE, .is_codes = 1, .transposed = 1,
+    };
+    r.transpose.x[2].blocks = x->b * x->h_kv * (r.transpose.x[2].pitch / FLASH_TILE) *
+                              ((x->d + FLASH_TILE - 1) / FLASH_TILE);
 
     ms = median_ms(d, call_attention, &r);
     v_ms = median_ms(d, call_transpose, &r);

@@ -1,0 +1,111 @@
+/* attention/flash_items.cuh - private: the items of work of the flash kernels: which tile of
+ * queries, which keys its rows see, where they lie; and the rings between a block's warps. Included
+ * inside the sm_90a guard. */
+#ifndef FP8_ATTENTION_FLASH_ITEMS_CUH
+#define FP8_ATTENTION_FLASH_ITEMS_CUH
+#include "attention/flash.h"
+#include "core/sm90.cuh"
+
+/* ---- items ----------------------------------------------------------------------------------- */
+
+/* Keys [key_begin, key_end) that row r of an item sees. */
+static __device__ __forceinline__ int32_t key_begin(const flash_item &it, int32_t r) {
+    return max(0, it.begin + r);
+}
+static __device__ __forceinline__ int32_t key_end(const flash_item &it, int32_t r) {
+    return min(it.s_kv, it.end + r);
+}
+
+/* The descales of an item; 1 without codes. factor is never 0, so that -Inf stays -Inf where a
+ * descale is 0; NaN stays. */
+static __device__ void find_descales(const flash_params &p, flash_item &it) {
+    const int32_t index = p.granularity == FP8_DESCALE_TENSOR ? 0
+                          : p.granularity == FP8_DESCALE_HEAD
+                              ? it.kv_head
+                              : it.seq * p.num_kv_heads + it.kv_head;
+    it.factor = p.scale * 1.44269504f;
+    it.v_descale = 1.0f;
+    if (!p.q_descale) return;
+    it.factor *= p.q_descale[index] * p.k_descale[index];
+    it.v_descale = p.v_descale[index];
+    if (it.factor < 1e-30f) it.factor = 1e-30f;
+}
+
+/* rows <= 0 when the run has no such tile. */
+template <int ROWS, int KEYS>
+static __device__ flash_item find_item(const flash_params &p, int32_t index) {
+    const int32_t band_begin = index / (p.band * p.tiles) * p.band;
+    const int32_t band = min(p.band, p.units - band_begin);
+    const int32_t in_band = index - band_begin * p.tiles;
+    const int32_t unit = band_begin + in_band % band;
+    int32_t s_q, diagonal, lo, hi;
+    int64_t kv_begin;
+    flash_item it;
+
+    it.head = unit % p.num_heads;
+    it.kv_head = it.head / (p.num_heads / p.num_kv_heads);
+    it.seq = unit / p.num_heads;
+    it.first = (p.tiles - 1 - in_band / band) * ROWS;
+    s_q = (int32_t)attention_sequence(p.q_starts, p.q_lengths, it.seq, p.total_q, p.max_q,
+                                      &it.q_begin);
+    it.valid = min(s_q - it.first, (int32_t)ROWS);
+    it.rows = p.q_starts ? it.valid : min(p.max_q - it.first, (int32_t)ROWS);
+    it.q_row = (int32_t)(p.q_packed ? it.q_begin : 0) + it.first;
+    it.s_kv = (int32_t)attention_sequence(p.kv_starts, p.kv_lengths, it.seq, p.total_kv, p.max_kv,
+                                          &kv_begin);
+    it.kv_row = (int32_t)(p.kv_packed ? kv_begin : 0);
+    diagonal = p.top_left ? it.first : it.first + it.s_kv - s_q;
+    it.begin = diagonal - p.left;
+    it.end = diagonal + p.right + 1;
+    lo = key_begin(it, 0);
+    hi = it.valid > 0 ? key_end(it, it.valid - 1) : 0;
+    it.first_tile = lo / KEYS;
+    it.num_tiles = hi > lo ? (hi + KEYS - 1) / KEYS - it.first_tile : 0;
+    find_descales(p, it);
+    return it;
+}
+
+/* ---- rings ----------------------------------------------------------------------------------- */
+
+/* A place in a ring of stages, and the parity of its current round. */
+struct ring_place {
+    int32_t stage;
+    uint32_t parity;
+};
+
+template <int STAGES>
+static __device__ __forceinline__ ring_place next_place(ring_place r) {
+    const bool wrap = r.stage + 1 == STAGES;
+    return {wrap ? 0 : r.stage + 1, r.parity ^ (wrap ? 1u : 0u)};
+}
+
+/* One arrival a warp: each warp's products have finished when its own wait returns. */
+static __device__ __forceinline__ void release(uint64_t *empty) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) barrier_arrive(empty);
+}
+
+/* ---- masks ----------------------------------------------------------------------------------- */
+
+/* S of key = first + column is made -Inf where its row does not see it. `row` is the thread's first
+ * row in the item; the test before it is the same for a whole warp. */
+template <int N>
+static __device__ __forceinline__ void mask_scores(float (&scores)[N], const flash_item &it,
+                                                   int32_t row, int32_t first) {
+    const int32_t lane = threadIdx.x % 32, warp_row = row - lane / 4;
+    if (first + 2 * N <= key_end(it, warp_row) && first >= key_begin(it, warp_row + 15)) return;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int32_t shift = first + 2 * (lane % 4);
+        const int32_t lo = key_begin(it, row + 8 * h) - shift;
+        const int32_t hi = key_end(it, row + 8 * h) - shift;
+#pragma unroll
+        for (int j = 0; j < N / 4; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float &x = scores[4 * j + 2 * h + e];
+                x = 8 * j + e >= lo && 8 * j + e < hi ? x : -INFINITY;
+            }
+    }
+}
+#endif

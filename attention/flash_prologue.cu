@@ -1,0 +1,345 @@
+/* attention/flash_prologue.cu - what goes before the flash kernels: Q, K and V as E4M3 codes where
+ * they come in BF16 or F16, and V transposed with its keys permuted.
+ *
+ * Computes   rows      codes[s, h, i, c] = e4m3(x[s, i, h, c] / descale)
+ *            columns   codes[s, h, c, 32 g + p] = e4m3(x[s, 32 g + key(p), h, c] / descale), 0
+ *                      beyond the sequence; codes that come in are moved as they are
+ *                      key(16 h + 4 t + r) = 16 h + 8 (r / 2) + 2 t + r % 2    h < 2, t < 4, r < 4
+ *            The second product of an FP8 attention contracts over keys, and Hopper's FP8 products
+ *            want both operands contiguous along what they contract. A thread of the first product
+ *            ends up with keys 2t, 2t+1, 8+2t, 8+2t+1, .. of each 32 and is asked for positions
+ *            4t .. 4t+3 and 16+4t .. 16+4t+3 as a factor of the second: with this order they are
+ *            the same registers.
+ *            amax      of the finite |x| of each group of heads that shares a descale; descale =
+ *                      amax / 448, 1 where amax is 0
+ * Shapes     rows [num_seqs, heads, pitch, d], columns [num_seqs, heads, d, pitch]; d 64, 128, 256
+ * Bound      memory: 24 heads of 4608 x 128, Q, K and V in BF16: 85 MB in, 42 MB out: 30 us at 4.27
+ *            TB/s; the amax of them 19 us at 4.55 TB/s
+ * Tiling     a block takes TILE tokens by up to 128 columns of one head. Rows: 8 elements a load.
+ *            V: a thread gathers 16 keys x 4 columns (a warp reads whole rows), transposes them in
+ *            registers and writes 16 keys of each column to shared memory; then 8 lanes write the
+ *            128 bytes of a column. With scales of the data at hand the tiles are walked backwards:
+ *            the last ones read for the amax are still in L2.
+ * Numerics   x * (1 / descale) in F32, nearest even, saturating; NaN stays NaN
+ */
+#include <cuda_fp16.h>
+
+#include "attention/flash.h"
+#include "attention/flash_launch.cuh"
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define FLASH_SM90 1
+#include "core/sm90.cuh"
+#else
+#define FLASH_SM90 0
+#endif
+
+/* ---- constants ------------------------------------------------------------------------------- */
+
+enum {
+    TILE = FLASH_TILE,    /* tokens of a block */
+    GROUP = 16,           /* keys of a thread: positions 16 h .. 16 h + 15 are keys of one half */
+    GROUPS = TILE / GROUP, /* = 16-byte chunks of a column */
+    COLUMNS = 4,          /* of a thread */
+    MAX_COLUMNS = 128,    /* of a block */
+    MAX_THREADS = MAX_COLUMNS / COLUMNS * GROUPS,
+    CHUNK = 8,            /* elements of a 16-byte load */
+    CHUNKS = TILE * COLUMNS / GROUPS / CHUNK, /* of a thread: 8 */
+    BEGIN_THREADS = 256
+};
+
+#if FLASH_SM90
+
+/* ---- device helpers -------------------------------------------------------------------------- */
+
+/* A block's share of an operand. */
+struct tile {
+    int32_t seq, head, first, column, s; /* s: tokens of the sequence */
+    int64_t begin;                       /* token 0 of the sequence */
+};
+
+static __device__ tile find_tile(const flash_operand &x, int32_t index) {
+    const int32_t parts = (x.d + MAX_COLUMNS - 1) / MAX_COLUMNS;
+    const int32_t tiles = x.pitch / TILE;
+    tile t;
+    t.column = index % parts * MAX_COLUMNS;
+    index /= parts;
+    t.first = index % tiles * TILE;
+    index /= tiles;
+    t.head = index % x.heads;
+    t.seq = index / x.heads;
+    t.s = (int32_t)attention_sequence(x.starts, x.lengths, t.seq, x.total, x.longest, &t.begin);
+    return t;
+}
+
+static __device__ int32_t descale_index(const flash_prologue &p, const flash_operand &x,
+                                        const tile &t) {
+    const int32_t kv_head = t.head / (x.heads / p.num_kv_heads);
+    if (p.granularity == FP8_DESCALE_TENSOR) return 0;
+    return p.granularity == FP8_DESCALE_HEAD ? kv_head : t.seq * p.num_kv_heads + kv_head;
+}
+
+/* Elements (token `row`, column) of the tile's head on. */
+static __device__ int64_t element(const flash_operand &x, const tile &t, int32_t row) {
+    return attention_offset(x.at, t.seq, t.begin + row, t.head) + t.column;
+}
+
+template <bool F16>
+static __device__ __forceinline__ float2 widen(uint32_t pair) {
+    if (F16) return __half22float2(*reinterpret_cast<const __half2 *>(&pair));
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+
+template <bool F16>
+static __device__ __forceinline__ uint32_t quantize4(uint32_t low, uint32_t high, float scale) {
+    const float2 a = widen<F16>(low), b = widen<F16>(high);
+    return pack_e4m3(a.x * scale, a.y * scale, b.x * scale, b.y * scale);
+}
+
+/* out[c] = column c of the 4 x 4 bytes whose rows are a, b, c, d. */
+static __device__ __forceinline__ void transpose_4x4(uint32_t out[4], uint32_t a, uint32_t b,
+                                                     uint32_t c, uint32_t d) {
+    const uint32_t ab_even = __byte_perm(a, b, 0x6240), ab_odd = __byte_perm(a, b, 0x7351);
+    const uint32_t cd_even = __byte_perm(c, d, 0x6240), cd_odd = __byte_perm(c, d, 0x7351);
+    out[0] = __byte_perm(ab_even, cd_even, 0x5410);
+    out[1] = __byte_perm(ab_odd, cd_odd, 0x5410);
+    out[2] = __byte_perm(ab_even, cd_even, 0x7632);
+    out[3] = __byte_perm(ab_odd, cd_odd, 0x7632);
+}
+
+/* What a run starts with. */
+static __device__ void begin_run(const flash_prologue &p) {
+    if (threadIdx.x != 0) return;
+    *p.next_item = 0;
+    if (p.amax_s) *p.amax_s = 0.0f;
+    if (p.amax_o) *p.amax_o = 0.0f;
+}
+
+/* 1 / descale of a tile; of current scaling, the first tile of a group writes the descale. */
+static __device__ float scale_of(const flash_prologue &p, const flash_operand &x, const tile &t) {
+    const int32_t i = descale_index(p, x, t);
+    float descale;
+
+    if (!x.amax) return 1.0f / x.descale[i];
+    descale = attention_descale_of(__uint_as_float(x.amax[i]));
+    if (t.first == 0 && t.column == 0 && threadIdx.x == 0) x.made[i] = descale;
+    return 1.0f / descale;
+}
+
+/* ---- tiles ----------------------------------------------------------------------------------- */
+
+/* Chunk i of a thread: its row, and its column within the block. */
+static __device__ __forceinline__ int32_t chunk_row(int32_t i, int32_t width, int32_t *column) {
+    const int32_t index = (int32_t)threadIdx.x + i * (int32_t)blockDim.x;
+    *column = index % (width / CHUNK) * CHUNK;
+    return index / (width / CHUNK);
+}
+
+static __device__ __forceinline__ void load_rows(uint4 (&got)[CHUNKS], const flash_operand &x,
+                                                 const tile &t, int32_t width) {
+    const uint16_t *from = static_cast<const uint16_t *>(x.from);
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++) {
+        int32_t column;
+        const int32_t row = t.first + chunk_row(i, width, &column);
+        got[i] = row < t.s ? *reinterpret_cast<const uint4 *>(from + element(x, t, row) + column)
+                           : make_uint4(0, 0, 0, 0);
+    }
+}
+
+template <bool F16>
+static __device__ void quantize_rows(const flash_prologue &p, const flash_operand &x,
+                                     const tile &t, int32_t width) {
+    uint8_t *to = x.codes + ((int64_t)t.seq * x.heads + t.head) * x.pitch * x.d + t.column;
+    uint4 got[CHUNKS];
+    float scale;
+
+    load_rows(got, x, t, width);
+    scale = scale_of(p, x, t);
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++) {
+        int32_t column;
+        const int32_t row = t.first + chunk_row(i, width, &column);
+        const uint2 codes = make_uint2(quantize4<F16>(got[i].x, got[i].y, scale),
+                                       quantize4<F16>(got[i].z, got[i].w, scale));
+        if (row < t.s) *reinterpret_cast<uint2 *>(to + (int64_t)row * x.d + column) = codes;
+    }
+}
+
+/* Four codes of each of a thread's 16 keys, 0 beyond the sequence. */
+template <bool F16>
+static __device__ __forceinline__ void gather_keys(uint32_t (&row)[GROUP], const flash_prologue &p,
+                                                   const flash_operand &x, const tile &t,
+                                                   int32_t first, int32_t column) {
+    if (x.is_codes) {
+        const uint8_t *from = static_cast<const uint8_t *>(x.from) + column;
+#pragma unroll
+        for (int k = 0; k < GROUP; k++)
+            row[k] = first + k < t.s ? *reinterpret_cast<const uint32_t *>(
+                                           from + element(x, t, first + k))
+                                     : 0;
+    } else {
+        const uint16_t *from = static_cast<const uint16_t *>(x.from) + column;
+        uint2 wide[GROUP];
+        float scale;
+#pragma unroll
+        for (int k = 0; k < GROUP; k++)
+            wide[k] = first + k < t.s
+                          ? *reinterpret_cast<const uint2 *>(from + element(x, t, first + k))
+                          : make_uint2(0, 0);
+        scale = scale_of(p, x, t);
+#pragma unroll
+        for (int k = 0; k < GROUP; k++)
+            row[k] = first + k < t.s ? quantize4<F16>(wide[k].x, wide[k].y, scale) : 0;
+    }
+}
+
+/* Chunk g of column c lies at g ^ (c / 4 % 8): neither the writers (one g, 8 neighbouring c / 4)
+ * nor the readers (one c, all g) of a phase meet in a bank. */
+template <bool F16>
+static __device__ void transpose_columns(const flash_prologue &p, const flash_operand &x,
+                                         const tile &t, int32_t width) {
+    __shared__ uint4 columns[MAX_COLUMNS * GROUPS];
+    const int32_t lanes = width / COLUMNS; /* threads across a row */
+    const int32_t c = (int32_t)threadIdx.x % lanes * COLUMNS;
+    const int32_t g = (int32_t)threadIdx.x / lanes;
+    uint8_t *to = x.codes + (((int64_t)t.seq * x.heads + t.head) * x.d + t.column) * x.pitch +
+                  t.first;
+    uint32_t row[GROUP], word[COLUMNS][4];
+
+    gather_keys<F16>(row, p, x, t, t.first + g * GROUP, c);
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        uint32_t out[4];
+        transpose_4x4(out, row[2 * k], row[2 * k + 1], row[8 + 2 * k], row[8 + 2 * k + 1]);
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++) word[i][k] = out[i];
+    }
+#pragma unroll
+    for (int i = 0; i < COLUMNS; i++)
+        columns[(c + i) * GROUPS + (g ^ (c / 4 % GROUPS))] =
+            make_uint4(word[i][0], word[i][1], word[i][2], word[i][3]);
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < COLUMNS; i++) {
+        const int32_t index = (int32_t)threadIdx.x + i * (int32_t)blockDim.x;
+        const int32_t column = index / GROUPS, chunk = index % GROUPS;
+        *reinterpret_cast<uint4 *>(to + (int64_t)column * x.pitch + chunk * GROUP) =
+            columns[column * GROUPS + (chunk ^ (column / 4 % GROUPS))];
+    }
+}
+
+/* max |x| over the finite elements of a tile, into its group's slot. Floats that are not negative
+ * are in the order of their bits. */
+template <bool F16>
+static __device__ void observe_tile(const flash_prologue &p, const flash_operand &x, const tile &t,
+                                    int32_t width) {
+    __shared__ uint32_t of_warp[MAX_THREADS / 32];
+    uint4 got[CHUNKS];
+    uint32_t top = 0;
+
+    load_rows(got, x, t, width);
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++) {
+        const uint32_t word[4] = {got[i].x, got[i].y, got[i].z, got[i].w};
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            const uint32_t low = word[k] & 0x7fff, high = word[k] >> 16 & 0x7fff;
+            const uint32_t end = F16 ? 0x7c00 : 0x7f80; /* Inf */
+            top = max(top, low < end ? low : 0);
+            top = max(top, high < end ? high : 0);
+        }
+    }
+    top = __reduce_max_sync(0xffffffffu, top);
+    if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = top;
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    for (unsigned i = 1; i < blockDim.x / 32; i++) top = max(top, of_warp[i]);
+    if (top) atomicMax(x.amax + descale_index(p, x, t), __float_as_uint(widen<F16>(top).x));
+}
+
+#endif /* FLASH_SM90 */
+
+/* ---- kernels --------------------------------------------------------------------------------- */
+
+/* grid 1: of a run that takes its own scales, or has no codes to make. */
+static __global__ void __launch_bounds__(BEGIN_THREADS)
+begin_kernel(const __grid_constant__ flash_prologue p) {
+#if FLASH_SM90
+    dependents_launch();
+    begin_run(p);
+    for (int x = 0; x < 3; x++)
+        for (int32_t i = (int32_t)threadIdx.x; p.x[x].amax && i < p.num_descales;
+             i += BEGIN_THREADS)
+            p.x[x].amax[i] = 0;
+#endif
+}
+
+/* grid: the tiles of Q, K and V that are not codes; block: columns * 2. */
+template <bool F16>
+static __global__ void __launch_bounds__(MAX_THREADS)
+observe_kernel(const __grid_constant__ flash_prologue p) {
+#if FLASH_SM90
+    int32_t index = (int32_t)blockIdx.x, which = 0;
+
+    dependents_launch();
+    dependencies_wait();
+    for (; which < 2; which++) {
+        const int32_t observed = p.x[which].amax ? p.x[which].blocks : 0;
+        if (index < observed) break;
+        index -= observed;
+    }
+    const flash_operand &x = p.x[which];
+    const tile t = find_tile(x, index);
+    if (t.first < t.s) observe_tile<F16>(p, x, t, min(x.d, (int32_t)MAX_COLUMNS));
+#endif
+}
+
+/* grid: the tiles of Q, K and V that are to be made; block: columns * 2. */
+template <bool F16>
+static __global__ void __launch_bounds__(MAX_THREADS, 2)
+prologue_kernel(const __grid_constant__ flash_prologue p) {
+#if FLASH_SM90
+    int32_t index = (int32_t)(p.backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x), which = 0;
+
+    dependents_launch();
+    dependencies_wait();
+    if (blockIdx.x == 0 && !p.backwards) begin_run(p);
+    for (; which < 2 && index >= p.x[which].blocks; which++) index -= p.x[which].blocks;
+    const flash_operand &x = p.x[which];
+    const int32_t width = min(x.d, (int32_t)MAX_COLUMNS);
+    const tile t = find_tile(x, index);
+    if (x.amax && t.first == 0 && t.s == 0) (void)scale_of(p, x, t);
+    if (t.first >= t.s) return;
+    if (x.transposed) transpose_columns<F16>(p, x, t, width);
+    else quantize_rows<F16>(p, x, t, width);
+#endif
+}
+
+/* ---- host launchers -------------------------------------------------------------------------- */
+
+typedef void (*prologue_entry)(const flash_prologue);
+
+extern "C" fp8_status attention_flash_prologue(const flash_prologue *p, fp8_stream stream) {
+    const prologue_entry observe = p->f16 ? observe_kernel<true> : observe_kernel<false>;
+    const prologue_entry make = p->f16 ? prologue_kernel<true> : prologue_kernel<false>;
+    const unsigned threads = (p->d < MAX_COLUMNS ? p->d : MAX_COLUMNS) / COLUMNS * GROUPS;
+    int64_t blocks = 0, observed = 0;
+    fp8_status st = FP8_OK;
+
+    for (int i = 0; i < 3; i++) {
+        blocks += p->x[i].blocks;
+        if (p->x[i].amax) observed += p->x[i].blocks;
+    }
+    if (observed > 0 || blocks == 0)
+        FP8_TRY(flash_launch("flash attention, begin", begin_kernel, 1, BEGIN_THREADS, 0, stream,
+                             *p, false));
+    if (observed > 0)
+        FP8_TRY(flash_launch("flash attention, amax", observe, observed, threads, 0, stream, *p,
+                             true));
+    if (blocks > 0)
+        FP8_TRY(flash_launch("flash attention, prologue", make, blocks, threads, 0, stream, *p,
+                             observed > 0));
+done:
+    return st;
+}

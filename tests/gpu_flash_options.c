@@ -1,0 +1,460 @@
+/* The flash backend over its options, against the formula in double on sampled rows:
+ * FlashAttention-3's lengths under every mask in FP8 and BF16; every layout; every type, scale
+ * granularity and output; operands that hold NaN outside the sequences; lengths and starts that
+ * lie; NaN and Inf; the same bytes twice; a captured graph with changed lengths. Skipped off
+ * sm_90. */
+#include <cuda_runtime_api.h>
+
+#include "flash_rows.h"
+
+#define BF16 FP8_DTYPE_BF16
+#define F16 FP8_DTYPE_F16
+#define E4M3 FP8_DTYPE_E4M3
+
+enum { SAMPLES = 24 };
+
+/* ---- a case on the GPU ----------------------------------------------------------------------- */
+
+typedef struct gpu_run {
+    fp8_device *d;
+    fp8_attention_plan *plan;
+    void *at[SWEEP_SLOTS], *workspace;
+    size_t workspace_bytes;
+} gpu_run;
+
+static void run_close(gpu_run *r) {
+    for (int i = 0; i < SWEEP_SLOTS; i++) fp8_device_free(r->d, r->at[i]);
+    fp8_device_free(r->d, r->workspace);
+    fp8_attention_plan_destroy(r->plan);
+}
+
+static fp8_status run_open(gpu_run *r, fp8_device *d, const sweep_case *c) {
+    fp8_attention_options o = c->o;
+    fp8_status st;
+    *r = (gpu_run){.d = d};
+    o.backend = FP8_BACKEND_FLASH;
+    FP8_TRY(fp8_attention_plan_create(&r->plan, d, &o));
+    r->workspace_bytes = fp8_attention_workspace_size(r->plan);
+    FP8_TRY(fp8_device_alloc(d, &r->workspace, r->workspace_bytes));
+    FP8_TRY(fp8_device_fill(d, r->workspace, 0xff, r->workspace_bytes)); /* NaN: nothing stale */
+    for (int i = 0; i < SWEEP_SLOTS; i++) {
+        if (!c->buffer[i].data) continue;
+        FP8_TRY(fp8_device_alloc(d, &r->at[i], c->buffer[i].bytes));
+        FP8_TRY(fp8_device_upload(d, r->at[i], c->buffer[i].data, c->buffer[i].bytes));
+    }
+done:
+    return st;
+}
+
+static fp8_status run_call(gpu_run *r, const sweep_case *c) {
+    const fp8_attention_io io = sweep_io(c, r->at);
+    return fp8_attention_run(r->plan, &io, r->workspace, r->workspace_bytes);
+}
+
+/* O, LSE and amax back into the case. */
+static fp8_status run_fetch(gpu_run *r, sweep_case *c) {
+    fp8_status st = FP8_OK;
+    for (int i = SWEEP_O; i <= SWEEP_AMAX; i++)
+        if (c->buffer[i].data)
+            FP8_TRY(fp8_device_download(r->d, c->buffer[i].data, r->at[i], c->buffer[i].bytes));
+done:
+    return st;
+}
+
+/* One run; the outputs are poisoned before. */
+static fp8_status run_once(fp8_device *d, sweep_case *c) {
+    gpu_run r = {0};
+    fp8_status st;
+    sweep_poison(c);
+    FP8_TRY(run_open(&r, d, c));
+    FP8_TRY(run_call(&r, c));
+    FP8_TRY(run_fetch(&r, c));
+done:
+    run_close(&r);
+    return st;
+}
+
+/* ---- cases ----------------------------------------------------------------------------------- */
+
+static fp8_attention_options base_options(int32_t heads, int32_t kv_heads, int32_t d, int64_t b,
+                                          int64_t s_q, int64_t s_kv, fp8_dtype in, fp8_dtype out) {
+    fp8_attention_options o = FP8_ATTENTION_OPTIONS;
+    o.num_heads = heads;
+    o.num_kv_heads = kv_heads;
+    o.d_qk = o.d_v = d;
+    o.num_seqs = b;
+    o.max_q = s_q;
+    o.max_kv = s_kv;
+    o.q_dtype = o.kv_dtype = in;
+    o.o_dtype = out;
+    o.quantize_p = in == E4M3;
+    o.want_lse = o.want_amax = 1;
+    return o;
+}
+
+/* What belongs to no sequence becomes NaN: no run may let it matter. */
+static void spoil_outside(sweep_case *c) {
+    fp8_attention_options o;
+    fp8_attention_io io = sweep_host_io(c);
+    uint8_t *used[3] = {NULL, NULL, NULL};
+
+    if (attention_resolve_options(&o, &c->o) != FP8_OK ||
+        attention_resolve_io(&io, &o, &io) != FP8_OK)
+        abort();
+    for (int i = 0; i < 3; i++) used[i] = calloc(c->buffer[i].bytes + 1, 1);
+    for (int x = 0; x < 3; x++) {
+        const fp8_strides at = x == 0 ? o.q : x == 1 ? o.k : o.v;
+        const int64_t heads = x == 0 ? o.num_heads : o.num_kv_heads;
+        const int64_t size = (int64_t)fp8_dtype_size(x == 0 ? o.q_dtype : o.kv_dtype);
+        const int slot = x == 0 ? SWEEP_Q : x == 1 ? (int)c->k_in : (int)c->v_in;
+        const int64_t offset = x == 0 ? 0 : (int64_t)(x == 1 ? c->k_at : c->v_at);
+        for (int64_t s = 0; s < o.num_seqs; s++) {
+            int64_t begin, n = attention_sequence(x ? io.kv_starts : io.q_starts,
+                                                  x ? io.kv_lengths : io.q_lengths, s,
+                                                  x ? io.total_kv : io.total_q,
+                                                  x ? o.max_kv : o.max_q, &begin);
+            for (int64_t i = 0; i < n * heads; i++)
+                memset(used[slot] + offset +
+                           attention_offset(at, s, begin + i / heads, i % heads) * size,
+                       1, (size_t)(o.d_v * size));
+        }
+    }
+    for (int i = 0; i < 3; i++) {
+        const fp8_dtype t = i == SWEEP_Q ? o.q_dtype : o.kv_dtype;
+        const size_t size = fp8_dtype_size(t);
+        for (size_t k = 0; k < c->buffer[i].bytes / size; k++)
+            if (!used[i][k * size]) sweep_store(c->buffer[i].data, t, (int64_t)k, NAN);
+        free(used[i]);
+    }
+}
+
+static void case_open(sweep_case *c, const fp8_attention_options *o, uint64_t seed) {
+    memset(c, 0, sizeof *c);
+    c->o = *o;
+    sweep_make_lengths(c, &seed);
+    sweep_make_operands(c, &seed);
+    sweep_make_descales(c, &seed);
+    sweep_make_terms(c, &seed);
+    spoil_outside(c);
+}
+
+/* Runs a case, compares, runs it again for the same bytes; returns the relative L2 of O. */
+static double check_run(fp8_device *d, sweep_case *c, uint64_t seed) {
+    void *once[3];
+    double error;
+
+    CHECK_STATUS(run_once(d, c), FP8_OK);
+    error = flash_compare(c, SAMPLES, seed);
+    flash_check_all(c);
+    for (int i = 0; i < 3; i++) {
+        once[i] = malloc(c->buffer[SWEEP_O + i].bytes + 1);
+        if (!once[i]) abort();
+        if (c->buffer[SWEEP_O + i].data)
+            memcpy(once[i], c->buffer[SWEEP_O + i].data, c->buffer[SWEEP_O + i].bytes);
+    }
+    CHECK_STATUS(run_once(d, c), FP8_OK);
+    for (int i = 0; i < 3; i++) {
+        if (c->buffer[SWEEP_O + i].data)
+            CHECK(memcmp(once[i], c->buffer[SWEEP_O + i].data, c->buffer[SWEEP_O + i].bytes) == 0);
+        free(once[i]);
+    }
+    return error;
+}
+
+static double check_options(fp8_device *d, const fp8_attention_options *o, uint64_t seed) {
+    sweep_case c;
+    double error;
+    case_open(&c, o, seed);
+    error = check_run(d, &c, seed);
+    sweep_free(&c);
+    return error;
+}
+
+/* ---- FlashAttention-3's lengths -------------------------------------------------------------- */
+
+static const int16_t fa3_lengths[][2] = {
+    {1, 1},       {64, 128},   {128, 192},  {256, 256},   {239, 1},     {799, 3},    {113, 203},
+    {113, 128},   {128, 217},  {113, 211},  {108, 256},   {256, 512},   {384, 256},  {640, 128},
+    {512, 256},   {1024, 1024}, {1023, 1024}, {1024, 1023}, {4096, 4096}, {4224, 4224},
+};
+
+static void set_mask(fp8_attention_options *o, int which, uint64_t *seed) {
+    o->mask = which == 1   ? FP8_MASK_CAUSAL
+              : which == 2 ? FP8_MASK_CAUSAL_BOTTOM_RIGHT
+              : which == 4 ? (fp8_attention_mask)sweep_below(seed, 3)
+                           : FP8_MASK_NONE;
+    if (which < 3) return;
+    o->window_left = sweep_below(seed, o->max_kv + 1);
+    o->window_right = which == 3 ? sweep_below(seed, o->max_kv + 1) : -1;
+    if (sweep_below(seed, 4) == 0) o->window_left = sweep_below(seed, 2) - 1;
+}
+
+/* Masks: none, causal top-left and bottom-right, window both sides, window with any. */
+static void test_lengths(fp8_device *gpu, int quick) {
+    static const int32_t kv_heads[] = {6, 2, 1}, sizes[] = {64, 128, 256};
+    static const char *const mask_names[] = {"none", "top-left", "bottom-right", "window",
+                                             "window, any mask"};
+    double worst[2][3] = {{0}};
+    const int n = (int)(sizeof fa3_lengths / sizeof *fa3_lengths);
+
+    for (int i = 0; i < n * 5 * 3 * 2; i++) {
+        const int16_t *s = fa3_lengths[i % n];
+        const int mask = i / n % 5, size = i / n / 5 % 3, codes = i / n / 15;
+        uint64_t seed = (uint64_t)i * 77 + 5;
+        const int kind = (int)sweep_below(&seed, 6);
+        fp8_attention_options o = base_options(
+            6, kv_heads[kind % 3], sizes[size], s[1] > 2048 ? 1 : 3, s[0], s[1],
+            codes ? E4M3 : BF16, sweep_below(&seed, 3) ? BF16 : codes ? E4M3 : F16);
+        char name[96];
+        double error;
+
+        if (quick && s[1] > 600) continue;
+        o.layout = kind < 3 ? FP8_LAYOUT_THD_THD_THD : FP8_LAYOUT_BSHD_BSHD_BSHD;
+        o.padding = kind >= 3 && sweep_below(&seed, 2);
+        o.granularity = FP8_DESCALE_BATCH_HEAD;
+        set_mask(&o, mask, &seed);
+        snprintf(name, sizeof name, "%d x %d, d %d, %s, %s", s[0], s[1], sizes[size],
+                 mask_names[mask], codes ? "E4M3" : "BF16");
+        check_case = name;
+        error = check_options(gpu, &o, seed);
+        if (o.o_dtype == BF16 && error > worst[codes][size]) worst[codes][size] = error;
+        check_case = "";
+    }
+    for (int k = 0; k < 6; k++)
+        fprintf(stderr, "lengths: %s d %d: relative L2 up to %.2e\n", k / 3 ? "E4M3" : "BF16",
+                sizes[k % 3], worst[k / 3][k % 3]);
+}
+
+/* ---- layouts and types ----------------------------------------------------------------------- */
+
+static void test_layouts(fp8_device *gpu) {
+    for (int i = 0; i < FP8_NUM_LAYOUTS * 12; i++) {
+        uint64_t seed = (uint64_t)i * 31 + 7;
+        const fp8_attention_layout l = (fp8_attention_layout)(i % FP8_NUM_LAYOUTS);
+        const int codes = i / FP8_NUM_LAYOUTS % 2, stretched = i / FP8_NUM_LAYOUTS / 6;
+        const int32_t heads = 2 * (int32_t)(1 + sweep_below(&seed, 2));
+        const int32_t d = (int32_t)SWEEP_PICK(&seed, 64, 128, 256);
+        fp8_attention_options o =
+            base_options(heads, sweep_shares_q(l) ? heads : heads / 2, d, 1 + i % 3,
+                         1 + sweep_below(&seed, 300), 0, codes ? E4M3 : BF16, BF16);
+        o.layout = l;
+        o.max_kv = sweep_shares_q(l) ? o.max_q : 1 + sweep_below(&seed, 400);
+        o.padding = !fp8_attention_layout_is_packed(l) && sweep_below(&seed, 2);
+        if (stretched && !sweep_shares_q(l) && !sweep_shares_kv(l)) sweep_stretch(&o, &seed);
+        set_mask(&o, (int)sweep_below(&seed, 5), &seed);
+        check_case = fp8_attention_layout_name(l);
+        (void)check_options(gpu, &o, seed);
+    }
+}
+
+static void test_types(fp8_device *gpu) {
+    static const fp8_dtype in[] = {E4M3, BF16, F16}, out[] = {BF16, F16, E4M3};
+    for (int i = 0; i < 3 * 3 * 3 * 3 * 3; i++) {
+        uint64_t seed = (uint64_t)i * 13 + 3;
+        const fp8_dtype q = in[i % 3], kv = in[i / 3 % 3];
+        fp8_attention_options o =
+            base_options(4, 2, (int32_t)SWEEP_PICK(&seed, 64, 128, 256), 2,
+                         SWEEP_PICK(&seed, 1, 127, 128, 129, 200), 1 + sweep_below(&seed, 300), q,
+                         out[i / 9 % 3]);
+        o.kv_dtype = kv;
+        o.quantize = (fp8_attention_quantize)(i / 27 % 3);
+        o.granularity = (fp8_attention_granularity)(i / 81);
+        o.quantize_p = q == E4M3 || kv == E4M3 || o.quantize != FP8_QUANTIZE_NOT;
+        if (q != kv && q != E4M3 && kv != E4M3) continue;            /* no such options */
+        if (q == E4M3 && kv == E4M3 && o.quantize != FP8_QUANTIZE_NOT) continue;
+        if (q != kv && o.quantize == FP8_QUANTIZE_NOT) continue;      /* refused: test_refusals */
+        if (i % 2) o.layout = FP8_LAYOUT_BSHD_BSHD_BSHD;
+        o.padding = i % 2 && i % 4 == 1;
+        set_mask(&o, (int)sweep_below(&seed, 5), &seed);
+        check_case = "types";
+        (void)check_options(gpu, &o, seed);
+    }
+}
+
+/* Without LSE and amax, and nothing at all to do. */
+static void test_nothing(fp8_device *gpu) {
+    for (int i = 0; i < 2 * 2 * 4; i++) {
+        fp8_attention_options o = base_options(2, 1, 64, i / 4 == 1 ? 0 : 2, i / 4 == 2 ? 0 : 5,
+                                               i / 4 == 3 ? 0 : 7, i % 2 ? E4M3 : BF16, BF16);
+        sweep_case c;
+        o.layout = i % 4 / 2 ? FP8_LAYOUT_BSHD_BSHD_BSHD : FP8_LAYOUT_THD_THD_THD;
+        o.want_lse = 0;
+        check_case = "nothing";
+        case_open(&c, &o, (uint64_t)i + 1);
+        CHECK_STATUS(run_once(gpu, &c), FP8_OK);
+        flash_check_all(&c);
+        sweep_free(&c);
+    }
+}
+
+/* ---- lies and bad values --------------------------------------------------------------------- */
+
+/* Starts and lengths that lie: the run stays inside (compute-sanitizer tells) and is right about
+ * what it reads them as. */
+static void test_lies(fp8_device *gpu) {
+    for (uint64_t i = 0; i < 48; i++) {
+        uint64_t s = i + 99;
+        fp8_attention_options o = base_options(2, 1, (int32_t)SWEEP_PICK(&s, 64, 128, 256), 3, 140,
+                                               150, i % 2 ? E4M3 : BF16, BF16);
+        sweep_case c;
+        o.layout = i / 2 % 2 ? FP8_LAYOUT_BSHD_BSHD_BSHD : FP8_LAYOUT_THD_THD_THD;
+        o.padding = i / 2 % 2;
+        o.mask = (fp8_attention_mask)sweep_below(&s, 3);
+        if (i / 4 % 3 == 2) o.quantize = i % 2 ? FP8_QUANTIZE_NOT : FP8_QUANTIZE_CURRENT;
+        o.quantize_p |= o.quantize != FP8_QUANTIZE_NOT;
+        check_case = "lies";
+        case_open(&c, &o, s);
+        for (int slot = SWEEP_Q_STARTS; slot <= SWEEP_KV_LENGTHS; slot++) {
+            int32_t *x = c.buffer[slot].data;
+            for (size_t k = 0; k < c.buffer[slot].bytes / sizeof *x; k++)
+                x[k] = (int32_t)SWEEP_PICK(&s, x[k], -1, 1000, INT32_MIN, INT32_MAX,
+                                           sweep_below(&s, 300) - 20);
+        }
+        CHECK_STATUS(run_once(gpu, &c), FP8_OK);
+        flash_check_all(&c);
+        sweep_free(&c);
+    }
+}
+
+/* NaN in one query: its row and no other. NaN in one key: the rows that see it. Inf in Q or K:
+ * something comes out. */
+static void test_bad_values(fp8_device *gpu) {
+    for (int i = 0; i < 2 * 3 * 3; i++) {
+        const int codes = i % 2, which = i / 2 % 3;
+        const int32_t d = i / 6 == 0 ? 64 : i / 6 == 1 ? 128 : 256;
+        fp8_attention_options o =
+            base_options(1, 1, d, 1, 200, 300, codes ? E4M3 : BF16, BF16);
+        const int64_t token = 77, key = 140;
+        sweep_case c;
+        int64_t bad = 0, good = 0;
+
+        o.layout = FP8_LAYOUT_BSHD_BSHD_BSHD;
+        o.mask = FP8_MASK_CAUSAL;
+        o.want_amax = 0;
+        check_case = "bad values";
+        case_open(&c, &o, (uint64_t)i + 11);
+        sweep_store(c.buffer[which == 0 ? SWEEP_Q : SWEEP_K].data, o.q_dtype,
+                    (which == 0 ? token : key) * d + 3, which == 2 ? INFINITY : NAN);
+        CHECK_STATUS(run_once(gpu, &c), FP8_OK);
+        for (int64_t t = 0; t < 200; t++)
+            for (int64_t k = 0; k < d; k++) {
+                const float x = sweep_load(c.buffer[SWEEP_O].data, BF16, t * d + k);
+                const int spoiled = which == 0 ? t == token : t >= key;
+                if (spoiled) bad += isnan(x);
+                else good += !isnan(x);
+            }
+        if (which < 2) CHECK(bad == (which == 0 ? 1 : 60) * d);
+        CHECK(good == (which == 0 ? 199 : 140) * d);
+        sweep_free(&c);
+    }
+}
+
+/* ---- refusals -------------------------------------------------------------------------------- */
+
+static void test_refusals(fp8_device *gpu) {
+    static const char *const names[] = {"q and kv differ", "stride of 8 bytes", "quantize_p",
+                                        "no quantize_p",   "F32 out",           "softcap",
+                                        "bias",            "d 96",              "F32 in"};
+    for (int i = 0; i < (int)(sizeof names / sizeof *names); i++) {
+        fp8_attention_options o = base_options(2, 1, 64, 2, 5, 5, i == 3 ? E4M3 : BF16, BF16);
+        fp8_attention_plan *plan = NULL;
+        o.backend = FP8_BACKEND_FLASH;
+        if (i == 0) o.kv_dtype = E4M3, o.quantize_p = 1;
+        if (i == 1) {
+            o.has_strides = 1;
+            o.q = o.o = (fp8_strides){0, 132, 64};
+            o.k = o.v = (fp8_strides){0, 64, 64};
+        }
+        if (i == 2) o.quantize_p = 1;
+        if (i == 3) o.quantize_p = 0;
+        if (i == 4) o.o_dtype = FP8_DTYPE_F32;
+        if (i == 5) o.softcap = 1;
+        if (i == 6) o.bias = FP8_BIAS_ALIBI;
+        if (i == 7) o.d_qk = o.d_v = 96;
+        if (i == 8) o.q_dtype = o.kv_dtype = FP8_DTYPE_F32;
+        check_case = names[i];
+        CHECK_STATUS(fp8_attention_plan_create(&plan, gpu, &o), FP8_EUNSUPPORTED);
+        CHECK(strstr(fp8_last_message(), "flash: "));
+        fp8_attention_plan_destroy(plan);
+    }
+}
+
+/* ---- graphs ---------------------------------------------------------------------------------- */
+
+/* A captured run, replayed with other lengths and scales, gives what an uncaptured one gives. */
+static void test_graph(fp8_device *gpu) {
+    const cudaStream_t stream = fp8_device_stream(gpu);
+    for (int i = 0; i < 6; i++) {
+        fp8_attention_options o = base_options(4, 2, i / 2 == 0 ? 64 : i / 2 == 1 ? 128 : 256, 3,
+                                               300, 400, BF16, BF16);
+        cudaGraph_t graph = NULL;
+        cudaGraphExec_t exec = NULL;
+        gpu_run r = {0};
+        sweep_case c;
+        void *want;
+
+        o.mask = FP8_MASK_CAUSAL_BOTTOM_RIGHT;
+        o.layout = FP8_LAYOUT_BSHD_BSHD_BSHD;
+        o.padding = 1;
+        if (i % 2) o.quantize = i == 3 ? FP8_QUANTIZE_GIVEN : FP8_QUANTIZE_CURRENT;
+        o.quantize_p = i % 2;
+        check_case = "graph";
+        memset(&c, 0, sizeof c);
+        c.o = o;
+        for (int k = SWEEP_Q_LENGTHS; k <= SWEEP_KV_LENGTHS; k++)
+            memcpy(sweep_alloc(&c, (sweep_slot)k, 3, 4), (int32_t[]){200, 0, 31}, 12);
+        sweep_make_operands(&c, &(uint64_t){(uint64_t)i});
+        sweep_make_descales(&c, &(uint64_t){(uint64_t)i});
+        sweep_make_terms(&c, &(uint64_t){(uint64_t)i});
+        sweep_poison(&c);
+        CHECK_STATUS(run_open(&r, gpu, &c), FP8_OK);
+        CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+        CHECK_STATUS(run_call(&r, &c), FP8_OK);
+        CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
+        CHECK(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess);
+        CHECK(cudaGraphLaunch(exec, stream) == cudaSuccess);
+        for (int k = SWEEP_Q_LENGTHS; k <= SWEEP_KV_LENGTHS; k++)
+            memcpy(c.buffer[k].data, (int32_t[]){7, 300, 129}, 12);
+        for (int k = SWEEP_Q_DESCALE; k <= SWEEP_V_DESCALE; k++)
+            if (c.buffer[k].data) *(float *)c.buffer[k].data *= 1.5f;
+        CHECK_STATUS(run_once(gpu, &c), FP8_OK);
+        want = malloc(c.buffer[SWEEP_O].bytes);
+        if (!want) abort();
+        memcpy(want, c.buffer[SWEEP_O].data, c.buffer[SWEEP_O].bytes);
+        for (int k = SWEEP_Q_LENGTHS; k <= SWEEP_V_DESCALE; k++)
+            if (c.buffer[k].data)
+                CHECK_STATUS(fp8_device_upload(gpu, r.at[k], c.buffer[k].data, c.buffer[k].bytes),
+                             FP8_OK);
+        for (int k = 0; k < 3; k++) CHECK(cudaGraphLaunch(exec, stream) == cudaSuccess);
+        CHECK_STATUS(run_fetch(&r, &c), FP8_OK);
+        CHECK(memcmp(want, c.buffer[SWEEP_O].data, c.buffer[SWEEP_O].bytes) == 0);
+        (void)flash_compare(&c, SAMPLES, 1);
+        free(want);
+        if (exec) (void)cudaGraphExecDestroy(exec);
+        if (graph) (void)cudaGraphDestroy(graph);
+        run_close(&r);
+        sweep_free(&c);
+    }
+}
+
+/* `quick`: what a checking tool can bear. */
+int main(int argc, char **argv) {
+    const int quick = argc > 1 && strcmp(argv[1], "quick") == 0;
+    fp8_device *gpu = check_gpu();
+    if (!gpu) return TEST_SKIP;
+    if (fp8_device_capability(gpu) != 90) {
+        fprintf(stderr, "skipped: %s is no sm_90\n", fp8_device_name(gpu));
+        fp8_device_destroy(gpu);
+        return TEST_SKIP;
+    }
+    test_refusals(gpu);
+    test_nothing(gpu);
+    test_types(gpu);
+    test_layouts(gpu);
+    test_lies(gpu);
+    test_bad_values(gpu);
+    test_graph(gpu);
+    test_lengths(gpu, quick);
+    fp8_device_destroy(gpu);
+    return CHECK_DONE();
+}
