@@ -15,7 +15,7 @@ example=$FP8_SOURCE_DIR/examples/fp8_forward.c
 
 if command -v pkg-config >/dev/null; then
     cc -std=c11 -Wall -Werror "$example" -o "$work/by-pkg-config" $(pkg-config --cflags --libs fp8rt)
-    "$work/by-pkg-config" "$work/model-FP8" model.layers.0.mlp.up_proj
+    "$work/by-pkg-config" "$work/model-FP8" model.layers.0.mlp.up_proj.weight
     cc -std=c11 -Wall -Werror "$FP8_SOURCE_DIR/examples/attention_link.c" -o "$work/attention" \
         $(pkg-config --cflags --libs fp8rt) -lm
     "$work/attention" cpu >"$work/log"
@@ -35,11 +35,11 @@ target_link_libraries(stranger PRIVATE fp8calib::rt)
 EOF
 cmake -S "$work/project" -B "$work/project/b" -DCMAKE_PREFIX_PATH="$work/usr" >"$work/log" 2>&1 &&
     cmake --build "$work/project/b" >>"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
-"$work/project/b/stranger" "$work/model-FP8" model.layers.0.mlp.up_proj
+"$work/project/b/stranger" "$work/model-FP8" model.layers.0.mlp.up_proj.weight
 
 # What the library does not have is said in one line, with status 1.
-if "$work/project/b/stranger" "$work/model-FP8" model.embed_tokens 2>"$work/err"; then exit 1; fi
-grep -q 'is no FP8 Linear' "$work/err"
+if "$work/project/b/stranger" "$work/model-FP8" model.embed_tokens.weight 2>"$work/err"; then exit 1; fi
+grep -q 'no FP8 weight' "$work/err"
 
 for header in "$work"/usr/include/fp8/*.h; do
     name=$(basename "$header")
