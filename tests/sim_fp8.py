@@ -1,60 +1,141 @@
 #!/usr/bin/env python3
-"""Perplexity of a checkpoint by an independent simulation in numpy: an oracle for the runtime.
+"""Perplexity of checkpoints by an independent simulation: an oracle for the runtime. In torch where
+it is installed, on the GPU where there is one, else in numpy.
 
-FP8 checkpoints (compressed-tensors, E4M3): products of E4M3 values with the stored descales, inputs
-static or one scale a token; Q by its descale where the metadata asks for FP8 attention, K and V by
-theirs; P as it is, or with --quantize-p in E4M3 with a 2^8 offset. Others: as they are. Families:
-llama, mistral, qwen2, qwen3, gemma, gpt2 (default RoPE, no sliding window). Needs numpy, ml_dtypes
-and safetensors only.
+Plain formulas, none of our shortcuts: codes = e4m3(x / descale), values = codes * descale, RoPE
+rounded three times as transformers does. FP8 checkpoints (compressed-tensors, E4M3): inputs static
+or one descale a token, K and V by theirs, Q by its descale where the metadata asks for FP8
+attention; P as it is, or with --quantize-p in E4M3 with a 2^8 offset. Others: as they are. Families
+llama, mistral, qwen2, qwen3, gemma, gpt2 (default RoPE, no sliding window). Window i is
+ids[i*T .. i*T+T], the first T of them the input, as `fp8calib eval` cuts them. IDS: 1-D .npy, or
+.json as `fp8calib tokenize` prints it. One line of JSON a model. Needs numpy and safetensors, and
+torch or ml_dtypes.
 
-    sim_fp8.py MODEL ids.npy [--window 256] [--max-windows 20] [--compute bf16|fp32]
-               [--quantize-p] [--plain-attention] [--plain-inputs]
+With --against the logits of `fp8calib logits` instead, IDS [sequences, tokens]: the share of tokens
+whose logits are the same to 1e-5, and the relative L2 of all. One code that rounds the other way by
+the last bit of a sum spoils the tokens behind it, so in float32 and short sequences the share is
+large where the formulas are the same, and tells any difference between them.
+
+    sim_fp8.py IDS MODEL [MODEL ...]
+               [--window 256] [--max-windows 20] [--compute bf16|fp32] [--with auto|numpy|torch]
+               [--quantize-p] [--plain-attention] [--plain-inputs] [--against LOGITS.safetensors]
 """
 import argparse
 import glob
 import json
 import os
 
-import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
-F32, BF16, E4M3 = np.float32, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
-E4M3_MAX = F32(448)
-DTYPES = {"BF16": BF16, "F16": np.float16, "F32": F32, "F8_E4M3": E4M3}
+E4M3_MAX = 448.0
 
 
-def to_e4m3(x):
-    """The E4M3 value nearest to x, saturated."""
-    return np.clip(x, -E4M3_MAX, E4M3_MAX).astype(E4M3).astype(F32)
+class Numpy:
+    """What numpy and torch spell differently; `lib` has the rest under one name."""
+    lib = np
+    at_once = 8  # windows of a forward
+
+    def __init__(self):
+        import ml_dtypes  # numpy has neither type
+        self.bfloat16, self.float8 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
+        self.dtypes = {"BF16": self.bfloat16, "F16": np.float16, "F32": np.float32,
+                       "F8_E4M3": self.float8}
+
+    def read(self, path):
+        with open(path, "rb") as f:
+            header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+            data = f.read()
+        return {name: np.frombuffer(data[slice(*t["data_offsets"])], self.dtypes[t["dtype"]])
+                .reshape(t["shape"]).astype(np.float32)
+                for name, t in header.items() if name != "__metadata__"}
+
+    def ids(self, array):
+        return array.astype(np.int64)
+
+    def bf16(self, x):
+        return x.astype(self.bfloat16).astype(np.float32)
+
+    def e4m3(self, x):
+        """The E4M3 value nearest to x, saturated."""
+        return np.clip(x, -E4M3_MAX, E4M3_MAX).astype(self.float8).astype(np.float32)
+
+    def amax(self, x):
+        return x.max(-1, keepdims=True)
+
+    def causal(self, tokens):
+        return np.tril(np.ones((tokens, tokens), bool))
+
+    def arange(self, n):
+        return np.arange(n, dtype=np.float32)
+
+    def host(self, x):
+        return x
+
+    def loss(self, z, targets):
+        """Sum of -log softmax(z)[target], in double."""
+        z = z.astype(np.float64)
+        z -= z.max(-1, keepdims=True)
+        right = np.take_along_axis(z, targets[..., None], -1)[..., 0]
+        return float((np.log(np.exp(z).sum(-1)) - right).sum())
 
 
-def qdq(x, descale):
-    """x times the scale, 1 / descale: a quotient instead would round other ties."""
-    return to_e4m3(x * (F32(1) / descale)) * descale
+class Torch:
+    at_once = 32
+
+    def __init__(self):
+        import torch
+        self.lib = torch
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_grad_enabled(False)
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    def read(self, path):
+        with safe_open(path, "pt") as f:
+            return {name: f.get_tensor(name).to(self.device).float() for name in f.keys()}
+
+    def ids(self, array):
+        return self.lib.tensor(array.astype(np.int64), device=self.device)
+
+    def bf16(self, x):
+        return x.bfloat16().float()
+
+    def e4m3(self, x):
+        return x.clamp(-E4M3_MAX, E4M3_MAX).to(self.lib.float8_e4m3fn).float()
+
+    def amax(self, x):
+        return x.amax(-1, keepdim=True)
+
+    def causal(self, tokens):
+        return self.lib.ones(tokens, tokens, dtype=self.lib.bool, device=self.device).tril()
+
+    def arange(self, n):
+        return self.lib.arange(n, dtype=self.lib.float32, device=self.device)
+
+    def host(self, x):
+        return x.cpu().numpy()
+
+    def loss(self, z, targets):
+        p = self.lib.log_softmax(z.double(), -1)
+        return -float(p.gather(-1, targets[..., None]).sum())
 
 
-def read_tensors(folder):
-    """Every tensor of the folder as float32 (codes: their values), and the first metadata."""
+def read_tensors(folder, backend):
+    """Every tensor of the folder in float32 (codes: their values), and the first metadata."""
     tensors, metadata = {}, {}
     for path in sorted(glob.glob(os.path.join(folder, "model*.safetensors"))):
         with safe_open(path, "np") as f:  # the library's own checks
             metadata = metadata or f.metadata() or {}
-        with open(path, "rb") as f:
-            header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
-            data = f.read()
-        for name, t in header.items():
-            if name != "__metadata__":
-                raw = data[slice(*t["data_offsets"])]
-                tensors[name] = np.frombuffer(raw, DTYPES[t["dtype"]]).reshape(t["shape"])
+        tensors.update(backend.read(path))
     return tensors, metadata
 
 
 class Model:
-    def __init__(self, folder, args):
+    def __init__(self, folder, args, backend):
         with open(os.path.join(folder, "config.json")) as f:
             c = json.load(f)
-        self.tensors, metadata = read_tensors(folder)
+        self.tensors, metadata = read_tensors(folder, backend)
+        self.b, self.lib = backend, backend.lib
         self.args = args
         self.family = c["model_type"]
         self.gpt2 = self.family == "gpt2"
@@ -74,79 +155,79 @@ class Model:
         self.prefix = "transformer." if "transformer.wte.weight" in self.tensors else ""
 
     def get(self, name):
-        t = self.tensors.get(name)
-        return None if t is None else t.astype(F32)
+        return self.tensors.get(name)
 
     def round(self, x):
         """What a tensor of the compute type keeps of x."""
-        return x.astype(BF16).astype(F32) if self.args.compute == "bf16" else x.astype(F32)
+        return self.b.bf16(x) if self.args.compute == "bf16" else x
 
     # ---- operations ------------------------------------------------------------------------------
 
     def linear(self, name, x):
         w, bias = self.get(name + ".weight"), self.get(name + ".bias")
         descale = self.get(name + ".weight_scale")
-        if descale is not None and descale.size > 1:
-            descale = descale.reshape(-1)
-        x_descale = F32(1)
-        if descale is None:
-            descale = F32(1)
-        elif self.dynamic and not self.args.plain_inputs:
-            amax = np.abs(x).max(-1, keepdims=True)
-            amax = np.where(amax > 0, amax, E4M3_MAX)
-            x, x_descale = to_e4m3(x * (E4M3_MAX / amax)), amax / E4M3_MAX
-        elif not self.args.plain_inputs:
-            x_descale = self.get(name + ".input_scale")[0]
-            x = to_e4m3(x * (F32(1) / x_descale))
-        y = x @ (w if self.gpt2 else w.T) * (x_descale * descale)
+        if descale is not None:
+            w = w * descale
+            if self.dynamic and not self.args.plain_inputs:
+                amax = self.b.amax(abs(x))
+                x_descale = self.lib.where(amax > 0, amax, E4M3_MAX) / E4M3_MAX
+                x = self.b.e4m3(x / x_descale) * x_descale
+            elif not self.args.plain_inputs:
+                x_descale = self.get(name + ".input_scale")
+                x = self.b.e4m3(x / x_descale) * x_descale
+        y = x @ (w if self.gpt2 else w.T)
         return self.round(y if bias is None else y + bias)
 
     def norm(self, name, x):
         w = self.get(name + ".weight")
         if self.gpt2:
-            mean, var = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-            return self.round((x - mean) / np.sqrt(var + self.eps) * w + self.get(name + ".bias"))
-        y = x / np.sqrt((x * x).mean(-1, keepdims=True) + F32(self.eps))
+            mean = x.mean(-1, keepdims=True)
+            var = ((x - mean) ** 2).mean(-1, keepdims=True)
+            return self.round((x - mean) / self.lib.sqrt(var + self.eps) * w +
+                              self.get(name + ".bias"))
+        y = x / self.lib.sqrt((x * x).mean(-1, keepdims=True) + self.eps)
         if self.family == "gemma":
             return self.round(y * (1 + w))
         return self.round(w * self.round(y))
 
     def activate(self, x):
         if self.act == "silu":
-            return self.round(x / (1 + np.exp(-x)))
+            return self.round(x / (1 + self.lib.exp(-x)))
         if self.act in ("gelu_new", "gelu_pytorch_tanh", "gelu"):
-            return self.round(0.5 * x * (1 + np.tanh(F32(np.sqrt(2 / np.pi)) *
-                                                     (x + F32(0.044715) * x * x * x))))
+            return self.round(0.5 * x * (1 + self.lib.tanh((2 / np.pi) ** 0.5 *
+                                                           (x + 0.044715 * x * x * x))))
         raise SystemExit(f"sim_fp8: activation {self.act}")
 
     def rope(self, x):
-        """x [windows, tokens, heads, dim], halves rotated."""
+        """x [windows, tokens, heads, dim], halves rotated; each product and the sum are rounded."""
         half = self.dim // 2
-        freq = F32(1) / F32(self.theta) ** (np.arange(half, dtype=F32) / F32(half))
-        angle = np.arange(x.shape[1], dtype=F32)[:, None] * freq
-        cos, sin = (self.round(np.tile(f(angle), 2))[:, None] for f in (np.cos, np.sin))
-        turned = np.concatenate((-x[..., half:], x[..., :half]), -1)
-        return self.round(x * cos + turned * sin)
+        freq = self.theta ** (-self.b.arange(half) / half)
+        angle = self.b.arange(x.shape[1])[:, None] * freq
+        cos, sin = (self.round(self.lib.concatenate((f(angle), f(angle)), -1))[:, None]
+                    for f in (self.lib.cos, self.lib.sin))
+        turned = self.lib.concatenate((-x[..., half:], x[..., :half]), -1)
+        return self.round(self.round(x * cos) + self.round(turned * sin))
 
     def attention(self, module, q, k, v):
         """[windows, tokens, heads, dim] each, causal."""
-        descales = {c: self.get(f"{module}.{c}_scale") for c in "qkv"}
+        d = {c: self.get(f"{module}.{c}_scale") for c in "qkv"}
         fp8 = self.fp8_attention and not self.args.plain_attention
-        if descales["k"] is not None and not self.args.plain_attention:
-            k, v = qdq(k, descales["k"][0]), qdq(v, descales["v"][0])
+        if d["k"] is not None and not self.args.plain_attention:
+            k = self.b.e4m3(k / d["k"]) * d["k"]
+            v = self.b.e4m3(v / d["v"]) * d["v"]
         if fp8:
-            q = qdq(q, descales["q"][0])
-        group, tokens = self.heads // self.kv_heads, q.shape[1]
-        q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
-        k, v = np.repeat(k, group, 1), np.repeat(v, group, 1)
-        s = q @ k.transpose(0, 1, 3, 2) / F32(np.sqrt(self.dim))
-        s = np.where(np.tril(np.ones((tokens, tokens), bool)), s, F32(-np.inf))
-        p = np.exp(s - s.max(-1, keepdims=True))
+            q = self.b.e4m3(q / d["q"]) * d["q"]
+        windows, tokens = q.shape[:2]
+        q = q.reshape(windows, tokens, self.kv_heads, -1, self.dim).swapaxes(1, 2).swapaxes(2, 3)
+        k, v = (x.swapaxes(1, 2)[:, :, None] for x in (k, v))  # one head of K, V for a group of Q
+        s = q @ k.swapaxes(-1, -2) / self.dim ** 0.5
+        s = self.lib.where(self.b.causal(tokens), s, -np.inf)
+        p = self.lib.exp(s - self.b.amax(s))
         total = p.sum(-1, keepdims=True)
         if fp8 and self.args.quantize_p:
-            p = to_e4m3(p * 256) / 256
+            p = self.b.e4m3(p * 256) / 256
         o = self.round(p @ v / total)
-        return o.transpose(0, 2, 1, 3).reshape(o.shape[0], tokens, -1)
+        return o.swapaxes(2, 3).swapaxes(1, 2).reshape(windows, tokens, -1)
 
     # ---- wiring ----------------------------------------------------------------------------------
 
@@ -156,7 +237,8 @@ class Model:
     def gpt2_layer(self, i, x):
         at = f"{self.prefix}h.{i}."
         qkv = self.linear(at + "attn.c_attn", self.norm(at + "ln_1", x))
-        q, k, v = (self.split(part, self.heads) for part in np.split(qkv, 3, -1))
+        q, k, v = (self.split(qkv[..., j * self.hidden:(j + 1) * self.hidden], self.heads)
+                   for j in range(3))
         x = self.round(x + self.linear(at + "attn.c_proj", self.attention(at + "attn", q, k, v)))
         inner = self.activate(self.linear(at + "mlp.c_fc", self.norm(at + "ln_2", x)))
         return self.round(x + self.linear(at + "mlp.c_proj", inner))
@@ -184,7 +266,7 @@ class Model:
         if self.gpt2:
             x = self.round(x + self.get(self.prefix + "wpe.weight")[:ids.shape[1]])
         elif self.family == "gemma":
-            x = self.round(x * self.round(np.sqrt(F32(self.hidden))))
+            x = self.round(x * self.round(self.b.arange(1) + self.hidden ** 0.5))
         layer = self.gpt2_layer if self.gpt2 else self.llama_layer
         for i in range(self.layers):
             x = layer(i, x)
@@ -194,37 +276,71 @@ class Model:
 
 
 def evaluate(model, ids, window, max_windows):
-    """Window i: ids[i*T .. i*T+T], the first T of them are the input."""
     count = -(-(len(ids) - 1) // window)
     count = min(count, max_windows) if max_windows else count
-    nll, tokens, at_once = 0.0, 0, 8
+    at_once = model.b.at_once
+    loss, tokens = 0.0, 0
     for begin in range(0, count, at_once):
         pieces = [ids[i * window:i * window + window + 1]
                   for i in range(begin, min(begin + at_once, count))]
         for length in sorted({len(p) for p in pieces}, reverse=True):
-            batch = np.array([p for p in pieces if len(p) == length])
-            z = model.logits(batch[:, :-1]).astype(np.float64)
-            z -= z.max(-1, keepdims=True)
-            right = np.take_along_axis(z, batch[:, 1:, None], -1)[..., 0]
-            nll += (np.log(np.exp(z).sum(-1)) - right).sum()
-            tokens += right.size
-    return float(np.exp(nll / tokens)), tokens
+            batch = model.b.ids(np.array([p for p in pieces if len(p) == length]))
+            loss += model.b.loss(model.logits(batch[:, :-1]), batch[:, 1:])
+            tokens += len(batch) * (length - 1)
+    return float(np.exp(loss / tokens)), tokens
+
+
+def compare(model, ids, path):
+    """(share of tokens of equal logits, relative L2 of all) against a file of `fp8calib logits`."""
+    with safe_open(path, "np") as f:
+        want = f.get_tensor("logits").reshape(ids.size, -1).astype(np.float64)
+    off = model.b.host(model.logits(model.b.ids(ids))).reshape(want.shape) - want
+    token = np.linalg.norm(off, axis=1) / np.linalg.norm(want, axis=1)
+    return float((token <= 1e-5).mean()), float(np.linalg.norm(off) / np.linalg.norm(want))
+
+
+def choose(name):
+    if name == "numpy":
+        return Numpy()
+    try:
+        return Torch()
+    except ImportError:
+        if name == "torch":
+            raise
+        return Numpy()
+
+
+def read_ids(path):
+    if not path.endswith(".json"):
+        return np.load(path)
+    with open(path) as f:
+        return np.array(json.load(f)["ids"])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model")
-    parser.add_argument("ids", help="1-D .npy of token ids")
+    parser.add_argument("ids", help="token ids: .npy or .json")
+    parser.add_argument("models", nargs="+")
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--max-windows", type=int, default=20, help="0: all")
     parser.add_argument("--compute", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--with", dest="library", choices=["auto", "numpy", "torch"],
+                        default="auto")
     parser.add_argument("--quantize-p", action="store_true", help="P in E4M3 before P V")
     parser.add_argument("--plain-attention", action="store_true", help="Q, K, V as they are")
     parser.add_argument("--plain-inputs", action="store_true", help="inputs are not quantized")
+    parser.add_argument("--against", help="logits to compare with, instead of a perplexity")
     args = parser.parse_args()
-    ids = np.load(args.ids).reshape(-1).astype(np.int64)
-    perplexity, tokens = evaluate(Model(args.model, args), ids, args.window, args.max_windows)
-    print(json.dumps({"perplexity": perplexity, "tokens": tokens, "window": args.window}))
+    backend, ids = choose(args.library), read_ids(args.ids)
+    for folder in args.models:
+        model = Model(folder, args, backend)
+        if args.against:
+            equal, error = compare(model, ids, args.against)
+            print(json.dumps({"path": folder, "equal": equal, "relative_l2": error}), flush=True)
+            continue
+        perplexity, tokens = evaluate(model, ids.reshape(-1), args.window, args.max_windows)
+        print(json.dumps({"path": folder, "perplexity": perplexity, "tokens": tokens,
+                          "window": args.window}), flush=True)
 
 
 if __name__ == "__main__":
