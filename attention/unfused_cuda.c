@@ -1,21 +1,24 @@
 /* The unfused backend: gather to padded operands, S = Q K^T, softmax in FP32, O = P V, scatter. Any
  * GPU and any option; what it costs is the trip of S and P through memory. Work is cut into slices
- * of one fixed shape, so that both products are planned once and nothing depends on device data.
+ * by the plan's maxima and what its mask hides for certain, so that nothing depends on device data.
  *
  * Products are in FP8 where both operands are codes and the device has FP8 tensor cores; codes are
  * F16 elsewhere, which holds each of them. */
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "attention/quantize_qkv.h"
+#include "attention/qkv_descales.h"
 #include "attention/unfused.h"
 #include "quant/gemm.h"
 
-/* Slices take at most this many bytes of scratch, unless one unit by MIN_TOKENS needs more. */
+/* Slices take at most this many bytes of scratch, unless one unit by MIN_TOKENS needs more, and for
+ * a mask's sake are not made smaller than this many scores (0.1 ms on an H200). */
 #define SLICE_BYTES ((int64_t)1 << 30)
+#define SLICE_SCORES 0x1p25
 
 enum {
     MIN_TOKENS = 64,
+    MAX_PARTS = 8,     /* of a triangle */
     MAX_UNITS = 32768, /* a grid's second dimension ends at 65535 */
     PITCH = 16,        /* elements: FP8 products want k and n so */
     ALIGN = 256
@@ -25,7 +28,7 @@ enum {
 enum { AT_Q, AT_K, AT_V, AT_S, AT_P, AT_FACTOR, AT_O, AT_DESCALES, AT_GEMM, NUM_PARTS };
 
 typedef struct unfused_state {
-    attention_slice shape; /* without pointers, unit0 and token0 */
+    attention_slice shape; /* without pointers, unit0 and token0; s_pitch of the widest */
     size_t at[NUM_PARTS];  /* byte offsets */
     size_t gemm_bytes;
 } unfused_state;
@@ -60,14 +63,43 @@ static void choose_types(attention_slice *a, int32_t capability) {
 
 /* ---- slicing --------------------------------------------------------------------------------- */
 
-/* Bytes of a unit's keys and values, and of one of its query tokens. */
+/* *shift = diagonal - token where that is known without the lengths. */
+static int known_diagonal(const fp8_attention_options *o, int64_t *shift) {
+    *shift = o->mask == FP8_MASK_CAUSAL ? 0 : o->max_kv - o->max_q;
+    return o->mask == FP8_MASK_CAUSAL ||
+           (!o->padding && !fp8_attention_layout_is_packed(o->layout));
+}
+
+static int is_causal(const fp8_attention_options *o) {
+    return o->mask == FP8_MASK_CAUSAL || o->mask == FP8_MASK_CAUSAL_BOTTOM_RIGHT;
+}
+
+/* Turns the slice to the tokens from token0 on and the keys that these may see: all of them unless
+ * the diagonal is known. */
+static void turn_to(attention_slice *a, int64_t token0) {
+    const fp8_attention_options *o = &a->options;
+    int64_t shift, first, last, lo = 0, hi = o->max_kv;
+
+    a->token0 = token0;
+    if (known_diagonal(o, &shift)) {
+        first = token0 + shift;
+        last = first + a->tokens - 1;
+        if (is_causal(o)) hi = attention_clamp(last + 1, 0, hi);
+        if (o->window_right >= 0) hi = attention_clamp(last + o->window_right + 1, 0, hi);
+        if (o->window_left >= 0) lo = attention_clamp(first - o->window_left, 0, hi);
+    }
+    a->key0 = attention_clamp(lo / PITCH * PITCH, 0, a->kv_pitch - PITCH);
+    a->s_pitch = pitch_of(hi - a->key0);
+}
+
+/* Bytes of a unit's keys and values, and of one of its query tokens with `keys` keys. */
 static int64_t unit_bytes(const attention_slice *a) {
     return a->kv_pitch *
            (a->d_qk_pitch * bytes_of(a->qk_dtype) + a->d_v_pitch * bytes_of(a->pv_dtype));
 }
-static int64_t token_bytes(const attention_slice *a) {
+static int64_t token_bytes(const attention_slice *a, int64_t keys) {
     return a->group * (a->d_qk_pitch * bytes_of(a->qk_dtype) +
-                       a->kv_pitch * (4 + bytes_of(a->pv_dtype)) + 4 + a->d_v_pitch * 4);
+                       keys * (4 + bytes_of(a->pv_dtype)) + 4 + a->d_v_pitch * 4);
 }
 
 /* That neither of the above, times the tokens, leaves int64_t. */
@@ -88,15 +120,45 @@ static int64_t even_part(int64_t total, int64_t limit, int64_t least) {
     return limit >= total ? total : ceil_div(total, ceil_div(total, limit));
 }
 
+/* Tokens of a slice, memory aside: all of them, or few enough that a mask leaves out most of what
+ * it hides: of a triangle 8 parts cost 9/16 of the square; a window wants tokens as wide as it. */
+static int64_t wanted_tokens(const attention_slice *a) {
+    const fp8_attention_options *o = &a->options;
+    const int bounded_left = o->window_left >= 0;
+    const int bounded_right = is_causal(o) || o->window_right >= 0;
+    const double scores = (double)o->num_seqs * o->num_heads * (double)o->max_q * (double)o->max_kv;
+    const int64_t right = is_causal(o) ? 0 : o->window_right;
+    int64_t shift, parts = MAX_PARTS;
+
+    if (!known_diagonal(o, &shift) || !(bounded_left || bounded_right)) return o->max_q;
+    if (bounded_left && bounded_right) parts = o->max_q / (o->window_left + right + MIN_TOKENS);
+    if ((double)parts > scores / SLICE_SCORES) parts = (int64_t)(scores / SLICE_SCORES);
+    return parts > 1 ? ceil_div(o->max_q, parts) : o->max_q;
+}
+
+/* The slice's s_pitch for the widest of its turns, which buffers are made for. */
+static int64_t widest_turn(attention_slice *a) {
+    int64_t widest = 0;
+    for (int64_t token0 = 0; token0 < a->options.max_q; token0 += a->tokens) {
+        turn_to(a, token0);
+        if (a->s_pitch > widest) widest = a->s_pitch;
+    }
+    return widest;
+}
+
 /* Whole units while they fit; else one unit and some of its tokens. */
 static void choose_slice(attention_slice *a) {
     const fp8_attention_options *o = &a->options;
-    const int64_t whole = unit_bytes(a) + o->max_q * token_bytes(a);
-    const int64_t fit = SLICE_BYTES / whole;
+    int64_t bytes, fit;
+
+    a->tokens = wanted_tokens(a);
+    bytes = token_bytes(a, widest_turn(a));
+    fit = SLICE_BYTES / (unit_bytes(a) + a->tokens * bytes);
     a->units = even_part(o->num_seqs * o->num_kv_heads, fit < MAX_UNITS ? fit : MAX_UNITS, 1);
-    a->tokens = fit > 0 ? o->max_q
-                        : even_part(o->max_q, (SLICE_BYTES - unit_bytes(a)) / token_bytes(a),
-                                    MIN_TOKENS);
+    if (fit == 0)
+        a->tokens = even_part(a->tokens, (SLICE_BYTES - unit_bytes(a)) / bytes, MIN_TOKENS);
+    a->s_pitch = widest_turn(a);
+    a->key0 = a->token0 = 0;
 }
 
 /* ---- the two products ------------------------------------------------------------------------ */
@@ -104,14 +166,14 @@ static void choose_slice(attention_slice *a) {
 static fp8_gemm scores_gemm(const attention_slice *a) {
     const int64_t rows = a->tokens * a->group;
     return (fp8_gemm){.m = rows,
-                      .n = a->kv_pitch,
+                      .n = a->s_pitch,
                       .k = a->d_qk_pitch,
                       .a = a->q,
-                      .b = a->k,
+                      .b = (uint8_t *)a->k + a->key0 * a->d_qk_pitch * bytes_of(a->qk_dtype),
                       .d = a->s,
                       .lda = a->d_qk_pitch,
                       .ldb = a->d_qk_pitch,
-                      .ldd = a->kv_pitch,
+                      .ldd = a->s_pitch,
                       .a_dtype = a->qk_dtype,
                       .b_dtype = a->qk_dtype,
                       .d_dtype = FP8_DTYPE_F32,
@@ -121,20 +183,21 @@ static fp8_gemm scores_gemm(const attention_slice *a) {
                       .batch = a->units,
                       .a_stride = rows * a->d_qk_pitch,
                       .b_stride = a->kv_pitch * a->d_qk_pitch,
-                      .d_stride = rows * a->kv_pitch};
+                      .d_stride = rows * a->s_pitch};
 }
 
 static fp8_gemm output_gemm(const attention_slice *a) {
     const int64_t rows = a->tokens * a->group;
     const int transposed = a->pv_dtype == FP8_DTYPE_E4M3;
+    const int64_t key = transposed ? 1 : a->d_v_pitch; /* elements from one key of V to the next */
     const int fast = transposed && a->options.precision == FP8_ATTENTION_FAST;
     return (fp8_gemm){.m = rows,
                       .n = a->d_v_pitch,
-                      .k = a->kv_pitch,
+                      .k = a->s_pitch,
                       .a = a->p,
-                      .b = a->v,
+                      .b = (uint8_t *)a->v + a->key0 * key * bytes_of(a->pv_dtype),
                       .d = a->o,
-                      .lda = a->kv_pitch,
+                      .lda = a->s_pitch,
                       .ldb = transposed ? a->kv_pitch : a->d_v_pitch,
                       .ldd = a->d_v_pitch,
                       .a_dtype = a->pv_dtype,
@@ -145,7 +208,7 @@ static fp8_gemm output_gemm(const attention_slice *a) {
                       .a_descale_count = 1,
                       .b_descale_count = 1,
                       .batch = a->units,
-                      .a_stride = rows * a->kv_pitch,
+                      .a_stride = rows * a->s_pitch,
                       .b_stride = a->kv_pitch * a->d_v_pitch,
                       .d_stride = rows * a->d_v_pitch,
                       .accumulate = fast ? FP8_ACCUMULATE_FAST : FP8_ACCUMULATE_EXACT};
@@ -161,8 +224,8 @@ static void lay_out(unfused_state *u) {
         [AT_Q] = rows * a->d_qk_pitch * bytes_of(a->qk_dtype),
         [AT_K] = keys * a->d_qk_pitch * bytes_of(a->qk_dtype),
         [AT_V] = keys * a->d_v_pitch * bytes_of(a->pv_dtype),
-        [AT_S] = rows * a->kv_pitch * 4,
-        [AT_P] = rows * a->kv_pitch * bytes_of(a->pv_dtype),
+        [AT_S] = rows * a->s_pitch * 4,
+        [AT_P] = rows * a->s_pitch * bytes_of(a->pv_dtype),
         [AT_FACTOR] = rows * 4,
         [AT_O] = rows * a->d_v_pitch * 4,
         [AT_DESCALES] = o->quantize == FP8_QUANTIZE_CURRENT ? attention_descale_count(o) * 12 : 0,
@@ -281,8 +344,10 @@ static fp8_status unfused_run(fp8_attention_plan *p, const fp8_attention_io *io,
     FP8_TRY(find_descales(p, &a, base));
     for (a.unit0 = 0; a.unit0 < num_units; a.unit0 += a.units) {
         FP8_TRY(attention_gather_kv(&a, fp8_device_stream(p->device)));
-        for (a.token0 = 0; a.token0 < o->max_q; a.token0 += a.tokens)
+        for (int64_t token0 = 0; token0 < o->max_q; token0 += a.tokens) {
+            turn_to(&a, token0);
             FP8_TRY(run_slice(p, &a, base + u->at[AT_GEMM]));
+        }
     }
 done:
     return st;

@@ -114,11 +114,12 @@ softmax_kernel(attention_slice a, bool round_p) {
     const fp8_attention_options &o = a.options;
     const int64_t unit = a.unit0 + blockIdx.y, threads = blockDim.x;
     const int64_t row = (int64_t)blockIdx.y * (a.tokens * a.group) + blockIdx.x;
-    float4 *s = reinterpret_cast<float4 *>(a.s + row * a.kv_pitch);
-    quad<P> *p = reinterpret_cast<quad<P> *>(static_cast<P *>(a.p) + row * a.kv_pitch);
+    float4 *s = reinterpret_cast<float4 *>(a.s + row * a.s_pitch);
+    quad<P> *p = reinterpret_cast<quad<P> *>(static_cast<P *>(a.p) + row * a.s_pitch);
     float max = -INFINITY, base, sum = 0.0f;
     row_place r = {};
     row_terms t;
+    int64_t lo, hi; /* columns that the row sees */
 
     r.seq = unit / o.num_kv_heads;
     r.kv_head = unit % o.num_kv_heads;
@@ -135,15 +136,17 @@ softmax_kernel(attention_slice a, bool round_p) {
         return;
     }
     t = make_terms(a, r);
+    lo = t.lo - a.key0;
+    hi = t.hi - a.key0;
 
     /* NOTE: a thread has the same keys in both walks, so that it reads what it wrote itself. */
-    for (int64_t v = t.lo / QUAD / threads * threads + threadIdx.x; v * QUAD < t.hi; v += threads) {
+    for (int64_t v = lo / QUAD / threads * threads + threadIdx.x; v * QUAD < hi; v += threads) {
         const float4 in = s[v];
         float x[QUAD] = {in.x, in.y, in.z, in.w};
 #pragma unroll
         for (int i = 0; i < QUAD; i++) {
             const int64_t j = v * QUAD + i;
-            x[i] = j >= t.lo && j < t.hi ? score_of(t, x[i], j) : -INFINITY;
+            x[i] = j >= lo && j < hi ? score_of(t, x[i], a.key0 + j) : -INFINITY;
             max = fmaxf(max, x[i]);
         }
         if (t.transforms) s[v] = make_float4(x[0], x[1], x[2], x[3]);
@@ -151,17 +154,17 @@ softmax_kernel(attention_slice a, bool round_p) {
     max = block_reduce<true>(max, shared);
     base = max == -INFINITY ? 0.0f : max;
 
-    for (int64_t v = threadIdx.x; v * QUAD < a.kv_pitch; v += threads) {
+    for (int64_t v = threadIdx.x; v * QUAD < a.s_pitch; v += threads) {
         float e[QUAD] = {};
         quad<P> out;
-        if (v * QUAD + QUAD > t.lo && v * QUAD < t.hi) {
+        if (v * QUAD + QUAD > lo && v * QUAD < hi) {
             const float4 in = s[v];
             const float x[QUAD] = {in.x, in.y, in.z, in.w};
 #pragma unroll
             for (int i = 0; i < QUAD; i++) {
                 const int64_t j = v * QUAD + i;
-                const float score = t.transforms ? x[i] : score_of(t, x[i], j);
-                if (j >= t.lo && j < t.hi) e[i] = expf(score - base);
+                const float score = t.transforms ? x[i] : score_of(t, x[i], a.key0 + j);
+                if (j >= lo && j < hi) e[i] = expf(score - base);
             }
         }
 #pragma unroll
@@ -186,7 +189,7 @@ static void launch(const attention_slice *a, const dim3 &grid, int threads, fp8_
 extern "C" fp8_status attention_softmax(const attention_slice *a, fp8_stream stream) {
     const dim3 grid((unsigned)(a->tokens * a->group), (unsigned)a->units);
     int threads = WARP;
-    while (threads < MAX_ROW_THREADS && threads * QUAD < a->kv_pitch) threads *= 2;
+    while (threads < MAX_ROW_THREADS && threads * QUAD < a->s_pitch) threads *= 2;
     switch (a->pv_dtype) {
     case FP8_DTYPE_E4M3: launch<__nv_fp8_e4m3>(a, grid, threads, stream); break;
     case FP8_DTYPE_BF16: launch<__nv_bfloat16>(a, grid, threads, stream); break;

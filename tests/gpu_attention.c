@@ -16,7 +16,7 @@ static const double bound = 1e-2;
 static void compare(fp8_device *gpu, fp8_device *cpu, const problem *p, buffers *b,
                     const fp8_attention_options *o) {
     const int64_t n = b->total_q * b->o_stride;
-    fp8_attention_options plain = options_of(p, b);
+    fp8_attention_options plain = *o;
     float *want, *got;
     uint16_t *once;
     double err;
@@ -58,20 +58,43 @@ static void test_unfused(fp8_device *gpu, fp8_device *cpu) {
     }
 }
 
-/* Slices: more units than fit, and one unit whose queries do not fit. */
+/* Slices: more units than fit, one unit whose queries do not fit, and those that leave out what a
+ * mask hides: its diagonal is known top-left, and bottom-right where all lengths are. */
 static void test_slices(fp8_device *gpu, fp8_device *cpu) {
-    static const problem cases[] = {
-        {"slices of units", 24, 24, 16, 16, 1, {4096}, {4096}, CAUSAL, 0, BF16, BF16, BF16, 0, 0},
-        {"slices of tokens", 2, 1, 16, 16, 1, {14001}, {14001}, CAUSAL, 0, BF16, BF16, BF16, 0, 0},
+    static const struct {
+        problem p;
+        fp8_attention_layout layout;
+        fp8_attention_mask mask;
+        int64_t left, right;
+    } cases[] = {
+        {{"slices of units", 24, 24, 16, 16, 1, {4096}, {4096}, NONE, 0, BF16, BF16, BF16, 0, 0},
+         FP8_LAYOUT_THD_THD_THD, CAUSAL, -1, -1},
+        {{"slices of tokens", 2, 1, 16, 16, 1, {14001}, {14001}, NONE, 0, BF16, BF16, BF16, 0, 0},
+         FP8_LAYOUT_THD_THD_THD, CAUSAL, -1, -1},
+        {{"triangle", 2, 1, 16, 24, 2, {9001, 70}, {8000, 90}, NONE, 0, BF16, BF16, BF16, 0, 0},
+         FP8_LAYOUT_THD_THD_THD, FP8_MASK_CAUSAL, -1, -1},
+        {{"band", 2, 2, 16, 16, 2, {7001, 90}, {7001, 70}, NONE, 0, BF16, E4M3, E4M3, 1, 0},
+         FP8_LAYOUT_THD_THD_THD, FP8_MASK_CAUSAL, 100, -1},
+        {{"triangle, right", 2, 2, 16, 16, 1, {6001}, {7777}, NONE, 0, BF16, E4M3, E4M3, 1, 0},
+         FP8_LAYOUT_BSHD_BSHD_BSHD, CAUSAL, -1, -1},
+        {{"band, right", 2, 2, 16, 16, 1, {7777}, {6001}, NONE, 0, BF16, BF16, BF16, 0, 0},
+         FP8_LAYOUT_BSHD_BSHD_BSHD, NONE, 300, 50},
+        {{"left of a band", 1, 1, 16, 16, 1, {8001}, {9001}, NONE, 0, BF16, BF16, BF16, 0, 0},
+         FP8_LAYOUT_BSHD_BSHD_BSHD, NONE, -1, 5},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const problem *p = &cases[i].p;
         fp8_attention_options o;
         buffers b;
-        check_case = cases[i].name;
-        buffers_init(&b, &cases[i], 60 + i);
-        o = options_of(&cases[i], &b);
+        check_case = p->name;
+        buffers_init(&b, p, 60 + i);
+        o = options_of(p, &b);
+        o.layout = cases[i].layout;
+        o.mask = cases[i].mask;
+        o.window_left = cases[i].left;
+        o.window_right = cases[i].right;
         o.backend = FP8_BACKEND_UNFUSED;
-        compare(gpu, cpu, &cases[i], &b, &o);
+        compare(gpu, cpu, p, &b, &o);
         buffers_free(&b);
     }
 }
