@@ -8,7 +8,7 @@
  *            13 us at the H200's copy rate of 4.27 TB/s
  * Tiling     Hadamard: a lane holds 8 elements of a row, d / 8 lanes a row: three steps of the
  *            butterfly in registers, the other three to five by shuffles
- * Numerics   F32, log2(d) additions an element, one multiplication, one rounding
+ * Numerics   F32, one multiplication, log2(d) additions an element, one rounding
  */
 #include "attention/element.cuh"
 #include "attention/masks_cuda.h"
@@ -90,6 +90,8 @@ hadamard_kernel(T *y, const T *x, const float *__restrict__ signs, int64_t rows,
     float sign[VEC];
 
     load_as(sign, signs + lane * VEC, VEC, false);
+#pragma unroll
+    for (int i = 0; i < VEC; i++) sign[i] *= norm;
     for (int64_t row0 = (int64_t)blockIdx.x * ROWS; row0 < rows; row0 += step) {
         const int64_t row = row0 + threadIdx.x / LANES;
         const int64_t at = row * D + lane * VEC;
@@ -110,12 +112,9 @@ hadamard_kernel(T *y, const T *x, const float *__restrict__ signs, int64_t rows,
 #pragma unroll
         for (int step = 1; step < LANES; step *= 2)
 #pragma unroll
-            for (int i = 0; i < VEC; i++) {
-                const float other = __shfl_xor_sync(0xffffffffu, v[i], step);
-                v[i] = (lane & step) ? other - v[i] : v[i] + other;
-            }
-#pragma unroll
-        for (int i = 0; i < VEC; i++) v[i] *= norm;
+            for (int i = 0; i < VEC; i++)
+                v[i] = fmaf(v[i], (lane & step) ? -1.0f : 1.0f,
+                            __shfl_xor_sync(0xffffffffu, v[i], step));
         if (row < rows) store_as(y + at, v, VEC, whole);
     }
 }
