@@ -349,16 +349,13 @@ done:
     return st;
 }
 
-/* Plans with c->o.backend, runs, and fetches O, LSE and amax over what the cell holds. */
-static inline fp8_status cell_run(cell *c, fp8_device *d) {
-    fp8_attention_plan *plan = NULL;
+/* Runs a plan of c->o and fetches O, LSE and amax over what the cell holds. */
+static inline fp8_status cell_run(cell *c, fp8_device *d, fp8_attention_plan *plan) {
+    const size_t bytes = fp8_attention_workspace_size(plan);
     void *dev[NUM_MEM] = {NULL}, *workspace = NULL;
     fp8_attention_io io;
-    size_t bytes;
     fp8_status st;
 
-    FP8_TRY(fp8_attention_plan_create(&plan, d, &c->o));
-    bytes = fp8_attention_workspace_size(plan);
     FP8_TRY(cell_upload(c, d, dev));
     FP8_TRY(fp8_device_alloc(d, &workspace, bytes));
     FP8_TRY(fp8_device_fill(d, workspace, 0xff, bytes)); /* NaN: nothing stale may help */
@@ -368,7 +365,6 @@ static inline fp8_status cell_run(cell *c, fp8_device *d) {
 done:
     for (int i = 0; i < NUM_MEM; i++) fp8_device_free(d, dev[i]);
     fp8_device_free(d, workspace);
-    fp8_attention_plan_destroy(plan);
     return st;
 }
 #endif
