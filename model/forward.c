@@ -17,6 +17,7 @@ typedef struct pass {
     const fp8_tap *tap;  /* may be NULL */
     int64_t tokens, past, max_len;
     int uniform;
+    int pending;     /* y holds a block's result that x does not have yet */
     fp8_tensor x, y; /* the residual stream; a norm's or a block's output */
 } pass;
 
@@ -37,71 +38,136 @@ static fp8_status linear(const pass *p, const fp8_linear *l, const fp8_tensor *y
                               p->m->workspace.bytes);
 }
 
-/* ys[i] = linears[i](y): the input, p->y, is quantized once where they share it. NULL ones are
- * left out. */
-static fp8_status linear_group(const pass *p, fp8_linear *const *linears, const fp8_tensor *ys,
-                               int count, int share) {
-    const fp8_scratch *s = &p->m->scratch;
-    fp8_status st = FP8_OK;
-    fp8_tensor x = p->y;
-    int first = 0;
+/* The input of Linears on its way: values in the compute type, codes, or both. */
+typedef struct input {
+    fp8_tensor x;           /* what the Linears take */
+    const float *x_descale; /* of codes */
+    fp8_sink sink;
+} input;
 
-    while (!linears[first]) first++;
-    if (share) {
-        FP8_TRY(fp8_linear_quantize_input(linears[first], s->codes, s->descales, &p->y));
-        x.data = s->codes;
-        x.dtype = FP8_DTYPE_E4M3;
+/* The sink for the input of `l` (NULL: of no Linear), `width` wide. Values go to `dense`: always
+ * where there are no codes, else where a tap may look at them. */
+static fp8_status open_input(const pass *p, input *in, const fp8_linear *l, void *dense,
+                             int64_t width) {
+    fp8_scratch *s = &p->m->scratch;
+    fp8_status st = FP8_OK;
+
+    *in = (input){.x = view(p, dense, width)};
+    if (l) {
+        FP8_TRY(fp8_linear_sink(l, &in->sink, &in->x_descale, s->codes, s->descales));
+        in->x.data = s->codes;
+        in->x.dtype = FP8_DTYPE_E4M3;
     }
-    for (int i = first; i < count; i++)
-        if (linears[i]) FP8_TRY(linear(p, linears[i], &ys[i], &x, share ? s->descales : NULL));
+    if (!l || p->tap) in->sink.dense = dense;
 done:
     return st;
 }
 
-static fp8_status norm(const pass *p, const fp8_tensor *y, const fp8_tensor *x,
-                       const fp8_tensor *weight, const fp8_tensor *bias) {
-    return p->m->ops->norm(p->m->device, y, x, weight, bias && bias->data ? bias : NULL,
-                           p->m->family->norm, (float)p->m->config.norm_eps);
+/* p->x += p->y where a block has left its result there, and the norm of p->x: as codes for `l`, or
+ * as values in p->y. Without codes the steps round as transformers' do. */
+static fp8_status norm(pass *p, input *in, const fp8_linear *l, const fp8_tensor *weight,
+                       const fp8_tensor *bias) {
+    const int64_t width = p->m->config.hidden_size;
+    fp8_norm n = {.kind = p->m->family->norm,
+                  .eps = (float)p->m->config.norm_eps,
+                  .rounded = l == NULL,
+                  .dtype = p->m->type,
+                  .rows = p->tokens,
+                  .cols = width,
+                  .x = p->x.data,
+                  .weight = weight->data,
+                  .bias = bias->data};
+    fp8_status st = FP8_OK;
+
+    if (p->pending) {
+        n.residual = p->y.data;
+        n.h = p->x.data;
+    }
+    p->pending = 0;
+    FP8_TRY(open_input(p, in, l, p->y.data, width));
+    FP8_TRY(fp8_produce_norm(p->m->device, &in->sink, &n, FP8_LAUNCH_OVERLAP));
+done:
+    return st;
+}
+
+/* ys[i] = linears[i](x); NULL ones are left out. */
+static fp8_status linear_group(const pass *p, fp8_linear *const *linears, const fp8_tensor *ys,
+                               int count, const input *in) {
+    fp8_status st = FP8_OK;
+    for (int i = 0; i < count; i++)
+        if (linears[i]) FP8_TRY(linear(p, linears[i], &ys[i], &in->x, in->x_descale));
+done:
+    return st;
+}
+
+static const fp8_linear *first_of(fp8_linear *const *linears) {
+    while (!*linears) linears++;
+    return *linears;
 }
 
 /* ---- attention ------------------------------------------------------------------------------- */
 
-/* q or k in place: the heads' own norm, then RoPE, where the model has them. */
-static fp8_status position_heads(const pass *p, const fp8_tensor *x, const fp8_tensor *weight) {
-    const int64_t dim = p->m->config.head_dim, heads = x->shape[1] / dim;
-    const fp8_model *m = p->m;
-    fp8_status st = FP8_OK;
-    fp8_tensor rows = *x;
-
-    rows.shape[0] = p->tokens * heads;
-    rows.shape[1] = dim;
-    if (weight->data) FP8_TRY(norm(p, &rows, &rows, weight, NULL));
-    if (m->config.rope.type != FP8_ROPE_NONE)
-        FP8_TRY(m->ops->rope(m->device, x, heads, dim, x->shape[1], m->rope_cos, m->rope_sin,
-                             m->inputs.positions));
-done:
-    return st;
-}
-
-/* Keys or values of this batch to where attention reads them: as codes or as they are, at the
- * end of the cache or in the scratch. *rows = the first row attention sees. */
-static fp8_status store_kv(const pass *p, const fp8_tensor *x, int64_t layer, int is_value,
-                           const float *scale, uint8_t *codes, const void **rows) {
+/* Where attention finds the keys or values of this batch, as codes or as they are: at the end of
+ * the cache or in the scratch. *rows = the first row attention sees. */
+static void place_kv(const pass *p, fp8_heads *h, const fp8_tensor *x, int64_t layer, int is_value,
+                     const float *scale, uint8_t *codes, const void **rows) {
     const fp8_kv_cache *c = p->cache;
-    const int64_t width = x->shape[1];
-    void *to = codes;
+    unsigned char *to = scale ? codes : x->data;
 
-    *rows = scale ? codes : x->data;
+    *rows = to;
     if (c) {
         unsigned char *data = c->data + (size_t)(2 * layer + is_value) * c->plane_bytes;
         *rows = data;
         to = data + (size_t)p->past * c->row_bytes;
     }
-    if (scale)
-        return fp8_quantize(p->m->device, to, FP8_DTYPE_E4M3, x->data, x->dtype, p->tokens * width,
-                            scale);
-    if (c) return fp8_device_copy(p->m->device, to, x->data, (size_t)p->tokens * c->row_bytes);
-    return FP8_OK;
+    h->scale = scale;
+    if (scale) h->codes = to;
+    else h->dense = to;
+}
+
+/* Values have no use for a kernel where they stay as they are. */
+static int has_work(const fp8_heads *h, int turns) {
+    return turns || h->norm_weight || h->codes || h->dense != h->x;
+}
+
+/* The heads' own norm, RoPE and quantizing of q, k and v [tokens, heads * dim], where the model has
+ * them, to where attention reads them; q and k then point to their values, if a tap looks. */
+static fp8_status place_heads(const pass *p, int64_t index, fp8_tensor qkv[3],
+                              fp8_attention_io *io) {
+    const fp8_model *m = p->m;
+    const fp8_layer *layer = &m->layers[index];
+    const float *scales = layer->kv_scales;
+    const int turns = m->config.rope.type != FP8_ROPE_NONE;
+    const int codes = m->quant.attention != FP8_ATTENTION_NONE;
+    fp8_qkv op = {.q = {.x = qkv[0].data, .norm_weight = layer->q_norm.data},
+                  .k = {.x = qkv[1].data, .norm_weight = layer->k_norm.data},
+                  .v = {.x = qkv[2].data},
+                  .dtype = m->type,
+                  .code = FP8_DTYPE_E4M3,
+                  .tokens = p->tokens,
+                  .dim = m->config.head_dim,
+                  .rotary_dim = turns ? m->config.head_dim : 0,
+                  .cos = m->rope_cos,
+                  .sin = m->rope_sin,
+                  .positions = m->inputs.positions,
+                  .norm = m->family->norm == FP8_NORM_RMS_PLUS ? FP8_NORM_RMS_PLUS : FP8_NORM_RMS,
+                  .eps = (float)m->config.norm_eps,
+                  .rounded = !scales && !codes};
+
+    io->q = codes ? (void *)m->scratch.q_codes : qkv[0].data;
+    if (codes) {
+        op.q.codes = m->scratch.q_codes;
+        op.q.scale = scales;
+    }
+    if (!codes || p->tap) op.q.dense = qkv[0].data;
+    place_kv(p, &op.k, &qkv[1], index, 0, scales ? scales + 2 : NULL, m->scratch.k_codes, &io->k);
+    place_kv(p, &op.v, &qkv[2], index, 1, scales ? scales + 4 : NULL, m->scratch.v_codes, &io->v);
+    if (p->tap && op.k.codes) op.k.dense = qkv[1].data;
+    if (op.k.dense) qkv[1].data = op.k.dense;
+    op.q.heads = has_work(&op.q, turns) ? m->config.num_heads : 0;
+    op.k.heads = has_work(&op.k, turns) ? m->config.num_kv_heads : 0;
+    op.v.heads = has_work(&op.v, 0) ? m->config.num_kv_heads : 0;
+    return fp8_produce_qkv(m->device, &op, FP8_LAUNCH_OVERLAP);
 }
 
 static fp8_attention_options attention_options(const pass *p, int64_t layer) {
@@ -127,106 +193,109 @@ static fp8_attention_options attention_options(const pass *p, int64_t layer) {
     return o;
 }
 
-static fp8_status attend(const pass *p, int64_t layer, const fp8_tensor *o, const fp8_tensor *q,
-                         const fp8_tensor *k, const fp8_tensor *v) {
+static fp8_status attend(const pass *p, int64_t layer, fp8_attention_io *io) {
     fp8_model *m = p->m;
     const fp8_attention_options options = attention_options(p, layer);
     const float *scales = m->layers[layer].kv_scales;
-    const int64_t q_width = q->shape[1];
     fp8_attention_plan *plan = NULL;
     fp8_status st = FP8_OK;
-    fp8_attention_io io = {
-        .o = o->data,
-        .q = q->data,
-        .q_starts = m->inputs.starts,
-        .kv_starts = p->cache ? m->inputs.kv_starts : m->inputs.starts,
-        .total_q = p->tokens,
-        .total_kv = p->past + p->tokens,
-    };
 
-    FP8_TRY(store_kv(p, k, layer, 0, scales ? scales + 2 : NULL, m->scratch.k_codes, &io.k));
-    FP8_TRY(store_kv(p, v, layer, 1, scales ? scales + 4 : NULL, m->scratch.v_codes, &io.v));
+    io->q_starts = m->inputs.starts;
+    io->kv_starts = p->cache ? m->inputs.kv_starts : m->inputs.starts;
+    io->total_q = p->tokens;
+    io->total_kv = p->past + p->tokens;
     if (scales) {
-        io.k_descale = scales + 3;
-        io.v_descale = scales + 5;
+        io->k_descale = scales + 3;
+        io->v_descale = scales + 5;
     }
-    if (options.q_dtype == FP8_DTYPE_E4M3) {
-        FP8_TRY(fp8_quantize(m->device, m->scratch.q_codes, FP8_DTYPE_E4M3, q->data, q->dtype,
-                             p->tokens * q_width, scales));
-        io.q = m->scratch.q_codes;
-        io.q_descale = scales + 1;
-    }
+    if (options.q_dtype == FP8_DTYPE_E4M3) io->q_descale = scales + 1;
     FP8_TRY(fp8_plan_get(m, &plan, &options));
-    FP8_TRY(fp8_attention_run(plan, &io, m->workspace.data, m->workspace.bytes));
+    FP8_TRY(fp8_attention_run(plan, io, m->workspace.data, m->workspace.bytes));
 done:
     return st;
 }
 
-static fp8_status attention_block(const pass *p, int64_t index) {
+static fp8_status attention_block(pass *p, int64_t index) {
     const fp8_model *m = p->m;
     const fp8_layer *layer = &m->layers[index];
+    fp8_linear *const *linears = &layer->linears[FP8_LINEAR_Q];
     const int64_t q_width = m->config.num_heads * m->config.head_dim;
     const int64_t kv_width = m->config.num_kv_heads * m->config.head_dim;
-    const fp8_tensor qkv[3] = {view(p, m->scratch.q, q_width), view(p, m->scratch.k, kv_width),
-                               view(p, m->scratch.v, kv_width)};
+    fp8_tensor qkv[3] = {view(p, m->scratch.q, q_width), view(p, m->scratch.k, kv_width),
+                         view(p, m->scratch.v, kv_width)};
     const fp8_tensor o = view(p, m->scratch.attn, q_width);
+    fp8_attention_io io = {.o = o.data};
     fp8_status st = FP8_OK;
+    input in;
 
-    FP8_TRY(norm(p, &p->y, &p->x, &layer->norm1, &layer->norm1_bias));
+    FP8_TRY(norm(p, &in, layer->share_qkv ? first_of(linears) : NULL, &layer->norm1,
+                 &layer->norm1_bias));
+    FP8_TRY(tap(p, index, FP8_POINT_HIDDEN, &p->x));
     FP8_TRY(tap(p, index, FP8_POINT_QKV_INPUT, &p->y));
-    FP8_TRY(linear_group(p, &layer->linears[FP8_LINEAR_Q], qkv, 3, layer->share_qkv));
-    FP8_TRY(position_heads(p, &qkv[0], &layer->q_norm));
-    FP8_TRY(position_heads(p, &qkv[1], &layer->k_norm));
+    FP8_TRY(linear_group(p, linears, qkv, 3, &in));
+    FP8_TRY(place_heads(p, index, qkv, &io));
     FP8_TRY(tap(p, index, FP8_POINT_Q, &qkv[0]));
     FP8_TRY(tap(p, index, FP8_POINT_K, &qkv[1]));
     FP8_TRY(tap(p, index, FP8_POINT_V, &qkv[2]));
-    FP8_TRY(attend(p, index, &o, &qkv[0], &qkv[1], &qkv[2]));
+    FP8_TRY(attend(p, index, &io));
     FP8_TRY(tap(p, index, FP8_POINT_O_INPUT, &o));
     FP8_TRY(linear(p, layer->linears[FP8_LINEAR_O], &p->y, &o, NULL));
-    FP8_TRY(m->ops->add(m->device, &p->x, &p->y));
+    p->pending = 1;
 done:
     return st;
 }
 
 /* ---- MLP, logits ----------------------------------------------------------------------------- */
 
-static fp8_status mlp_block(const pass *p, int64_t index) {
+static fp8_status mlp_block(pass *p, int64_t index) {
     const fp8_model *m = p->m;
     const fp8_layer *layer = &m->layers[index];
-    const int gated = layer->linears[FP8_LINEAR_GATE] != NULL;
-    const fp8_tensor ys[2] = {view(p, m->scratch.gate, m->config.intermediate_size),
-                              view(p, m->scratch.up, m->config.intermediate_size)};
-    const fp8_tensor *inner = &ys[!gated]; /* what the activation is of, and where it goes */
+    fp8_linear *const *linears = &layer->linears[FP8_LINEAR_GATE];
+    const fp8_linear *down = layer->linears[FP8_LINEAR_DOWN];
+    const int64_t width = m->config.intermediate_size;
+    const int gated = linears[0] != NULL, quantized = fp8_linear_input_scaling(down) !=
+                                                      FP8_INPUT_DENSE;
+    const fp8_tensor ys[2] = {view(p, m->scratch.gate, width), view(p, m->scratch.up, width)};
+    const fp8_tensor *inner = &ys[!gated]; /* what the activation is of, and where values go */
+    const fp8_act act = {.act = m->config.act, .rounded = !quantized, .dtype = m->type,
+                         .rows = p->tokens, .cols = width, .x = inner->data,
+                         .up = gated ? ys[1].data : NULL};
     fp8_status st = FP8_OK;
+    input in;
 
-    FP8_TRY(norm(p, &p->y, &p->x, &layer->norm2, &layer->norm2_bias));
+    FP8_TRY(norm(p, &in, layer->share_up ? first_of(linears) : NULL, &layer->norm2,
+                 &layer->norm2_bias));
     FP8_TRY(tap(p, index, FP8_POINT_UP_INPUT, &p->y));
-    FP8_TRY(linear_group(p, &layer->linears[FP8_LINEAR_GATE], ys, 2, layer->share_up));
-    FP8_TRY(m->ops->activate(m->device, inner, inner, gated ? &ys[1] : NULL, m->config.act));
+    FP8_TRY(linear_group(p, linears, ys, 2, &in));
+    FP8_TRY(open_input(p, &in, quantized ? down : NULL, inner->data, width));
+    FP8_TRY(fp8_produce_act(m->device, &in.sink, &act, FP8_LAUNCH_OVERLAP));
     FP8_TRY(tap(p, index, FP8_POINT_DOWN_INPUT, inner));
-    FP8_TRY(linear(p, layer->linears[FP8_LINEAR_DOWN], &p->y, inner, NULL));
-    FP8_TRY(m->ops->add(m->device, &p->x, &p->y));
+    FP8_TRY(linear(p, down, &p->y, &in.x, in.x_descale));
+    p->pending = 1;
 done:
     return st;
 }
 
 /* Final norm, and the logits of every token or of each sequence's last. */
-static fp8_status finish(const pass *p, fp8_logits want, fp8_tensor *logits) {
+static fp8_status finish(pass *p, fp8_logits want, fp8_tensor *logits) {
     fp8_model *m = p->m;
     const int64_t layers = m->config.num_layers, vocab = m->config.vocab_size;
     const int64_t rows = want == FP8_LOGITS_ALL ? p->tokens : p->batch->num_seqs;
     fp8_status st = FP8_OK;
     fp8_tensor x = p->y;
     size_t bytes = 0;
+    input in;
 
-    FP8_TRY(norm(p, &p->y, &p->x, &m->final_norm, &m->final_norm_bias));
+    FP8_TRY(norm(p, &in, NULL, &m->final_norm, &m->final_norm_bias));
     FP8_TRY(tap(p, layers, FP8_POINT_HIDDEN, &p->y));
     FP8_TRY(tap(p, -1, FP8_POINT_LM_HEAD_INPUT, &p->y));
     if (want == FP8_LOGITS_NONE) return FP8_OK;
     if (want == FP8_LOGITS_LAST) { /* the residual stream has done its duty: its memory is free */
+        const fp8_embedding last = {.dtype = m->type, .tokens = rows, .cols = x.shape[1],
+                                    .table = p->y.data, .ids = m->inputs.last, .multiplier = 1};
         x = p->x;
         x.shape[0] = rows;
-        FP8_TRY(m->ops->gather(m->device, &x, &p->y, m->inputs.last));
+        FP8_TRY(fp8_embed(m->device, x.data, &last, FP8_LAUNCH_OVERLAP));
     }
     FP8_TRY(fp8_mul_size(&bytes, (size_t)rows * sizeof(float), (size_t)vocab));
     FP8_TRY(fp8_buffer_reserve(m->device, &m->logits, bytes));
@@ -265,6 +334,19 @@ static void measure(pass *p) {
     p->uniform = equal && !p->cache && (b->num_seqs > 1 || p->max_len % 64 == 0);
 }
 
+static fp8_status embed(const pass *p) {
+    const fp8_model *m = p->m;
+    const fp8_embedding e = {.dtype = m->type,
+                             .tokens = p->tokens,
+                             .cols = m->config.hidden_size,
+                             .table = m->embed.data,
+                             .ids = m->inputs.ids,
+                             .multiplier = m->embed_multiplier,
+                             .positions_table = m->positions.data,
+                             .positions = m->inputs.positions};
+    return fp8_embed(m->device, p->x.data, &e, FP8_LAUNCH_ORDERED);
+}
+
 fp8_status fp8_model_forward(fp8_model *m, const fp8_batch *batch, fp8_kv_cache *cache,
                              const fp8_tap *tapped, fp8_logits want, fp8_tensor *logits) {
     const int64_t past = cache ? cache->length : 0;
@@ -280,10 +362,8 @@ fp8_status fp8_model_forward(fp8_model *m, const fp8_batch *batch, fp8_kv_cache 
     p.y = view(&p, m->scratch.y, m->config.hidden_size);
     measure(&p);
 
-    FP8_TRY(m->ops->embed(m->device, &p.x, &m->embed, m->inputs.ids, m->embed_multiplier,
-                          m->positions.data ? &m->positions : NULL, m->inputs.positions));
+    FP8_TRY(embed(&p));
     for (int64_t i = 0; i < m->config.num_layers; i++) {
-        FP8_TRY(tap(&p, i, FP8_POINT_HIDDEN, &p.x));
         FP8_TRY(attention_block(&p, i));
         FP8_TRY(mlp_block(&p, i));
     }

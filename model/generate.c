@@ -49,7 +49,8 @@ static fp8_status next_id(fp8_model *m, fp8_kv_cache *cache, const int32_t *ids,
         FP8_TRY(fp8_model_forward(m, &batch, cache, NULL, want, &logits));
     }
     FP8_TRY(fp8_buffer_reserve(m->device, &m->scores, sizeof *best));
-    FP8_TRY(m->ops->argmax(m->device, &logits, m->scores.data));
+    FP8_TRY(fp8_top_k(m->device, m->scores.data, NULL, logits.data, logits.dtype, 1,
+                      m->config.vocab_size, 0, 1, FP8_LAUNCH_OVERLAP));
     FP8_TRY(fp8_device_download(m->device, best, m->scores.data, sizeof *best));
 done:
     return st;

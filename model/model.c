@@ -85,6 +85,8 @@ done:
 static fp8_status create_scratch(fp8_model *m) {
     const fp8_model_config *c = &m->config;
     const int64_t q = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;
+    const int64_t widest = c->hidden_size > c->intermediate_size ? c->hidden_size
+                                                                 : c->intermediate_size;
     const int quantized = m->quant.scheme != FP8_SCHEME_NONE;
     fp8_scratch *s = &m->scratch;
     const struct {
@@ -101,7 +103,7 @@ static fp8_status create_scratch(fp8_model *m) {
         {&s->attn, q, 0, 1},
         {&s->gate, c->intermediate_size, 0, m->family->linears[FP8_LINEAR_GATE] != NULL},
         {&s->up, c->intermediate_size, 0, 1},
-        {(void **)&s->codes, c->hidden_size, 1, quantized},
+        {(void **)&s->codes, widest, 1, quantized},
         {(void **)&s->descales, 1, sizeof(float), quantized},
         {(void **)&s->q_codes, q, 1, m->quant.attention != FP8_ATTENTION_NONE},
         {(void **)&s->k_codes, kv, 1, m->quant.kv_fp8},

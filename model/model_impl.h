@@ -60,7 +60,7 @@ typedef struct fp8_scratch { /* place; [max_tokens, ...] */
     void *x, *y;             /* hidden: the residual stream; a norm's or a block's output */
     void *q, *k, *v, *attn;  /* heads * head_dim */
     void *gate, *up;         /* intermediate */
-    uint8_t *codes;          /* hidden: the shared quantized input */
+    uint8_t *codes;          /* hidden or intermediate: the quantized input of Linears */
     float *descales;         /* [max_tokens] of codes */
     uint8_t *q_codes, *k_codes, *v_codes;
 } fp8_scratch;

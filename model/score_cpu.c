@@ -122,24 +122,3 @@ fp8_status fp8_score_cpu(fp8_device *d, const fp8_tensor *logits, const fp8_tens
     assert(reference || (!kl && !top1));
     return fp8_parallel_for(fp8_device_pool(d), logits->shape[0], 1, score_range, &j);
 }
-
-typedef struct argmax_job {
-    const fp8_tensor *logits;
-    int32_t *best;
-} argmax_job;
-
-static fp8_status argmax_range(void *ctx, int64_t begin, int64_t end, int32_t worker) {
-    const argmax_job *j = ctx;
-    const int64_t vocab = j->logits->shape[1];
-    (void)worker;
-    for (int64_t r = begin; r < end; r++) {
-        const float *x = (const float *)j->logits->data + r * vocab;
-        j->best[r] = index_of(x, vocab, row_max(x, vocab));
-    }
-    return FP8_OK;
-}
-
-fp8_status fp8_argmax_cpu(fp8_device *d, const fp8_tensor *logits, int32_t *best) {
-    argmax_job j = {logits, best};
-    return fp8_parallel_for(fp8_device_pool(d), logits->shape[0], 1, argmax_range, &j);
-}

@@ -1,8 +1,8 @@
-/* model/score_cuda.cu - scores and argmax of rows of F32 logits.
+/* model/score_cuda.cu - scores of rows of F32 logits.
  *
  * Computes   nll   log sum exp(x) - x[target]
  *            kl    sum p (ref - x) - lse(ref) + lse(x),  p = softmax(ref)
- *            top1  argmax(x) == argmax(ref); argmax: lowest index on ties, NaN counts as -Inf
+ *            top1  argmax(x) == argmax(ref): lowest index on ties, NaN counts as -Inf
  * Shapes     x, ref [rows, vocab] F32, out one value a row
  * Bound      memory: each row once, 4 bytes an element, 8 with a reference: 512 x 128256 are 525
  *            MB, no faster than 115 us at 4.55 TB/s (H200 reading, measured)
@@ -21,9 +21,7 @@
 
 enum {
     SCORE_THREADS = 512, /* leaves 64 registers a thread at two blocks an SM */
-    SCORE_DEPTH = 2,     /* 16-byte loads of each row under way in a thread: 32 KiB a block */
-    ARGMAX_THREADS = 1024,
-    ARGMAX_DEPTH = 8 /* decoding has one row: 128256 logits are four rounds to memory and back */
+    SCORE_DEPTH = 2 /* 16-byte loads of each row under way in a thread: 32 KiB a block */
 };
 
 /* ---- device helpers ------------------------------------------------------------------------ */
@@ -177,28 +175,6 @@ score_kernel(const float *__restrict__ logits, const float *__restrict__ referen
     if (top1) top1[row] = t.top.index == u.top.index;
 }
 
-/* One block an SM is enough, said so that the compiler keeps all loads in registers. */
-static __global__ void __launch_bounds__(ARGMAX_THREADS, 1)
-argmax_kernel(const float *__restrict__ logits, int32_t *out, int vocab) {
-    __shared__ best bests[ARGMAX_THREADS / 32];
-    const float *x = logits + (int64_t)blockIdx.x * vocab;
-    const int head = head_of(x, vocab), quads = (vocab - head) / QUAD;
-    best top = {-INFINITY, INT32_MAX};
-
-    if ((int)threadIdx.x < head) see<1>(&top, x + threadIdx.x, (int)threadIdx.x);
-    for (int q = (int)threadIdx.x; q < quads; q += ARGMAX_DEPTH * ARGMAX_THREADS) {
-        float v[ARGMAX_DEPTH][QUAD];
-        load_quads<ARGMAX_DEPTH>(v, x + head, q, ARGMAX_THREADS, quads);
-#pragma unroll
-        for (int u = 0; u < ARGMAX_DEPTH; u++)
-            see<QUAD>(&top, v[u], head + (q + u * ARGMAX_THREADS) * QUAD);
-    }
-    for (int i = head + quads * QUAD + (int)threadIdx.x; i < vocab; i += ARGMAX_THREADS)
-        see<1>(&top, x + i, i);
-    top = block_best(top, bests);
-    if (threadIdx.x == 0) out[blockIdx.x] = top.value == -INFINITY ? 0 : top.index;
-}
-
 /* ---- launchers ----------------------------------------------------------------------------- */
 
 /* One block a row, 32-bit indices within it. */
@@ -224,19 +200,6 @@ fp8_status fp8_score_cuda(fp8_device *d, const fp8_tensor *logits, const fp8_ten
     score_kernel<<<(unsigned)rows, SCORE_THREADS, 0, fp8_device_stream(d)>>>(
         (const float *)logits->data, ref, targets, nll, kl, top1, (int)vocab);
     st = fp8_cuda_launched("score", fp8_device_stream(d));
-done:
-    return st;
-}
-
-fp8_status fp8_argmax_cuda(fp8_device *d, const fp8_tensor *logits, int32_t *out) {
-    const int64_t rows = logits->shape[0], vocab = logits->shape[1];
-    fp8_status st = FP8_OK;
-
-    FP8_TRY(check_logits("argmax", logits, rows, vocab));
-    if (rows == 0) return FP8_OK;
-    argmax_kernel<<<(unsigned)rows, ARGMAX_THREADS, 0, fp8_device_stream(d)>>>(
-        (const float *)logits->data, out, (int)vocab);
-    st = fp8_cuda_launched("argmax", fp8_device_stream(d));
 done:
     return st;
 }

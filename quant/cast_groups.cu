@@ -2,21 +2,21 @@
  *
  * Computes   descale[g] = amax_g / max, codes = cast(x * (max / amax_g)), and back
  * Shapes     x, codes [rows, cols]; descale [rows] (axis 0) or [cols] (axis 1)
- * Bound      memory: rows are read twice, the second time out of the L1 or L2 cache: BF16 3 bytes
- *            an element as in cast.cu. Columns: 5 bytes (two reads)
- * Tiling     rows: a block a row. Columns: a thread a column, blocks stacked down the rows, joined
- *            by an atomic maximum; made once a checkpoint, so kept plain
+ * Bound      memory: BF16 by rows 3 bytes an element, by columns 5 (two reads)
+ * Tiling     rows: a producer (produce_act.cu). Columns: a thread a column, blocks stacked down the
+ *            rows, joined by an atomic maximum; made once a checkpoint, so kept plain
  * Numerics   the maximum is one of integers: exact in any order
  */
 #include "quant/cast_device.cuh"
-#include "quant/cuda_ops.h"
+#include "quant/gemm_cuda.h"
+#include "quant/produce_impl.h"
 #include "quant/scale_pair.h"
 
 using namespace fp8;
 
 /* ---- constants ------------------------------------------------------------------------------ */
 
-enum { THREADS = 256, WARPS = THREADS / 32, ROWS_PER_BLOCK = 256, BLOCKS_PER_SM = 8 };
+enum { THREADS = 256, ROWS_PER_BLOCK = 256, BLOCKS_PER_SM = 8 };
 
 /* ---- device helpers ------------------------------------------------------------------------- */
 
@@ -26,61 +26,12 @@ static __device__ void group_scale(uint32_t amax_bits, float q_max, float *scale
     if (amax_bits > 0) fp8_scale_pair(q_max, __uint_as_float(amax_bits), scale, descale);
 }
 
-/* The maximum over the block, in every thread. */
-static __device__ uint32_t block_max(uint32_t v) {
-    __shared__ uint32_t part[WARPS];
-    v = warp_max(v);
-    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
-    __syncthreads();
-    v = part[0];
-    for (int w = 1; w < WARPS; w++) v = max(v, part[w]);
-    return v;
-}
-
 static __device__ __forceinline__ uint32_t finite_magnitude(float x) {
     const uint32_t u = magnitude_bits(x);
     return is_finite_bits(u) ? u : 0u;
 }
 
 /* ---- kernels -------------------------------------------------------------------------------- */
-
-/* grid: rows. n_vec: whole vectors a row, 0 where rows are not aligned. */
-template <typename T>
-static __global__ void __launch_bounds__(THREADS)
-quantize_rows_kernel(uint8_t *__restrict__ codes, bool e5m2, float q_max,
-                     float *__restrict__ descale, const T *__restrict__ x, int64_t cols,
-                     int64_t n_vec) {
-    enum { N = vector16<T>::COUNT };
-    const int64_t row = blockIdx.x;
-    const T *x_row = x + row * cols;
-    uint8_t *codes_row = codes + row * cols;
-    uint32_t most = 0;
-    float scale, down;
-
-    for (int64_t v = threadIdx.x; v < n_vec; v += THREADS) {
-        const vector16<T> in = reinterpret_cast<const vector16<T> *>(x_row)[v];
-#pragma unroll
-        for (int k = 0; k < N; k++) most = max(most, finite_magnitude(to_float(in.at[k])));
-    }
-    for (int64_t c = n_vec * N + threadIdx.x; c < cols; c += THREADS)
-        most = max(most, finite_magnitude(to_float(x_row[c])));
-    group_scale(block_max(most), q_max, &scale, &down);
-    if (threadIdx.x == 0) descale[row] = down;
-    for (int64_t v = threadIdx.x; v < n_vec; v += THREADS) {
-        const vector16<T> in = reinterpret_cast<const vector16<T> *>(x_row)[v];
-#pragma unroll
-        for (int k = 0; k < N; k += 4) {
-            uchar4 out;
-            out.x = encode(to_float(in.at[k]), scale, e5m2);
-            out.y = encode(to_float(in.at[k + 1]), scale, e5m2);
-            out.z = encode(to_float(in.at[k + 2]), scale, e5m2);
-            out.w = encode(to_float(in.at[k + 3]), scale, e5m2);
-            reinterpret_cast<uchar4 *>(codes_row + v * N)[k / 4] = out;
-        }
-    }
-    for (int64_t c = n_vec * N + threadIdx.x; c < cols; c += THREADS)
-        codes_row[c] = encode(to_float(x_row[c]), scale, e5m2);
-}
 
 /* grid: (columns / THREADS, rows / ROWS_PER_BLOCK). amax holds 0 before. */
 template <typename T>
@@ -168,25 +119,17 @@ done:
 extern "C" fp8_status fp8_cuda_quantize_groups(fp8_device *d, uint8_t *codes, fp8_dtype to,
                                                float *descale, const void *x, fp8_dtype from,
                                                int64_t rows, int64_t cols, int32_t axis) {
-    const cudaStream_t stream = fp8_device_stream(d);
-    const bool e5m2 = to == FP8_DTYPE_E5M2;
-    const float q_max = fp8_max_of(to);
-    const int64_t count = VECTOR_BYTES / (int64_t)fp8_dtype_size(from);
-    const bool fits = aligned16(x) && (uintptr_t)codes % 4 == 0 && cols % count == 0;
-    fp8_status st = FP8_OK;
+    const fp8_sink out = {codes, cols, to, FP8_SINK_TOKEN, nullptr, descale, 0, 0, nullptr, 0,
+                          nullptr, nullptr};
 
     if (axis == 1)
-        return quantize_columns(d, codes, e5m2, q_max, descale, x, from, rows, cols);
-    if (rows > INT32_MAX) {
-        st = FP8_FAIL(FP8_EINVAL, "quantize_groups: %lld rows", (long long)rows);
-        goto done;
-    }
-    FP8_FOR_REAL(from, quantize_rows_kernel<T><<<(unsigned)rows, THREADS, 0, stream>>>(
-                           codes, e5m2, q_max, descale, static_cast<const T *>(x), cols,
-                           fits ? cols / count : 0));
-    FP8_TRY(fp8_cuda_launched("quantize_groups by rows", stream));
-done:
-    return st;
+        return quantize_columns(d, codes, to == FP8_DTYPE_E5M2, fp8_max_of(to), descale, x, from,
+                                rows, cols);
+    if (rows > INT32_MAX || cols > INT32_MAX)
+        return FP8_FAIL(FP8_EINVAL, "quantize_groups: [%lld, %lld] is too large", (long long)rows,
+                        (long long)cols);
+    if (cols == 0) return fp8_cuda_repeat(d, descale, nullptr, rows);
+    return fp8_cuda_produce_cast(d, &out, x, from, rows, cols, cols, FP8_LAUNCH_ORDERED);
 }
 
 extern "C" fp8_status fp8_cuda_dequantize_groups(fp8_device *d, void *x, fp8_dtype to,

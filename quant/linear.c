@@ -361,6 +361,21 @@ static fp8_status quantize_input(const fp8_linear *l, uint8_t *codes, float *des
                                tokens, l->in, 0);
 }
 
+fp8_status fp8_linear_sink(const fp8_linear *l, fp8_sink *out, const float **x_descale,
+                           uint8_t *codes, float *descales) {
+    const int own = l->input == FP8_INPUT_DYNAMIC;
+
+    if (l->input == FP8_INPUT_DENSE)
+        return FP8_FAIL(FP8_EINVAL, "%s: a sink for an input that is not quantized", l->name);
+    *out = (fp8_sink){.codes = codes,
+                      .code = FP8_DTYPE_E4M3,
+                      .scaling = own ? FP8_SINK_TOKEN : FP8_SINK_STATIC,
+                      .scale = own ? NULL : l->input_pair + 1,
+                      .descale = descales};
+    *x_descale = own ? descales : l->input_pair;
+    return FP8_OK;
+}
+
 fp8_status fp8_linear_quantize_input(const fp8_linear *l, uint8_t *codes, float *descale,
                                      const fp8_tensor *x) {
     const float *used = NULL;

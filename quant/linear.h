@@ -8,6 +8,7 @@
 
 #include "core/device.h"
 #include "quant/gemm.h"
+#include "quant/produce.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -63,6 +64,13 @@ FP8_NODISCARD fp8_status fp8_linear_forward(const fp8_linear *l, const fp8_tenso
                                             const fp8_tensor *x, const float *x_descale,
                                             fp8_accumulate accumulate, void *workspace,
                                             size_t workspace_bytes);
+
+/* Where a fused producer is to put this layer's input: *out = a sink for `codes` [tokens, in] with
+ * the layer's static scale, or one scale a token, whose descales go to `descales` [tokens].
+ * *x_descale = what fp8_linear_forward then wants beside the codes. FP8_EINVAL: a DENSE input. */
+FP8_NODISCARD fp8_status fp8_linear_sink(const fp8_linear *l, fp8_sink *out,
+                                         const float **x_descale, uint8_t *codes,
+                                         float *descales);
 
 /* Quantizes x [tokens, in] once for several Linears that share an input and a scaling:
  * codes [tokens, in], descale [1] (STATIC: filled with the constant) or [tokens]. */

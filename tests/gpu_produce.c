@@ -93,6 +93,7 @@ int main(void) {
     CHECK_STATUS(fp8_device_create(&cpu, "cpu", 0), FP8_OK);
     test_rows();
     test_qkv();
+    run_all_places(gpu);
     test_chain();
     run_all_embeds(gpu);
     run_all_tops(gpu);

@@ -177,6 +177,86 @@ static inline void run_act(fp8_device *d, fp8_dtype type, fp8_activation act, in
     sink_free(&out);
 }
 
+/* Every BF16 there is, through every activation; in place. */
+static inline void run_act_all(fp8_device *d) {
+    enum { N = 65536 };
+    for (int act = FP8_ACT_SILU; act <= FP8_ACT_RELU; act++) {
+        twin x = twin_make(d, N * 2, 0), before = twin_make(d, N * 2, 0);
+        const fp8_act a = {.act = (fp8_activation)act, .dtype = FP8_DTYPE_BF16, .rows = 4,
+                           .cols = N / 4, .x = x.dev};
+        const fp8_sink out = {.dense = x.dev};
+        int bad = 0;
+        check_case = "every BF16";
+        for (int i = 0; i < N; i++) ((uint16_t *)(void *)x.host)[i] = (uint16_t)i;
+        memcpy(before.host, x.host, N * 2);
+        twin_up(&x);
+        CHECK_STATUS(fp8_produce_act(d, &out, &a, FP8_LAUNCH_ORDERED), FP8_OK);
+        twin_down(&x);
+        for (int i = 0; i < N && bad < 10; i++) {
+            const float from = real_at(before.host, FP8_DTYPE_BF16, i);
+            const interval y = act_of((double)from, (fp8_activation)act);
+            if (real_fits(real_at(x.host, FP8_DTYPE_BF16, i), FP8_DTYPE_BF16, y)) continue;
+            fprintf(stderr, "[%s] activation %d of %a: got %a, want %a .. %a\n", check_case, act,
+                    (double)from, (double)real_at(x.host, FP8_DTYPE_BF16, i), y.lo, y.hi);
+            bad++;
+        }
+        CHECK(bad == 0);
+        twin_free(&x), twin_free(&before);
+    }
+}
+
+/* 300 and 302 by turns: variance 1 about the mean, lost in E[x^2] - mean^2. And the same bytes in
+ * place, over x and over the residual, as beside them. */
+static inline void run_norm_places(fp8_device *d, int64_t rows, int64_t cols) {
+    const size_t bytes = (size_t)(rows * cols) * 2;
+    twin x = twin_make(d, bytes, 0), y = twin_make(d, bytes, 0), z = twin_make(d, bytes, 0);
+    twin w = twin_make(d, (size_t)cols * 2, 0);
+    fp8_norm n = {.kind = FP8_NORM_LAYER, .eps = 1e-6f, .dtype = FP8_DTYPE_BF16, .rows = rows,
+                  .cols = cols, .x = x.dev, .weight = w.dev};
+    fp8_sink out = {.dense = y.dev};
+    int bad = 0;
+
+    check_case = "norm of a large offset";
+    for (int64_t i = 0; i < cols; i++) put_real(w.host, FP8_DTYPE_BF16, i, 1.0f);
+    for (int64_t i = 0; i < rows * cols; i++)
+        put_real(x.host, FP8_DTYPE_BF16, i, i % 2 ? 302.0f : 300.0f);
+    twin_up(&w), twin_up(&x);
+    CHECK_STATUS(fp8_produce_norm(d, &out, &n, FP8_LAUNCH_ORDERED), FP8_OK);
+    twin_down(&y);
+    for (int64_t i = 0; i < rows * cols; i++)
+        bad += real_at(y.host, FP8_DTYPE_BF16, i) != (i % 2 ? 1.0f : -1.0f);
+    CHECK(bad == 0);
+
+    check_case = "norm in place";
+    fill_real(&w, FP8_DTYPE_BF16, 1, cols, cols, 0, 15);
+    fill_real(&x, FP8_DTYPE_BF16, rows, cols, cols, 1, 16);
+    fill_real(&z, FP8_DTYPE_BF16, rows, cols, cols, 0, 17);
+    n.kind = FP8_NORM_RMS;
+    CHECK_STATUS(fp8_produce_norm(d, &out, &n, FP8_LAUNCH_ORDERED), FP8_OK);
+    out.dense = x.dev;
+    CHECK_STATUS(fp8_produce_norm(d, &out, &n, FP8_LAUNCH_ORDERED), FP8_OK);
+    twin_down(&x), twin_down(&y);
+    CHECK(memcmp(x.host, y.host, bytes) == 0);
+    n.residual = z.dev; /* h over x, values beside; then values over the residual */
+    n.h = x.dev;
+    out.dense = y.dev;
+    CHECK_STATUS(fp8_produce_norm(d, &out, &n, FP8_LAUNCH_ORDERED), FP8_OK);
+    twin_up(&x);
+    out.dense = z.dev;
+    CHECK_STATUS(fp8_produce_norm(d, &out, &n, FP8_LAUNCH_ORDERED), FP8_OK);
+    twin_down(&z), twin_down(&y);
+    CHECK(memcmp(z.host, y.host, bytes) == 0);
+    twin_free(&x), twin_free(&y), twin_free(&z), twin_free(&w);
+}
+
+static inline void run_all_places(fp8_device *d) {
+    run_act_all(d);
+    run_norm_places(d, 3, 128);
+    run_norm_places(d, 5, 4096);
+    run_norm_places(d, 7, 130);
+    run_norm_places(d, 600, 512);
+}
+
 /* ---- cast ------------------------------------------------------------------------------------ */
 
 /* As fp8_quantize_groups and fp8_quantize do it, by their CPU versions: every bit. */

@@ -110,6 +110,7 @@ int main(void) {
     test_act();
     test_cast();
     test_qkv();
+    run_all_places(many);
     test_threads();
     test_refusals();
     fp8_device_free(many, twin_pool);
