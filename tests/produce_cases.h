@@ -62,7 +62,7 @@ static inline void norm_row(interval *v, const double *h, const double *w, const
         mean += h[c];
         size += fabs(h[c]) / n;
     }
-    mean = mean / n;
+    mean = size > (double)FLT_MAX / n ? NAN : mean / n; /* the sum overflows: all is NaN */
     for (int64_t c = 0; c < cols; c++) square += overflow((h[c] - mean) * (h[c] - mean));
     rstd = 1 / sqrt(overflow(square) / n + eps);
     for (int64_t c = 0; c < cols; c++) {
