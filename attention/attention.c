@@ -107,7 +107,8 @@ static fp8_status judge(fp8_attention_plan *p, const attention_backend *b,
     return st == FP8_EUNSUPPORTED ? FP8_OK : st;
 }
 
-/* Walks the backends, the preferred one first; *chosen is the first that serves. */
+/* Walks the backends, the preferred one first; *chosen is the first that serves. Without a
+ * preference that is fused where flash yields to it. */
 static fp8_status select_backend(fp8_attention_plan *p, const attention_target *t,
                                  fp8_attention_backend *chosen) {
     fp8_attention_backend first;
@@ -116,6 +117,7 @@ static fp8_status select_backend(fp8_attention_plan *p, const attention_target *
 
     *chosen = FP8_BACKEND_AUTO;
     FP8_TRY(read_preference(&first));
+    if (first == FP8_BACKEND_AUTO && attention_flash_yields(&p->options)) first = FP8_BACKEND_FUSED;
     for (int i = 0; i < 2 * ATTENTION_NUM_BACKENDS; i++) {
         const attention_backend *b = backends[i % ATTENTION_NUM_BACKENDS];
         fp8_attention_verdict *v = &p->verdicts[n];

@@ -59,6 +59,7 @@ void attention_cuda_libraries(char *text, size_t bytes);
 #endif
 fp8_status attention_flash_check(const fp8_attention_options *o, const attention_target *t,
                                  char about[ATTENTION_REASON_BYTES]);
+int attention_flash_yields(const fp8_attention_options *o); /* 1: fused is the faster one */
 fp8_status attention_fused_check(const fp8_attention_options *o, const attention_target *t,
                                  char about[ATTENTION_REASON_BYTES]);
 fp8_status attention_unfused_check(const fp8_attention_options *o, const attention_target *t,

@@ -45,8 +45,9 @@ typedef struct flash_item {
     int32_t head, kv_head, seq, first;
     int32_t s_kv, begin, end;
     int32_t first_tile, num_tiles; /* of keys that any row sees */
+    int32_t clear_begin, clear_end; /* tiles that every row sees all of; none: begin >= end */
     int32_t q_row, kv_row;         /* of the first query, of key 0, in their maps */
-    int64_t q_begin;               /* token 0 of the sequence in O */
+    int32_t q_begin;               /* token 0 of the sequence in O */
     float factor;                  /* scores to base-2 exponents */
     float v_descale;
 } flash_item;

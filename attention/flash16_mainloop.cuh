@@ -36,54 +36,50 @@ static __device__ __forceinline__ void clear_tail(flash16_shared<D> &s, int32_t 
 }
 
 /* K and V of an item's tiles from the last to the first. The last tile's V is cleared beyond the
- * sequence when the next tile is under way. */
+ * sequence when the next tile is under way. tile: count of tiles, place and parity in the rings. */
 template <int D>
 static __device__ __forceinline__ void produce_keys(const flash_params &p, flash16_shared<D> &s,
-                                                    const flash_item &it, ring_place &place,
+                                                    const flash_item &it, uint32_t &tile,
                                                     uint32_t &tail_parity) {
     constexpr int KEYS = flash16_shape<D>::KEYS, STAGES = flash16_shape<D>::STAGES;
-    const int32_t seq = p.kv_packed ? 0 : it.seq, last = it.num_tiles - 1;
-    const int32_t left = it.s_kv - (it.first_tile + last) * KEYS; /* keys of the last tile */
-    const int32_t last_stage = place.stage;
 
-    for (int32_t i = last; i >= 0; i--) {
-        const int32_t row = it.kv_row + (it.first_tile + i) * KEYS;
-        const bool tail = i == last && left < KEYS;
-        uint64_t *full = tail ? &s.tail : &s.v_full[place.stage];
+    for (int32_t i = it.num_tiles - 1; i >= 0; i--, tile++) {
+        const int32_t left = it.s_kv - (it.first_tile + it.num_tiles - 1) * KEYS;
+        const bool tail = i == it.num_tiles - 1 && left < KEYS;
         if (threadIdx.x == 0) {
-            barrier_wait(&s.k_empty[place.stage], place.parity ^ 1);
-            barrier_expect(&s.k_full[place.stage], sizeof s.k[0]);
-            copy_rows<D>(s.k[place.stage], &p.k_map, &s.k_full[place.stage], KEYS, it.kv_head, row,
-                         seq);
-            barrier_wait(&s.v_empty[place.stage], place.parity ^ 1);
+            const int32_t row = it.kv_row + (it.first_tile + i) * KEYS;
+            const int32_t stage = tile % STAGES, seq = p.kv_packed ? 0 : it.seq;
+            uint64_t *full = tail ? &s.tail : &s.v_full[stage];
+            barrier_wait(&s.k_empty[stage], tile / STAGES % 2 ^ 1);
+            barrier_expect(&s.k_full[stage], sizeof s.k[0]);
+            copy_rows<D>(s.k[stage], &p.k_map, &s.k_full[stage], KEYS, it.kv_head, row, seq);
+            barrier_wait(&s.v_empty[stage], tile / STAGES % 2 ^ 1);
             barrier_expect(full, sizeof s.v[0]);
-            copy_rows<D>(s.v[place.stage], &p.v_map, full, KEYS, it.kv_head, row, seq);
+            copy_rows<D>(s.v[stage], &p.v_map, full, KEYS, it.kv_head, row, seq);
         }
         __syncwarp();
-        place = next_place<STAGES>(place);
-        if (left < KEYS && i == (last > 0 ? last - 1 : 0)) {
-            clear_tail<D>(s, last_stage, left, tail_parity);
+        if (left < KEYS && i == max(it.num_tiles - 2, 0)) {
+            clear_tail<D>(s, (tile - (it.num_tiles > 1)) % STAGES, left, tail_parity);
             tail_parity ^= 1;
         }
     }
 }
 
+static __device__ __forceinline__ int32_t next_index(const flash_params &p) {
+    int32_t next = 0;
+    if (threadIdx.x == 0) next = (int32_t)gridDim.x + atomicAdd(p.next_item, 1);
+    return __shfl_sync(0xffffffffu, next, 0);
+}
+
 /* One warp: for each item Q, then K and V. */
 template <int D>
 static __device__ void produce16(const flash_params &p, flash16_shared<D> &s) {
-    ring_place place = {0, 0};
-    uint32_t q_parity = 0, tail_parity = 0;
+    uint32_t tile = 0, q_parity = 0, tail_parity = 0;
 
-    for (int32_t index = blockIdx.x, next;; index = next) {
-        const bool more = index < p.num_items;
-        flash_item it = {};
-        next = 0;
-        if (more && threadIdx.x == 0) next = (int32_t)gridDim.x + atomicAdd(p.next_item, 1);
-        next = __shfl_sync(0xffffffffu, next, 0);
-        if (more) {
-            it = find_item<ROWS, flash16_shape<D>::KEYS>(p, index);
-            if (it.rows <= 0) continue;
-        }
+    for (int32_t index = blockIdx.x; index < p.num_items; index = next_index(p)) {
+        const flash_item it =
+            find_item<flash16_shape<D>::ROWS, flash16_shape<D>::KEYS>(p, index);
+        if (it.rows <= 0) continue;
         if (threadIdx.x == 0) {
             barrier_wait(&s.q_empty, q_parity ^ 1);
             s.items[q_parity] = it;
@@ -91,15 +87,18 @@ static __device__ void produce16(const flash_params &p, flash16_shared<D> &s) {
                 barrier_arrive(&s.q_full);
             } else {
                 barrier_expect(&s.q_full, sizeof s.q);
-                copy_rows<D>(s.q, &p.q_map, &s.q_full, ROWS, it.head, it.q_row,
+                copy_rows<D>(s.q, &p.q_map, &s.q_full, flash16_shape<D>::ROWS, it.head, it.q_row,
                              p.q_packed ? 0 : it.seq);
             }
         }
         __syncwarp();
-        if (!more) return;
-        produce_keys<D>(p, s, s.items[q_parity], place, tail_parity); /* registers are few */
+        produce_keys<D>(p, s, s.items[q_parity], tile, tail_parity); /* registers are few */
         q_parity ^= 1;
     }
+    if (threadIdx.x != 0) return;
+    barrier_wait(&s.q_empty, q_parity ^ 1);
+    s.items[q_parity].rows = 0; /* no more */
+    barrier_arrive(&s.q_full);
 }
 
 /* ---- consumers: softmax ---------------------------------------------------------------------- */
@@ -164,13 +163,13 @@ static __device__ __forceinline__ void pack_scores(uint32_t (&prob)[N / 2],
 /* S = Q K^T over d, issued and committed. */
 template <int D, bool F16, int N>
 static __device__ __forceinline__ void issue_scores(float (&scores)[N], uint64_t q, uint64_t k) {
-    constexpr int STEPS = COLUMN_BLOCK / K_STEP;
+    constexpr int STEPS = COLUMN_BLOCK / K_STEP, BLOCK = COLUMN_BLOCK * 2; /* bytes of a row */
     products_begin();
 #pragma unroll
     for (int i = 0; i < D / K_STEP; i++) {
         const int block = i / STEPS, within = i % STEPS * K_STEP * 2;
-        const uint64_t q_step = q + (block * ROWS * COLUMN_BLOCK * 2 + within) / 16;
-        const uint64_t k_step = k + (block * 2 * N * COLUMN_BLOCK * 2 + within) / 16;
+        const uint64_t q_step = q + (block * flash16_shape<D>::ROWS * BLOCK + within) / 16;
+        const uint64_t k_step = k + (block * 2 * N * BLOCK + within) / 16;
         if (i == 0) scores_start<F16>(scores, q_step, k_step);
         else scores_add<F16>(scores, q_step, k_step);
     }
@@ -196,12 +195,15 @@ struct consumer16 {
     uint32_t tile; /* count of tiles of keys: place and parity in the rings, in one register */
 };
 
-/* Turns: a warpgroup issues its products of a step while the other has none to issue. */
-static __device__ void take_turn(const consumer16 &c) {
-    if (TURNS) named_sync(TURN_BARRIER + c.row / WG_ROWS, CONSUMERS * WARPGROUP);
+/* Turns: a warpgroup issues its products of a step while the others have none to issue. */
+template <int D>
+static __device__ __forceinline__ void take_turn(const consumer16 &c) {
+    named_sync(TURN_BARRIER + c.row / WG_ROWS, 2 * WARPGROUP);
 }
-static __device__ void pass_turn(const consumer16 &c) {
-    if (TURNS) named_arrive(TURN_BARRIER + 1 - c.row / WG_ROWS, CONSUMERS * WARPGROUP);
+template <int D>
+static __device__ __forceinline__ void pass_turn(const consumer16 &c) {
+    const int next = c.row / WG_ROWS + 1 == flash16_shape<D>::CONSUMERS ? 0 : c.row / WG_ROWS + 1;
+    named_arrive(TURN_BARRIER + next, 2 * WARPGROUP);
 }
 
 /* S of a tile and P V of the one before it are in flight together. NOTE: between the exponentials
@@ -214,9 +216,12 @@ static __device__ __forceinline__ void attend16(float (&out)[D / 2], row_state16
     constexpr int STAGES = flash16_shape<D>::STAGES, KEYS = flash16_shape<D>::KEYS;
     constexpr int BLOCK_BYTES = KEYS * COLUMN_BLOCK * 2;
     const uint64_t q = operand<128>(s.q + c.row / WG_ROWS * WG_ROWS * COLUMN_BLOCK);
+    const int32_t first_tile = it.first_tile, clear_begin = it.clear_begin;
+    const int32_t clear_end = it.clear_end;
     const float factor = it.factor;
     float scores[KEYS / 2];
     uint32_t prob[KEYS / 4];
+    int32_t tile = first_tile + it.num_tiles - 1;
 
     barrier_wait(&s.k_full[c.tile % STAGES], c.tile / STAGES % 2);
     issue_scores<D, F16>(scores, q, operand<128>(s.k[c.tile % STAGES]));
@@ -224,26 +229,26 @@ static __device__ __forceinline__ void attend16(float (&out)[D / 2], row_state16
     pin(scores);
     release(&s.k_empty[c.tile % STAGES]);
     if (it.num_tiles == 1) release(&s.q_empty);
-    mask_scores(scores, it, c.row, (it.first_tile + it.num_tiles - 1) * KEYS);
+    mask_scores(scores, it, c.row, tile * KEYS);
     raise_maximum(scores, rows, factor);
     exponentials(scores, rows, factor);
     pack_scores<F16>(prob, scores);
     barrier_wait(&s.v_full[c.tile % STAGES], c.tile / STAGES % 2);
 
-    for (int32_t i = it.num_tiles - 2; i >= 0; i--) {
+    while (--tile >= first_tile) {
         const uint64_t v = operand_columns(s.v[c.tile % STAGES], BLOCK_BYTES);
 
         c.tile++;
         barrier_wait(&s.k_full[c.tile % STAGES], c.tile / STAGES % 2);
-        take_turn(c);
+        take_turn<D>(c);
         issue_scores<D, F16>(scores, q, operand<128>(s.k[c.tile % STAGES]));
         issue_output<D, F16>(out, prob, v);
-        pass_turn(c);
+        pass_turn<D>(c);
         products_wait<1>(); /* S */
         pin(scores);
         release(&s.k_empty[c.tile % STAGES]);
-        if (i == 0) release(&s.q_empty);
-        mask_scores(scores, it, c.row, (it.first_tile + i) * KEYS);
+        if (tile == first_tile) release(&s.q_empty);
+        if (tile < clear_begin || tile >= clear_end) mask_scores(scores, it, c.row, tile * KEYS);
         raise_maximum(scores, rows, factor);
         exponentials(scores, rows, factor);
         pin(scores);
@@ -252,8 +257,10 @@ static __device__ __forceinline__ void attend16(float (&out)[D / 2], row_state16
         pin(out);
         pin(prob);
         release(&s.v_empty[(c.tile - 1) % STAGES]);
+        if (__any_sync(0xffffffffu, rows.alpha[0] != 1.0f || rows.alpha[1] != 1.0f))
 #pragma unroll
-        for (int k = 0; k < D / 2; k++) out[k] *= rows.alpha[k / 2 % 2];
+            for (int k = 0; k < D / 2; k++)
+                out[k] *= rows.alpha[k / 2 % 2];
         pack_scores<F16>(prob, scores);
     }
     issue_output<D, F16>(out, prob, operand_columns(s.v[c.tile % STAGES], BLOCK_BYTES));
@@ -262,4 +269,5 @@ static __device__ __forceinline__ void attend16(float (&out)[D / 2], row_state16
     release(&s.v_empty[c.tile % STAGES]);
     c.tile++;
 }
+
 #endif

@@ -31,6 +31,22 @@ static __device__ void find_descales(const flash_params &p, flash_item &it) {
     if (it.factor < 1e-30f) it.factor = 1e-30f;
 }
 
+/* attention_sequence in 32 bits, which every total here fits: the producer has few registers. */
+static __device__ __forceinline__ int32_t find_sequence(const int32_t *starts,
+                                                        const int32_t *lengths, int32_t s,
+                                                        int32_t total, int32_t longest,
+                                                        int32_t *begin) {
+    int32_t length = longest;
+    *begin = 0;
+    if (starts) {
+        *begin = max(0, min(starts[s], total));
+        if (!lengths) length = max(*begin, min(starts[s + 1], total)) - *begin;
+    }
+    if (lengths) length = lengths[s];
+    if (starts) length = min(length, total - *begin);
+    return max(0, min(length, longest));
+}
+
 /* rows <= 0 when the run has no such tile. */
 template <int ROWS, int KEYS>
 static __device__ flash_item find_item(const flash_params &p, int32_t index) {
@@ -38,22 +54,20 @@ static __device__ flash_item find_item(const flash_params &p, int32_t index) {
     const int32_t band = min(p.band, p.units - band_begin);
     const int32_t in_band = index - band_begin * p.tiles;
     const int32_t unit = band_begin + in_band % band;
-    int32_t s_q, diagonal, lo, hi;
-    int64_t kv_begin;
+    int32_t s_q, diagonal, lo, hi, kv_begin;
     flash_item it;
 
     it.head = unit % p.num_heads;
     it.kv_head = it.head / (p.num_heads / p.num_kv_heads);
     it.seq = unit / p.num_heads;
     it.first = (p.tiles - 1 - in_band / band) * ROWS;
-    s_q = (int32_t)attention_sequence(p.q_starts, p.q_lengths, it.seq, p.total_q, p.max_q,
-                                      &it.q_begin);
+    s_q = find_sequence(p.q_starts, p.q_lengths, it.seq, (int32_t)p.total_q, p.max_q, &it.q_begin);
     it.valid = min(s_q - it.first, (int32_t)ROWS);
     it.rows = p.q_starts ? it.valid : min(p.max_q - it.first, (int32_t)ROWS);
-    it.q_row = (int32_t)(p.q_packed ? it.q_begin : 0) + it.first;
-    it.s_kv = (int32_t)attention_sequence(p.kv_starts, p.kv_lengths, it.seq, p.total_kv, p.max_kv,
-                                          &kv_begin);
-    it.kv_row = (int32_t)(p.kv_packed ? kv_begin : 0);
+    it.q_row = (p.q_packed ? it.q_begin : 0) + it.first;
+    it.s_kv = find_sequence(p.kv_starts, p.kv_lengths, it.seq, (int32_t)p.total_kv, p.max_kv,
+                            &kv_begin);
+    it.kv_row = p.kv_packed ? kv_begin : 0;
     diagonal = p.top_left ? it.first : it.first + it.s_kv - s_q;
     it.begin = diagonal - p.left;
     it.end = diagonal + p.right + 1;
@@ -61,6 +75,8 @@ static __device__ flash_item find_item(const flash_params &p, int32_t index) {
     hi = it.valid > 0 ? key_end(it, it.valid - 1) : 0;
     it.first_tile = lo / KEYS;
     it.num_tiles = hi > lo ? (hi + KEYS - 1) / KEYS - it.first_tile : 0;
+    it.clear_begin = (key_begin(it, ROWS - 1) + KEYS - 1) / KEYS;
+    it.clear_end = max(0, key_end(it, 0)) / KEYS;
     find_descales(p, it);
     return it;
 }

@@ -11,11 +11,13 @@ enum {
     FLASH_VECTOR = 16,          /* bytes; maps, loads and stores ask it of addresses and strides */
     FLASH_MAX_LENGTH = 1 << 29, /* with FLASH_NO_WINDOW keeps key indices within 32 bits */
     FLASH_NO_WINDOW = 1 << 30,
-    FLASH_MAX_ITEMS = 1 << 30   /* tiles of a run, for a 32-bit counter */
+    FLASH_MAX_ITEMS = 1 << 30,  /* tiles of a run, for a 32-bit counter */
+    FLASH16_YIELDS = 1024       /* queries up to which flash comes before fused at d 256 */
 };
 
-/* Keys of a tile in 16 bits. */
-#define FLASH16_KEYS(d) ((d) == 256 ? 80 : 128)
+/* In 16 bits: keys and query rows of a tile (measured: docs/NOTES.md). */
+#define FLASH16_KEYS(d) ((d) == 256 ? 80 : (d) == 128 ? 176 : 128)
+#define FLASH16_ROWS(d) ((d) == 64 ? 192 : 128)
 
 /* Q, K and V stay in BF16 or F16. */
 static inline int flash_is_16(const fp8_attention_options *o) {

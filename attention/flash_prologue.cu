@@ -44,9 +44,16 @@ enum {
     MAX_COLUMNS = 128,    /* of a block */
     MAX_THREADS = MAX_COLUMNS / COLUMNS * GROUPS,
     CHUNK = 8,            /* elements of a 16-byte load */
-    CHUNKS = TILE * COLUMNS / GROUPS / CHUNK, /* of a thread: 8 */
-    BEGIN_THREADS = 256
+    CHUNKS = 8,           /* of a thread, ROW_STEP rows apart */
+    ROW_STEP = TILE / CHUNKS,
+    BEGIN_THREADS = 256,
+    WIDE_BLOCKS = 4,      /* an SM, of 16 bits: 64 registers, 128 KB under way */
+    CODES_BLOCKS = 8      /* 32 registers, as much */
 };
+static_assert(MAX_COLUMNS / CHUNK * ROW_STEP == MAX_THREADS, "a block's loads cover its tile");
+
+/* What there is among Q, K and V: V in codes alone, or BF16 or F16 too. */
+enum operands { ALL_CODES, WITH_BF16, WITH_F16 };
 
 #if FLASH_SM90
 
@@ -128,77 +135,79 @@ static __device__ float scale_of(const flash_prologue &p, const flash_operand &x
 
 /* ---- tiles ----------------------------------------------------------------------------------- */
 
-/* Chunk i of a thread: its row, and its column within the block. */
-static __device__ __forceinline__ int32_t chunk_row(int32_t i, int32_t width, int32_t *column) {
-    const int32_t index = (int32_t)threadIdx.x + i * (int32_t)blockDim.x;
-    *column = index % (width / CHUNK) * CHUNK;
-    return index / (width / CHUNK);
+/* A thread's chunk i is that of row first + i * ROW_STEP of the tile. */
+static __device__ __forceinline__ int32_t first_row(int32_t width, int32_t *column) {
+    *column = (int32_t)threadIdx.x % (width / CHUNK) * CHUNK;
+    return (int32_t)threadIdx.x / (width / CHUNK);
 }
 
 static __device__ __forceinline__ void load_rows(uint4 (&got)[CHUNKS], const flash_operand &x,
                                                  const tile &t, int32_t width) {
-    const uint16_t *from = static_cast<const uint16_t *>(x.from);
+    int32_t column;
+    const int32_t row = t.first + first_row(width, &column);
+    const uint16_t *from = static_cast<const uint16_t *>(x.from) + element(x, t, row) + column;
+    const int64_t step = ROW_STEP * x.at.token;
 #pragma unroll
-    for (int i = 0; i < CHUNKS; i++) {
-        int32_t column;
-        const int32_t row = t.first + chunk_row(i, width, &column);
-        got[i] = row < t.s ? *reinterpret_cast<const uint4 *>(from + element(x, t, row) + column)
-                           : make_uint4(0, 0, 0, 0);
-    }
+    for (int i = 0; i < CHUNKS; i++)
+        got[i] = row + i * ROW_STEP < t.s
+                     ? __ldg(reinterpret_cast<const uint4 *>(from + i * step))
+                     : make_uint4(0, 0, 0, 0);
 }
 
 template <bool F16>
-static __device__ void quantize_rows(const flash_prologue &p, const flash_operand &x,
-                                     const tile &t, int32_t width) {
-    uint8_t *to = x.codes + ((int64_t)t.seq * x.heads + t.head) * x.pitch * x.d + t.column;
+static __device__ __forceinline__ void quantize_rows(const flash_prologue &p,
+                                                     const flash_operand &x, const tile &t,
+                                                     int32_t width) {
     uint4 got[CHUNKS];
+    int32_t column;
+    const int32_t row = t.first + first_row(width, &column);
+    uint8_t *to = x.codes + (((int64_t)t.seq * x.heads + t.head) * x.pitch + row) * x.d +
+                  t.column + column;
     float scale;
 
     load_rows(got, x, t, width);
     scale = scale_of(p, x, t);
 #pragma unroll
-    for (int i = 0; i < CHUNKS; i++) {
-        int32_t column;
-        const int32_t row = t.first + chunk_row(i, width, &column);
-        const uint2 codes = make_uint2(quantize4<F16>(got[i].x, got[i].y, scale),
-                                       quantize4<F16>(got[i].z, got[i].w, scale));
-        if (row < t.s) *reinterpret_cast<uint2 *>(to + (int64_t)row * x.d + column) = codes;
-    }
+    for (int i = 0; i < CHUNKS; i++)
+        if (row + i * ROW_STEP < t.s)
+            *reinterpret_cast<uint2 *>(to + i * ROW_STEP * x.d) =
+                make_uint2(quantize4<F16>(got[i].x, got[i].y, scale),
+                           quantize4<F16>(got[i].z, got[i].w, scale));
 }
 
 /* Four codes of each of a thread's 16 keys, 0 beyond the sequence. */
-template <bool F16>
+template <operands KIND>
 static __device__ __forceinline__ void gather_keys(uint32_t (&row)[GROUP], const flash_prologue &p,
                                                    const flash_operand &x, const tile &t,
                                                    int32_t first, int32_t column) {
-    if (x.is_codes) {
-        const uint8_t *from = static_cast<const uint8_t *>(x.from) + column;
+    const int64_t at = element(x, t, first) + column;
+    if (KIND == ALL_CODES || x.is_codes) {
+        const uint8_t *from = static_cast<const uint8_t *>(x.from) + at;
 #pragma unroll
-        for (int k = 0; k < GROUP; k++)
-            row[k] = first + k < t.s ? *reinterpret_cast<const uint32_t *>(
-                                           from + element(x, t, first + k))
-                                     : 0;
+        for (int k = 0; k < GROUP; k++, from += x.at.token)
+            row[k] = first + k < t.s ? __ldg(reinterpret_cast<const uint32_t *>(from)) : 0;
     } else {
-        const uint16_t *from = static_cast<const uint16_t *>(x.from) + column;
+        const uint16_t *from = static_cast<const uint16_t *>(x.from) + at;
         uint2 wide[GROUP];
         float scale;
 #pragma unroll
-        for (int k = 0; k < GROUP; k++)
-            wide[k] = first + k < t.s
-                          ? *reinterpret_cast<const uint2 *>(from + element(x, t, first + k))
-                          : make_uint2(0, 0);
+        for (int k = 0; k < GROUP; k++, from += x.at.token)
+            wide[k] = first + k < t.s ? __ldg(reinterpret_cast<const uint2 *>(from))
+                                      : make_uint2(0, 0);
         scale = scale_of(p, x, t);
 #pragma unroll
         for (int k = 0; k < GROUP; k++)
-            row[k] = first + k < t.s ? quantize4<F16>(wide[k].x, wide[k].y, scale) : 0;
+            row[k] = first + k < t.s ? quantize4<KIND == WITH_F16>(wide[k].x, wide[k].y, scale)
+                                     : 0;
     }
 }
 
 /* Chunk g of column c lies at g ^ (c / 4 % 8): neither the writers (one g, 8 neighbouring c / 4)
  * nor the readers (one c, all g) of a phase meet in a bank. */
-template <bool F16>
-static __device__ void transpose_columns(const flash_prologue &p, const flash_operand &x,
-                                         const tile &t, int32_t width) {
+template <operands KIND>
+static __device__ __forceinline__ void transpose_columns(const flash_prologue &p,
+                                                         const flash_operand &x, const tile &t,
+                                                         int32_t width) {
     __shared__ uint4 columns[MAX_COLUMNS * GROUPS];
     const int32_t lanes = width / COLUMNS; /* threads across a row */
     const int32_t c = (int32_t)threadIdx.x % lanes * COLUMNS;
@@ -207,7 +216,7 @@ static __device__ void transpose_columns(const flash_prologue &p, const flash_op
                   t.first;
     uint32_t row[GROUP], word[COLUMNS][4];
 
-    gather_keys<F16>(row, p, x, t, t.first + g * GROUP, c);
+    gather_keys<KIND>(row, p, x, t, t.first + g * GROUP, c);
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         uint32_t out[4];
@@ -296,8 +305,9 @@ observe_kernel(const __grid_constant__ flash_prologue p) {
 }
 
 /* grid: the tiles of Q, K and V that are to be made; block: columns * 2. */
-template <bool F16>
-static __global__ void __launch_bounds__(MAX_THREADS, 2)
+template <operands KIND>
+static __global__ void
+__launch_bounds__(MAX_THREADS, KIND == ALL_CODES ? CODES_BLOCKS : WIDE_BLOCKS)
 prologue_kernel(const __grid_constant__ flash_prologue p) {
 #if FLASH_SM90
     int32_t index = (int32_t)(p.backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x), which = 0;
@@ -306,13 +316,13 @@ prologue_kernel(const __grid_constant__ flash_prologue p) {
     dependencies_wait();
     if (blockIdx.x == 0 && !p.backwards) begin_run(p);
     for (; which < 2 && index >= p.x[which].blocks; which++) index -= p.x[which].blocks;
-    const flash_operand &x = p.x[which];
+    const flash_operand &x = p.x[KIND == ALL_CODES ? 2 : which];
     const int32_t width = min(x.d, (int32_t)MAX_COLUMNS);
     const tile t = find_tile(x, index);
-    if (x.amax && t.first == 0 && t.s == 0) (void)scale_of(p, x, t);
+    if (KIND != ALL_CODES && x.amax && t.first == 0 && t.s == 0) (void)scale_of(p, x, t);
     if (t.first >= t.s) return;
-    if (x.transposed) transpose_columns<F16>(p, x, t, width);
-    else quantize_rows<F16>(p, x, t, width);
+    if (KIND == ALL_CODES || x.transposed) transpose_columns<KIND>(p, x, t, width);
+    else quantize_rows<KIND == WITH_F16>(p, x, t, width);
 #endif
 }
 
@@ -322,7 +332,10 @@ typedef void (*prologue_entry)(const flash_prologue);
 
 extern "C" fp8_status attention_flash_prologue(const flash_prologue *p, fp8_stream stream) {
     const prologue_entry observe = p->f16 ? observe_kernel<true> : observe_kernel<false>;
-    const prologue_entry make = p->f16 ? prologue_kernel<true> : prologue_kernel<false>;
+    const int codes = p->x[0].blocks + p->x[1].blocks == 0 && p->x[2].is_codes;
+    const prologue_entry make = codes    ? prologue_kernel<ALL_CODES>
+                                : p->f16 ? prologue_kernel<WITH_F16>
+                                         : prologue_kernel<WITH_BF16>;
     const unsigned threads = (p->d < MAX_COLUMNS ? p->d : MAX_COLUMNS) / COLUMNS * GROUPS;
     int64_t blocks = 0, observed = 0;
     fp8_status st = FP8_OK;
