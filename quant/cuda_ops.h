@@ -4,6 +4,7 @@
 #define FP8_QUANT_CUDA_OPS_H
 #include "quant/cast.h"
 #include "quant/gemm.h"
+#include "quant/gemm_tune.h"
 
 #if FP8_CUDA
 #define FP8_ON_CUDA(d) (fp8_device_place(d) == FP8_PLACE_CUDA)
@@ -40,10 +41,13 @@ fp8_status fp8_cuda_measure_error(fp8_device *d, fp8_error_stats *out, const voi
                                   fp8_dtype to, const float *scale, const float *descale,
                                   void *workspace);
 
+fp8_status fp8_gemm_check(const fp8_gemm *g); /* all that no device changes; FP8_EINVAL */
 int fp8_cuda_gemm_supported(const fp8_device *d, const fp8_gemm *g);
 size_t fp8_cuda_gemm_workspace_size(const fp8_device *d, const fp8_gemm *g);
 fp8_status fp8_cuda_gemm_run(fp8_device *d, const fp8_gemm *g, void *workspace,
                              size_t workspace_bytes);
+fp8_status fp8_cuda_gemm_tune(fp8_device *d, const fp8_gemm *g, void *workspace,
+                              size_t workspace_bytes, fp8_gemm_tuned *tuned);
 
 #ifdef __cplusplus
 }

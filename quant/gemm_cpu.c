@@ -59,26 +59,6 @@ size_t fp8_cpu_gemm_workspace_size(const fp8_simd *s, int32_t threads, const fp8
     return (size_t)threads * (size_t)scratch_floats(s, g) * sizeof(float);
 }
 
-/* ---- storing --------------------------------------------------------------------------------- */
-
-void fp8_gemm_store(const fp8_simd *s, const fp8_gemm *g, int64_t batch, int64_t row, int64_t col,
-                    const float *acc, int64_t n) {
-    const float a = !g->a_descale ? 1.0f : g->a_descale[g->a_descale_count > 1 ? row : 0];
-    const int per_column = g->b_descale && g->b_descale_count > 1;
-    const float b = !g->b_descale || per_column ? 1.0f : g->b_descale[0];
-    _Alignas(64) float bias[BLOCK_N], out[BLOCK_N];
-
-    if (g->bias) {
-        const int64_t size = (int64_t)fp8_dtype_size(g->bias_dtype);
-        s->widen(bias, (const char *)g->bias + col * size, g->bias_dtype, n);
-    }
-    s->finish(out, acc, g->alpha * a * b, per_column ? g->b_descale + col : NULL,
-              g->bias ? bias : NULL, n);
-    s->narrow((char *)g->d + (batch * g->d_stride + row * g->ldd + col) *
-                                 (int64_t)fp8_dtype_size(g->d_dtype),
-              g->d_dtype, out, n);
-}
-
 /* ---- one block ------------------------------------------------------------------------------- */
 
 typedef struct gemm_job {
@@ -98,9 +78,7 @@ typedef struct gemm_block {
 static void pack_a(const gemm_job *j, const gemm_block *at, float *a, int64_t k0, int64_t k) {
     const fp8_gemm *g = j->g;
     for (int64_t i = 0; i < at->rows; i++)
-        j->s->widen(a + i * FP8_TILE_A_STRIDE,
-                    fp8_gemm_at(g->a, g->a_dtype, g->lda, g->a_stride, at->batch, at->row + i, k0),
-                    g->a_dtype, k);
+        fp8_gemm_widen_a(j->s, g, at->batch, at->row + i, k0, a + i * FP8_TILE_A_STRIDE, k);
 }
 
 /* b[p, c] = B[col + c, k0 + p]: tile_cols columns from `col` on, 0 past the last of `cols`. */
@@ -114,10 +92,7 @@ static void pack_b_nk(const gemm_job *j, const gemm_block *at, float *b, int64_t
     for (int64_t p = 0; p < k; p += PACK_K) {
         const int64_t len = min64(PACK_K, k - p);
         for (int64_t c = 0; c < cols; c++)
-            j->s->widen(rows + c * PACK_K,
-                        fp8_gemm_at(g->b, g->b_dtype, g->ldb, g->b_stride, at->batch, col + c,
-                                    k0 + p),
-                        g->b_dtype, len);
+            fp8_gemm_widen_b(j->s, g, at->batch, col + c, k0 + p, rows + c * PACK_K, len);
         j->s->transpose(b + p * width, width, rows, PACK_K, cols, len);
     }
 }
@@ -130,9 +105,7 @@ static void pack_b_kn(const gemm_job *j, const gemm_block *at, float *b, int64_t
 
     if (cols < width) memset(b, 0, (size_t)(width * k) * sizeof *b);
     for (int64_t p = 0; p < k; p++)
-        j->s->widen(b + p * width,
-                    fp8_gemm_at(g->b, g->b_dtype, g->ldb, g->b_stride, at->batch, k0 + p, col),
-                    g->b_dtype, cols);
+        fp8_gemm_widen_b(j->s, g, at->batch, k0 + p, col, b + p * width, cols);
 }
 
 /* c += a b over one slab; rows in tiles of equal height, so that none is left nearly empty. */
@@ -167,9 +140,7 @@ static void add_slab_blas(const gemm_job *j, const gemm_block *at, float *c, con
     const int64_t ldb = g->b_is_kn ? j->plan.block_n : FP8_TILE_A_STRIDE;
 
     for (int64_t r = 0; r < rows; r++)
-        j->s->widen(b + r * ldb,
-                    fp8_gemm_at(g->b, g->b_dtype, g->ldb, g->b_stride, at->batch, row0 + r, col0),
-                    g->b_dtype, cols);
+        fp8_gemm_widen_b(j->s, g, at->batch, row0 + r, col0, b + r * ldb, cols);
     fp8_blas_slab(c, j->plan.block_n, a, b, g->b_is_kn, ldb, at->rows, at->cols, k, k0 == 0);
 }
 
@@ -211,6 +182,7 @@ fp8_status fp8_cpu_gemm_run(const fp8_simd *s, fp8_inner inner, fp8_pool *p, con
     const size_t want = fp8_cpu_gemm_workspace_size(s, fp8_pool_threads(p), g);
     gemm_job j = {.s = s, .inner = inner, .g = g, .scratch = workspace};
 
+    fp8_gemm_begin(g);
     if (is_small(g)) return fp8_cpu_gemm_small(s, p, g);
     if (!workspace || workspace_bytes < want)
         return FP8_FAIL(FP8_EINVAL, "gemm: workspace of %zu bytes, expected %zu",

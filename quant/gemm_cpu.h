@@ -6,7 +6,7 @@
 #include "quant/simd.h"
 
 /* Up to this many rows of A the product is limited by reading B once: no packing, no workspace. */
-enum { FP8_GEMM_SMALL_M = 8 };
+enum { FP8_GEMM_SMALL_M = 8, FP8_GEMM_STORE_MAX = 256 };
 
 /* Who multiplies inside a block: fp8_simd.tile, or OpenBLAS. */
 typedef enum fp8_inner { FP8_INNER_TILE, FP8_INNER_BLAS } fp8_inner;
@@ -31,7 +31,19 @@ static inline const char *fp8_gemm_at(const void *x, fp8_dtype t, int64_t ld, in
     return (const char *)x + (batch * stride + row * ld + col) * (int64_t)fp8_dtype_size(t);
 }
 
-/* Stores acc [n] as d[row, col ..]: descales, alpha and bias applied in F32, rounded once. */
+/* out [k] = A[row, k0 ..], out [n] = B[row, k0 ..] or, b_is_kn, B[row, col0 ..] of product `batch`
+ * in F32, times its descales where these are BLOCKS. k0 and col0 are multiples of FP8_GEMM_BLOCK
+ * then. */
+void fp8_gemm_widen_a(const fp8_simd *s, const fp8_gemm *g, int64_t batch, int64_t row, int64_t k0,
+                      float *out, int64_t k);
+void fp8_gemm_widen_b(const fp8_simd *s, const fp8_gemm *g, int64_t batch, int64_t row,
+                      int64_t col0, float *out, int64_t n);
+
+/* Before the first store of a product: d_amax = 0. */
+void fp8_gemm_begin(const fp8_gemm *g);
+
+/* Stores acc [n], n <= FP8_GEMM_STORE_MAX, as d[row, col ..]: all that gemm.h's formula has behind
+ * the sum, in F32, rounded once. */
 void fp8_gemm_store(const fp8_simd *s, const fp8_gemm *g, int64_t batch, int64_t row, int64_t col,
                     const float *acc, int64_t n);
 #endif

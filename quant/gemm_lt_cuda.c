@@ -1,47 +1,17 @@
 /* One product through cuBLASLt. Row-major D = A B^T is column-major D^T = B A^T, so cuBLASLt's A is
  * our B (weights, transposed) and its B our A (activations): the layout its FP8 kernels want.
  *
- * Descriptors are plain structs on the stack. The heuristic's choice is kept for each combination
- * of everything that it may depend on. Split-K partial sums are reduced in F32 only. */
-#include <cublasLt.h>
+ * Descriptors are plain structs on the stack. */
 #include <pthread.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "core/log.h"
-#include "quant/gemm_cuda.h"
+#include "quant/gemm_lt_cuda.h"
 
-#define LT_TRY(expr)                                                                               \
-    do {                                                                                           \
-        const cublasStatus_t e_ = (expr);                                                          \
-        if (e_ != CUBLAS_STATUS_SUCCESS) {                                                         \
-            st = FP8_FAIL(FP8_ECUDA, "%s: %s", #expr, cublasLtGetStatusString(e_));                \
-            goto done;                                                                             \
-        }                                                                                          \
-    } while (0)
+/* ---- a handle a device ----------------------------------------------------------------------- */
 
-/* ---- process-wide state: a handle a device, the choices made so far -------------------------- */
+enum { MAX_DEVICES = 64 };
 
-enum { MAX_DEVICES = 64, NUM_BUCKETS = 1024, MAX_ALIGNMENT = 256 };
-
-/* All that the choice may depend on; compared as bytes, so zeroed before it is filled. */
-typedef struct lt_key {
-    int64_t m, n, k, lda, ldb, ldd, batch, a_stride, b_stride, d_stride;
-    size_t workspace_bytes;
-    int32_t a_dtype, b_dtype, d_dtype, b_is_kn, scaling, fast, has_bias, device;
-    uint32_t a_alignment, b_alignment, d_alignment, bias_alignment;
-} lt_key;
-
-typedef struct lt_choice {
-    struct lt_choice *next;
-    lt_key key;
-    cublasLtMatmulAlgo_t algo;
-    int found;
-} lt_choice;
-
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards both */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards it */
 static cublasLtHandle_t handles[MAX_DEVICES];
-static lt_choice *buckets[NUM_BUCKETS];
 
 static fp8_status get_handle(fp8_device *d, cublasLtHandle_t *out) {
     const int32_t device = fp8_device_index(d);
@@ -59,48 +29,7 @@ done:
     return st;
 }
 
-/* FNV-1a */
-static size_t bucket_of(const lt_key *key) {
-    const unsigned char *bytes = (const unsigned char *)key;
-    uint64_t h = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < sizeof *key; i++) h = (h ^ bytes[i]) * 0x100000001b3u;
-    return (size_t)(h ^ h >> 32) % NUM_BUCKETS;
-}
-
-/* 1 when the choice for this key is known. */
-static int look_up(const lt_key *key, cublasLtMatmulAlgo_t *algo, int *found) {
-    const lt_choice *c;
-
-    pthread_mutex_lock(&lock);
-    for (c = buckets[bucket_of(key)]; c; c = c->next)
-        if (memcmp(&c->key, key, sizeof *key) == 0) break;
-    if (c) {
-        *algo = c->algo;
-        *found = c->found;
-    }
-    pthread_mutex_unlock(&lock);
-    return c != NULL;
-}
-
-/* Without memory it is merely not remembered. Two threads may add the same: harmless. */
-static void remember(const lt_key *key, const cublasLtMatmulAlgo_t *algo, int found) {
-    lt_choice *c = malloc(sizeof *c);
-    const size_t bucket = bucket_of(key);
-
-    if (!c) return;
-    *c = (lt_choice){.key = *key, .algo = *algo, .found = found};
-    pthread_mutex_lock(&lock);
-    c->next = buckets[bucket];
-    buckets[bucket] = c;
-    pthread_mutex_unlock(&lock);
-}
-
 /* ---- descriptors ----------------------------------------------------------------------------- */
-
-typedef struct lt_problem {
-    cublasLtMatmulDescOpaque_t op;
-    cublasLtMatrixLayoutOpaque_t weights, input, result; /* cuBLASLt's A, B and D */
-} lt_problem;
 
 static cudaDataType_t cuda_type(fp8_dtype t) {
     switch (t) {
@@ -110,12 +39,6 @@ static cudaDataType_t cuda_type(fp8_dtype t) {
     case FP8_DTYPE_E5M2: return CUDA_R_8F_E5M2;
     default: return CUDA_R_32F;
     }
-}
-
-static uint32_t alignment_of(const void *p) {
-    uint32_t a = MAX_ALIGNMENT;
-    while ((uintptr_t)p % a != 0) a /= 2;
-    return a;
 }
 
 static fp8_status make_matrix(cublasLtMatrixLayoutOpaque_t *m, fp8_dtype t, int64_t rows,
@@ -134,181 +57,136 @@ done:
     return st;
 }
 
-static fp8_status set_op(lt_problem *p, cublasLtMatmulDescAttributes_t attribute, const void *value,
-                         size_t bytes) {
+typedef struct op_attribute {
+    cublasLtMatmulDescAttributes_t name;
+    const void *value;
+    size_t bytes;
+} op_attribute;
+
+static fp8_status set_all(fp8_lt_problem *p, const op_attribute *all, size_t count) {
     fp8_status st = FP8_OK;
-    LT_TRY(cublasLtMatmulDescSetAttribute(&p->op, attribute, value, bytes));
+    for (size_t i = 0; i < count; i++)
+        LT_TRY(cublasLtMatmulDescSetAttribute(&p->op, all[i].name, all[i].value, all[i].bytes));
 done:
     return st;
 }
 
-static fp8_status set_outer(lt_problem *p) {
 #if CUBLAS_VERSION >= 120900
-    const int32_t mode = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
-    fp8_status st = FP8_OK;
-    FP8_TRY(set_op(p, CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &mode, sizeof mode));
-    FP8_TRY(set_op(p, CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &mode, sizeof mode));
-done:
-    return st;
+static fp8_status set_scale_modes(fp8_lt_problem *p, const fp8_lt_call *c) {
+    const int outer = c->scaling == FP8_LT_OUTER;
+    const int32_t weights = outer ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
+                                  : CUBLASLT_MATMUL_MATRIX_SCALE_BLK128x128_32F;
+    const int32_t input = outer ? CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F
+                                : CUBLASLT_MATMUL_MATRIX_SCALE_VEC128_32F;
+    const op_attribute all[] = {
+        {CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &weights, sizeof weights},
+        {CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &input, sizeof input},
+    };
+    return set_all(p, all, sizeof all / sizeof *all);
+}
 #else
-    (void)p;
+static fp8_status set_scale_modes(fp8_lt_problem *p, const fp8_lt_call *c) {
+    (void)p, (void)c;
     return FP8_OK; /* never asked for: fp8_lt_run says there is no algorithm */
-#endif
 }
+#endif
 
-static fp8_status set_store(lt_problem *p, const fp8_lt_call *c) {
-    const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    const cudaDataType_t bias_type = cuda_type(c->d_dtype);
+static fp8_status set_scales(fp8_lt_problem *p, const fp8_lt_call *c) {
+    const op_attribute all[] = {
+        {CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &c->b_descale, sizeof c->b_descale},
+        {CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &c->a_descale, sizeof c->a_descale},
+        {CUBLASLT_MATMUL_DESC_D_SCALE_POINTER, &c->d_scale, sizeof c->d_scale},
+        {CUBLASLT_MATMUL_DESC_AMAX_D_POINTER, &c->d_amax, sizeof c->d_amax},
+    };
+    const int wanted[] = {c->scaling != FP8_LT_NONE && c->b_descale,
+                          c->scaling != FP8_LT_NONE && c->a_descale, c->d_scale != NULL,
+                          c->d_amax != NULL};
     fp8_status st = FP8_OK;
 
-    if (c->scaling == FP8_LT_OUTER) FP8_TRY(set_outer(p));
-    if (c->scaling != FP8_LT_NONE && c->b_descale)
-        FP8_TRY(set_op(p, CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &c->b_descale,
-                       sizeof c->b_descale));
-    if (c->scaling != FP8_LT_NONE && c->a_descale)
-        FP8_TRY(set_op(p, CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &c->a_descale,
-                       sizeof c->a_descale));
-    if (!c->bias) goto done;
-    FP8_TRY(set_op(p, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
-    FP8_TRY(set_op(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &c->bias, sizeof c->bias));
-    FP8_TRY(set_op(p, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type, sizeof bias_type));
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (wanted[i]) FP8_TRY(set_all(p, &all[i], 1));
+    if (c->scaling == FP8_LT_OUTER || c->scaling == FP8_LT_BLOCKS) FP8_TRY(set_scale_modes(p, c));
 done:
     return st;
 }
 
-static fp8_status make_problem(lt_problem *p, const fp8_lt_call *c) {
+static fp8_status set_epilogue(fp8_lt_problem *p, const fp8_lt_call *c) {
+    const cublasLtEpilogue_t epilogue =
+        c->gelu ? (c->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU)
+                : (c->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT);
+    const cudaDataType_t bias_type = cuda_type(c->bias_dtype);
+    const op_attribute all[] = {
+        {CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue},
+        {CUBLASLT_MATMUL_DESC_BIAS_POINTER, &c->bias, sizeof c->bias},
+        {CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &bias_type, sizeof bias_type},
+    };
+    return set_all(p, all, c->bias ? 3 : 1);
+}
+
+fp8_status fp8_lt_make_problem(fp8_lt_problem *p, const fp8_lt_call *c) {
     const fp8_gemm *g = c->g;
     const int64_t batch = g->batch > 1 ? g->batch : 1;
     const cublasOperation_t weights_op = g->b_is_kn ? CUBLAS_OP_N : CUBLAS_OP_T;
     const int8_t fast = g->accumulate == FP8_ACCUMULATE_FAST;
+    const op_attribute all[] = {
+        {CUBLASLT_MATMUL_DESC_TRANSA, &weights_op, sizeof weights_op},
+        {CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast},
+    };
     fp8_status st = FP8_OK;
 
     LT_TRY(cublasLtMatmulDescInit(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-    FP8_TRY(set_op(p, CUBLASLT_MATMUL_DESC_TRANSA, &weights_op, sizeof weights_op));
-    FP8_TRY(set_op(p, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast));
-    FP8_TRY(set_store(p, c));
+    FP8_TRY(set_all(p, all, sizeof all / sizeof *all));
+    FP8_TRY(set_scales(p, c));
+    FP8_TRY(set_epilogue(p, c));
     FP8_TRY(make_matrix(&p->weights, g->b_dtype, g->b_is_kn ? g->n : g->k,
                         g->b_is_kn ? g->k : g->n, g->ldb, batch, g->b_stride));
     FP8_TRY(make_matrix(&p->input, g->a_dtype, g->k, g->m, g->lda, batch, g->a_stride));
+    FP8_TRY(make_matrix(&p->addend, c->c_dtype, g->n, g->m, c->residual ? c->ldr : c->ldd, batch,
+                        c->residual ? c->r_stride : c->d_stride));
     FP8_TRY(make_matrix(&p->result, c->d_dtype, g->n, g->m, c->ldd, batch, c->d_stride));
 done:
     return st;
 }
 
-/* ---- the choice ------------------------------------------------------------------------------ */
+/* ---- the call -------------------------------------------------------------------------------- */
 
-static void make_key(lt_key *key, const fp8_lt_call *c, int32_t device) {
-    const fp8_gemm *g = c->g;
-    const int batched = g->batch > 1;
-
-    memset(key, 0, sizeof *key);
-    key->m = g->m;
-    key->n = g->n;
-    key->k = g->k;
-    key->lda = g->lda;
-    key->ldb = g->ldb;
-    key->ldd = c->ldd;
-    key->batch = batched ? g->batch : 1;
-    key->a_stride = batched ? g->a_stride : 0;
-    key->b_stride = batched ? g->b_stride : 0;
-    key->d_stride = batched ? c->d_stride : 0;
-    key->workspace_bytes = c->workspace_bytes;
-    key->a_dtype = (int32_t)g->a_dtype;
-    key->b_dtype = (int32_t)g->b_dtype;
-    key->d_dtype = (int32_t)c->d_dtype;
-    key->b_is_kn = g->b_is_kn != 0;
-    key->scaling = (int32_t)c->scaling;
-    key->fast = g->accumulate == FP8_ACCUMULATE_FAST;
-    key->has_bias = c->bias != NULL;
-    key->device = device;
-    key->a_alignment = alignment_of(g->a);
-    key->b_alignment = alignment_of(g->b);
-    key->d_alignment = alignment_of(c->d);
-    key->bias_alignment = c->bias ? alignment_of(c->bias) : 0;
+/* C without a residual: D where it may be, which it may not in place of an FP8 D (measured: cuBLAS
+ * 13.1, H200, 2026-11-21: "an unsupported value or parameter"). beta is 0, so it is not read. */
+static const void *addend_of(const fp8_lt_call *c) {
+    if (c->residual) return c->residual;
+    return c->d_dtype == c->c_dtype ? c->d : NULL;
 }
 
-static fp8_status set_preference(cublasLtMatmulPreferenceOpaque_t *p, const lt_key *key) {
-    const uint64_t bytes = key->workspace_bytes;
-    const struct {
-        cublasLtMatmulPreferenceAttributes_t name;
-        uint32_t value;
-    } all[] = {
-        {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE},
-        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key->b_alignment},
-        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key->a_alignment},
-        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key->d_alignment},
-        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key->d_alignment},
-    };
-    fp8_status st = FP8_OK;
+fp8_status fp8_lt_matmul(cublasLtHandle_t handle, fp8_lt_problem *p, const fp8_lt_call *c,
+                         const cublasLtMatmulAlgo_t *algo, fp8_stream stream) {
+    const float beta = c->residual ? 1 : 0;
+    const cublasStatus_t status =
+        cublasLtMatmul(handle, &p->op, &c->alpha, c->g->b, &p->weights, c->g->a, &p->input, &beta,
+                       addend_of(c), &p->addend, c->d, &p->result, algo, c->workspace,
+                       c->workspace_bytes, stream);
 
-    LT_TRY(cublasLtMatmulPreferenceInit(p));
-    LT_TRY(cublasLtMatmulPreferenceSetAttribute(p, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                &bytes, sizeof bytes));
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        LT_TRY(cublasLtMatmulPreferenceSetAttribute(p, all[i].name, &all[i].value,
-                                                    sizeof all[i].value));
-done:
-    return st;
-}
-
-static void log_choice(const lt_key *key, int found) {
-    static const char *const scalings[] = {"no", "scalar", "outer-vector"};
-    if (!fp8_log_enabled(FP8_LOG_DETAIL)) return;
-    fp8_log(FP8_LOG_DETAIL,
-            "cuBLASLt: %s x %s -> %s m=%lld n=%lld k=%lld batch=%lld, %s descales, "
-            "%s accumulation, %s bias: %s",
-            fp8_dtype_name((fp8_dtype)key->a_dtype), fp8_dtype_name((fp8_dtype)key->b_dtype),
-            fp8_dtype_name((fp8_dtype)key->d_dtype), (long long)key->m, (long long)key->n,
-            (long long)key->k, (long long)key->batch, scalings[key->scaling],
-            key->fast ? "fast" : "exact", key->has_bias ? "a" : "no",
-            found ? "algorithm chosen" : "no algorithm");
-}
-
-static fp8_status choose(cublasLtHandle_t handle, lt_problem *p, const lt_key *key,
-                         cublasLtMatmulAlgo_t *algo, int *found) {
-    cublasLtMatmulPreferenceOpaque_t preference;
-    cublasLtMatmulHeuristicResult_t best;
-    cublasStatus_t status;
-    fp8_status st = FP8_OK;
-    int count = 0;
-
-    if (look_up(key, algo, found)) goto done;
-    FP8_TRY(set_preference(&preference, key));
-    memset(&best, 0, sizeof best);
-    status = cublasLtMatmulAlgoGetHeuristic(handle, &p->op, &p->weights, &p->input, &p->result,
-                                            &p->result, &preference, 1, &best, &count);
-    if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED &&
-        status != CUBLAS_STATUS_INVALID_VALUE) {
-        st = FP8_FAIL(FP8_ECUDA, "cublasLtMatmulAlgoGetHeuristic: %s",
-                      cublasLtGetStatusString(status));
-        goto done;
-    }
-    *found = status == CUBLAS_STATUS_SUCCESS && count > 0 && best.state == CUBLAS_STATUS_SUCCESS;
-    *algo = best.algo;
-    remember(key, algo, *found);
-    log_choice(key, *found);
-done:
-    return st;
+    if (status == CUBLAS_STATUS_SUCCESS) return FP8_OK;
+    if (status == CUBLAS_STATUS_INVALID_VALUE || status == CUBLAS_STATUS_NOT_SUPPORTED)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "cublasLtMatmul: %s", cublasLtGetStatusString(status));
+    return FP8_FAIL(FP8_ECUDA, "cublasLtMatmul: %s", cublasLtGetStatusString(status));
 }
 
 fp8_status fp8_lt_run(fp8_device *d, const fp8_lt_call *call, int *found) {
-    const float beta = 0;
+    const int new_mode = call->scaling == FP8_LT_OUTER || call->scaling == FP8_LT_BLOCKS;
     cublasLtHandle_t handle = NULL;
     cublasLtMatmulAlgo_t algo;
-    lt_problem p;
-    lt_key key;
+    fp8_lt_problem p;
     fp8_status st = FP8_OK;
 
     *found = 0;
-    if (call->scaling == FP8_LT_OUTER && CUBLAS_VERSION < 120900) goto done;
+    if (new_mode && CUBLAS_VERSION < 120900) goto done;
     FP8_TRY(get_handle(d, &handle));
-    FP8_TRY(make_problem(&p, call));
-    make_key(&key, call, fp8_device_index(d));
-    FP8_TRY(choose(handle, &p, &key, &algo, found));
+    FP8_TRY(fp8_lt_make_problem(&p, call));
+    if (call->tuning) FP8_TRY(fp8_lt_time(d, handle, &p, call));
+    FP8_TRY(fp8_lt_choose(d, handle, &p, call, &algo, found));
     if (!*found) goto done;
-    LT_TRY(cublasLtMatmul(handle, &p.op, &call->alpha, call->g->b, &p.weights, call->g->a, &p.input,
-                          &beta, call->d, &p.result, call->d, &p.result, &algo, call->workspace,
-                          call->workspace_bytes, fp8_device_stream(d)));
+    st = fp8_lt_matmul(handle, &p, call, &algo, fp8_device_stream(d));
+    if (st == FP8_EUNSUPPORTED) st = fp8_lt_retry(d, handle, &p, call, found);
 done:
     return st;
 }

@@ -20,10 +20,9 @@ typedef struct small_job {
     int64_t groups; /* a product */
 } small_job;
 
-/* out[i] = the widened row, with zeros up to a multiple of the lanes; returns that length. */
-static int64_t widen_padded(const fp8_simd *s, float *out, const char *in, fp8_dtype t, int64_t n) {
+/* Zeros up to a multiple of the lanes; returns that length. */
+static int64_t pad(float *out, int64_t n) {
     const int64_t padded = (n + FP8_DOT_LANES - 1) / FP8_DOT_LANES * FP8_DOT_LANES;
-    s->widen(out, in, t, n);
     memset(out + n, 0, (size_t)(padded - n) * sizeof *out);
     return padded;
 }
@@ -47,17 +46,16 @@ static void multiply_chunk(const small_job *j, int64_t batch, int64_t col, int64
     _Alignas(64) float a[FP8_GEMM_SMALL_M * CHUNK_K], b[DOT_ROWS * CHUNK_K];
     int64_t len = 0;
 
-    for (int64_t i = 0; i < g->m; i++)
-        len = widen_padded(j->s, a + i * CHUNK_K,
-                           fp8_gemm_at(g->a, g->a_dtype, g->lda, g->a_stride, batch, i, k0),
-                           g->a_dtype, k);
+    for (int64_t i = 0; i < g->m; i++) {
+        fp8_gemm_widen_a(j->s, g, batch, i, k0, a + i * CHUNK_K, k);
+        len = pad(a + i * CHUNK_K, k);
+    }
     for (int64_t c = 0; c < cols; c += DOT_ROWS) {
         const int64_t rows = min64(DOT_ROWS, cols - c);
-        for (int64_t r = 0; r < rows; r++)
-            len = widen_padded(j->s, b + r * CHUNK_K,
-                               fp8_gemm_at(g->b, g->b_dtype, g->ldb, g->b_stride, batch,
-                                           col + c + r, k0),
-                               g->b_dtype, k);
+        for (int64_t r = 0; r < rows; r++) {
+            fp8_gemm_widen_b(j->s, g, batch, col + c + r, k0, b + r * CHUNK_K, k);
+            len = pad(b + r * CHUNK_K, k);
+        }
         if (rows < DOT_ROWS)
             memset(b + rows * CHUNK_K, 0, (size_t)((DOT_ROWS - rows) * CHUNK_K) * sizeof *b);
         for (int64_t i = 0; i < g->m; i += DOT_ROWS)

@@ -7,6 +7,7 @@
 #include "quant/cast.h"
 #include "quant/delayed.h"
 #include "quant/gemm.h"
+#include "quant/gemm_tune.h"
 #include "quant/linear.h"
 #include "quant/lookup.h"
 #include "quant/produce.h"

@@ -253,7 +253,7 @@ static void test_refused(fp8_device *d) {
     bad[3].ldd = 3;
     bad[4].a = NULL;
     bad[5].d = NULL;
-    bad[6].d_dtype = FP8_DTYPE_E4M3;
+    bad[6].d_dtype = FP8_DTYPE_E5M2;
     bad[7].a_dtype = FP8_DTYPE_I32;
     bad[8].a_descale = x, bad[8].a_descale_count = 3;
     bad[9].bias = x, bad[9].bias_dtype = FP8_DTYPE_E4M3;
