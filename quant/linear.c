@@ -1,13 +1,11 @@
-/* One path for every device: quantize the input if the layer says so, then a matrix product with
- * the descales applied at its store. What the device's product cannot take is converted when the
- * layer is made, never in the forward:
+/* Making a Linear. What the device's product cannot take is converted here, never in the forward:
  *
- *   operand    weights as kept                        input of the product
+ *   input      weights as kept                        input of the product
  *   DENSE      the compute type (CPU: as given        x itself
  *              where that is exact)
  *   DENSE      FP8: CPU the codes, CUDA their values  x itself
- *   STATIC,    FP8 codes, CUDA: [out, in]             E4M3 codes
- *   DYNAMIC    else their values in BF16 (exact)      the codes' values in BF16 */
+ *   others     FP8 codes, CUDA: [out, in]             codes
+ *              else their values in BF16 (exact)      the codes' values in BF16 */
 #include "quant/linear.h"
 
 #include <math.h>
@@ -17,26 +15,9 @@
 
 #include "quant/cast_cpu.h"
 #include "quant/cuda_ops.h"
+#include "quant/linear_impl.h"
 
-enum { ALIGN_BYTES = 256, CONVERT_GRAIN = 64 * 1024 };
-
-struct fp8_linear {
-    fp8_device *device;
-    char name[256];
-    int64_t in, out;
-    fp8_dtype compute, operand; /* operand: type of the product's A */
-    fp8_input_scaling input;
-    float input_descale;
-    float *input_pair; /* place of the device: descale, scale; STATIC only */
-    void *weight;      /* place of the device */
-    int borrowed;      /* weight is the caller's */
-    fp8_dtype weight_dtype;
-    int weight_is_kn;
-    float *weight_descale; /* place of the device; NULL = 1 */
-    int64_t num_weight_descales;
-    void *bias; /* place of the device; NULL = none */
-    fp8_dtype bias_dtype;
-};
+enum { CONVERT_GRAIN = 64 * 1024 };
 
 static int is_fp8(fp8_dtype t) { return t == FP8_DTYPE_E4M3 || t == FP8_DTYPE_E5M2; }
 
@@ -44,9 +25,18 @@ static int is_real(fp8_dtype t) {
     return t == FP8_DTYPE_F32 || t == FP8_DTYPE_BF16 || t == FP8_DTYPE_F16;
 }
 
+/* Are dense weights quantized when the layer is made? */
+static int quantizes_weight(const fp8_linear_spec *s) {
+    return !is_fp8(s->weight.dtype) && s->weight_scaling != FP8_WEIGHT_AS_GIVEN;
+}
+
+static int has_fp8_weight(const fp8_linear_spec *s) {
+    return is_fp8(s->weight.dtype) || quantizes_weight(s);
+}
+
 /* ---- checks ---------------------------------------------------------------------------------- */
 
-static fp8_status check_weight(const fp8_linear_spec *s) {
+static fp8_status check_weight(const fp8_device *d, const fp8_linear_spec *s) {
     const int kn = s->layout == FP8_WEIGHT_IN_OUT;
     const int64_t rows = kn ? s->in : s->out, cols = kn ? s->out : s->in;
     const fp8_tensor *w = &s->weight;
@@ -55,39 +45,77 @@ static fp8_status check_weight(const fp8_linear_spec *s) {
     if (s->in < 1 || s->out < 1)
         return FP8_FAIL(FP8_EINVAL, "%s: in=%lld out=%lld", s->name, (long long)s->in,
                         (long long)s->out);
-    if (w->ndim != 2 || w->shape[0] != rows || w->shape[1] != cols || !w->data ||
-        w->place != FP8_PLACE_CPU)
-        return FP8_FAIL(FP8_EINVAL, "%s: weight %s%s, expected [%lld, %lld] in host memory",
-                        s->name, fp8_shape_text(shape, sizeof shape, w->shape, w->ndim),
+    if (w->ndim != 2 || w->shape[0] != rows || w->shape[1] != cols || !w->data)
+        return FP8_FAIL(FP8_EINVAL, "%s: weight %s%s, expected [%lld, %lld]", s->name,
+                        fp8_shape_text(shape, sizeof shape, w->shape, w->ndim),
                         w->data ? "" : " without data", (long long)rows, (long long)cols);
     if (!is_fp8(w->dtype) && !is_real(w->dtype))
         return FP8_FAIL(FP8_EINVAL, "%s: weight of %s", s->name, fp8_dtype_name(w->dtype));
+    if (w->place != FP8_PLACE_CPU && w->place != fp8_device_place(d))
+        return FP8_FAIL(FP8_EINVAL, "%s: weight in CUDA memory for a layer on the CPU", s->name);
+    if (kn && (w->place != FP8_PLACE_CPU || quantizes_weight(s) ||
+               s->weight_scaling == FP8_WEIGHT_BLOCKS))
+        return FP8_FAIL(FP8_EINVAL, "%s: weights [in, out] must be in host memory, are not "
+                        "quantized here and have no blocks", s->name);
+    return FP8_OK;
+}
+
+static fp8_status check_descales(const fp8_linear_spec *s) {
+    const int64_t count = s->num_weight_descales;
+    const int64_t blocks = fp8_blocks_of(s->out) * fp8_blocks_of(s->in);
+
+    if (s->weight_scaling == FP8_WEIGHT_BLOCKS && is_fp8(s->weight.dtype)) {
+        if (count == blocks && s->weight_descale) return FP8_OK;
+        return FP8_FAIL(FP8_EINVAL, "%s: %lld block descales%s, expected %lld", s->name,
+                        (long long)count, s->weight_descale ? "" : " that are NULL",
+                        (long long)blocks);
+    }
+    if (is_fp8(s->weight.dtype) && s->weight_scaling != FP8_WEIGHT_AS_GIVEN)
+        return FP8_FAIL(FP8_EINVAL, "%s: weights of %s are not quantized again", s->name,
+                        fp8_dtype_name(s->weight.dtype));
+    if (count != 0 && (!is_fp8(s->weight.dtype) || !s->weight_descale ||
+                       (count != 1 && count != s->out)))
+        return FP8_FAIL(FP8_EINVAL, "%s: %lld weight descales for %s, expected 0, 1 or %lld of FP8",
+                        s->name, (long long)count, fp8_dtype_name(s->weight.dtype),
+                        (long long)s->out);
+    return FP8_OK;
+}
+
+static fp8_status check_input(const fp8_linear_spec *s) {
+    const int blocks = s->weight_scaling == FP8_WEIGHT_BLOCKS;
+
+    if (s->input != FP8_INPUT_DENSE && !has_fp8_weight(s))
+        return FP8_FAIL(FP8_EINVAL, "%s: a quantized input with %s weights", s->name,
+                        fp8_dtype_name(s->weight.dtype));
+    if (blocks != (s->input == FP8_INPUT_GROUPS))
+        return FP8_FAIL(FP8_EINVAL, "%s: weights in blocks and inputs in groups go together",
+                        s->name);
+    if (s->input == FP8_INPUT_STATIC && !(s->input_descale > 0 && isfinite(s->input_descale)))
+        return FP8_FAIL(FP8_EINVAL, "%s: input descale %g", s->name, (double)s->input_descale);
+    if (s->input == FP8_INPUT_DELAYED && (!s->delayed_scale || !s->delayed_descale))
+        return FP8_FAIL(FP8_EINVAL, "%s: delayed scaling without scale and descale", s->name);
     return FP8_OK;
 }
 
 static fp8_status check_spec(const fp8_device *d, const fp8_linear_spec *s) {
-    const int quantized = is_fp8(s->weight.dtype);
-    const int64_t count = s->num_weight_descales;
+    fp8_status st;
 
-    if (count != 0 && (!quantized || !s->weight_descale || (count != 1 && count != s->out)))
-        return FP8_FAIL(FP8_EINVAL, "%s: %lld weight descales for %s, expected 0, 1 or %lld of FP8",
-                        s->name, (long long)count, fp8_dtype_name(s->weight.dtype),
-                        (long long)s->out);
-    if (s->input != FP8_INPUT_DENSE && !quantized)
-        return FP8_FAIL(FP8_EINVAL, "%s: a quantized input with %s weights", s->name,
-                        fp8_dtype_name(s->weight.dtype));
-    if (s->input == FP8_INPUT_STATIC && !(s->input_descale > 0 && isfinite(s->input_descale)))
-        return FP8_FAIL(FP8_EINVAL, "%s: input descale %g", s->name, (double)s->input_descale);
+    FP8_TRY(check_weight(d, s));
+    FP8_TRY(check_descales(s));
+    FP8_TRY(check_input(s));
     if (s->compute != FP8_DTYPE_BF16 && s->compute != FP8_DTYPE_F32)
-        return FP8_FAIL(FP8_EINVAL, "%s: computes in %s, expected BF16 or F32", s->name,
-                        fp8_dtype_name(s->compute));
-    if (s->bias.data && (s->bias.ndim != 1 || s->bias.shape[0] != s->out ||
-                         !is_real(s->bias.dtype) || s->bias.place != FP8_PLACE_CPU))
-        return FP8_FAIL(FP8_EINVAL, "%s: bias must be F32, BF16 or F16 [%lld] in host memory",
-                        s->name, (long long)s->out);
-    if (s->borrow_weight && fp8_device_place(d) != FP8_PLACE_CPU)
-        return FP8_FAIL(FP8_EINVAL, "%s: only the CPU can borrow weights", s->name);
-    return FP8_OK;
+        st = FP8_FAIL(FP8_EINVAL, "%s: computes in %s, expected BF16 or F32", s->name,
+                      fp8_dtype_name(s->compute));
+    else if (s->bias.data && (s->bias.ndim != 1 || s->bias.shape[0] != s->out ||
+                              !is_real(s->bias.dtype) || s->bias.place != FP8_PLACE_CPU))
+        st = FP8_FAIL(FP8_EINVAL, "%s: bias must be F32, BF16 or F16 [%lld] in host memory",
+                      s->name, (long long)s->out);
+    else if (s->borrow_weight &&
+             (s->weight.place != fp8_device_place(d) || quantizes_weight(s)))
+        st = FP8_FAIL(FP8_EINVAL, "%s: only weights in the place of the device, and used as they "
+                      "are, can be borrowed", s->name);
+done:
+    return st;
 }
 
 /* ---- making ---------------------------------------------------------------------------------- */
@@ -154,20 +182,40 @@ done:
     return st;
 }
 
+/* *out = a copy in the place of the device of n bytes that lie in `place`. */
+static fp8_status place_copy(fp8_device *d, void **out, const void *in, fp8_place place,
+                             size_t bytes) {
+    fp8_status st;
+    FP8_TRY(fp8_device_alloc(d, out, bytes));
+    FP8_TRY((place == FP8_PLACE_CPU ? fp8_device_upload : fp8_device_copy)(d, *out, in, bytes));
+done:
+    return st;
+}
+
+/* A product of the layer's kind, pointers aside. */
+static fp8_gemm example(const fp8_linear_spec *s, int kn) {
+    _Alignas(16) static const float any[4] = {1}; /* only that it is there, on 16 bytes, counts */
+    const int blocks = s->weight_scaling == FP8_WEIGHT_BLOCKS;
+    return (fp8_gemm){.m = 16, .n = s->out, .k = s->in, .lda = s->in,
+                      .ldb = kn ? s->out : s->in, .ldd = s->out, .a_dtype = FP8_DTYPE_E4M3,
+                      .b_dtype = quantizes_weight(s) ? FP8_DTYPE_E4M3 : s->weight.dtype,
+                      .d_dtype = s->compute, .b_is_kn = kn, .alpha = 1,
+                      .scaling = blocks ? FP8_GEMM_BLOCKS : FP8_GEMM_ROWS,
+                      .a_descale = blocks ? any : NULL, .b_descale = blocks ? any : NULL,
+                      .a_descale_ld = 16, .b_descale_ld = fp8_up_to_4(fp8_blocks_of(s->in))};
+}
+
 /* Can the device multiply E4M3 codes by these weights as [out, in] codes? */
 static int multiplies_codes(const fp8_device *d, const fp8_linear_spec *s) {
     const int kn = s->layout == FP8_WEIGHT_IN_OUT && fp8_device_place(d) == FP8_PLACE_CPU;
-    const fp8_gemm g = {.m = 16, .n = s->out, .k = s->in, .lda = s->in,
-                        .ldb = kn ? s->out : s->in, .ldd = s->out, .a_dtype = FP8_DTYPE_E4M3,
-                        .b_dtype = s->weight.dtype, .d_dtype = s->compute, .b_is_kn = kn,
-                        .alpha = 1};
+    const fp8_gemm g = example(s, kn);
     return fp8_gemm_supported(d, &g);
 }
 
 /* The table at the top of this file. */
-static void choose_types(fp8_linear *l, const fp8_linear_spec *s) {
+static fp8_status choose_types(fp8_linear *l, const fp8_linear_spec *s) {
     const int on_cpu = fp8_device_place(l->device) == FP8_PLACE_CPU;
-    const fp8_dtype given = s->weight.dtype;
+    const fp8_dtype given = quantizes_weight(s) ? FP8_DTYPE_E4M3 : s->weight.dtype;
 
     l->weight_is_kn = s->layout == FP8_WEIGHT_IN_OUT;
     if (s->input == FP8_INPUT_DENSE) {
@@ -178,21 +226,128 @@ static void choose_types(fp8_linear *l, const fp8_linear_spec *s) {
         l->operand = FP8_DTYPE_E4M3;
         l->weight_dtype = given;
         if (!on_cpu) l->weight_is_kn = 0;
+    } else if (s->weight_scaling == FP8_WEIGHT_BLOCKS) {
+        return FP8_FAIL(FP8_EUNSUPPORTED, "%s: 128 x 128 blocks of [%lld, %lld] on %s: they need "
+                        "Hopper, cuBLAS 12.9, and sizes that are multiples of 16", l->name,
+                        (long long)s->out, (long long)s->in, fp8_device_name(l->device));
     } else {
         l->operand = l->weight_dtype = FP8_DTYPE_BF16;
     }
+    return FP8_OK;
 }
 
 static fp8_status place_weight(fp8_linear *l, const fp8_linear_spec *s) {
-    if (s->borrow_weight && l->weight_dtype == s->weight.dtype) {
+    const size_t bytes = (size_t)(s->in * s->out) * fp8_dtype_size(l->weight_dtype);
+    const int as_kept = l->weight_dtype == s->weight.dtype &&
+                        l->weight_is_kn == (s->layout == FP8_WEIGHT_IN_OUT);
+
+    if (s->weight.place != FP8_PLACE_CPU && !as_kept)
+        return FP8_FAIL(FP8_EINVAL, "%s: weights in device memory are %s, expected %s as the "
+                        "product takes them", s->name, fp8_dtype_name(s->weight.dtype),
+                        fp8_dtype_name(l->weight_dtype));
+    if (s->borrow_weight && s->weight.place != FP8_PLACE_CPU && (uintptr_t)s->weight.data % 16)
+        return FP8_FAIL(FP8_EINVAL, "%s: borrowed weights must lie on 16 bytes", s->name);
+    if (s->borrow_weight && as_kept) {
         l->weight = s->weight.data;
         l->borrowed = 1;
         return FP8_OK;
     }
+    if (s->weight.place != FP8_PLACE_CPU)
+        return place_copy(l->device, &l->weight, s->weight.data, s->weight.place, bytes);
     if (s->layout == FP8_WEIGHT_IN_OUT && !l->weight_is_kn)
         return place_transposed(l->device, &l->weight, s);
     return place_converted(l->device, &l->weight, l->weight_dtype, s->weight.data,
                            s->weight.dtype, s->in * s->out);
+}
+
+/* Rows of block descales, padded as the product wants them. */
+static fp8_status place_blocks(fp8_linear *l, const fp8_linear_spec *s) {
+    const int64_t rows = fp8_blocks_of(s->out), cols = fp8_blocks_of(s->in);
+    const int64_t ld = fp8_up_to_4(cols);
+    void *p = NULL;
+    fp8_status st;
+
+    FP8_TRY(fp8_device_alloc(l->device, &p, (size_t)(rows * ld) * sizeof(float)));
+    l->weight_descale = p;
+    FP8_TRY(fp8_device_fill(l->device, p, 0, (size_t)(rows * ld) * sizeof(float)));
+    for (int64_t r = 0; r < rows; r++)
+        FP8_TRY((s->weight.place == FP8_PLACE_CPU ? fp8_device_upload : fp8_device_copy)(
+            l->device, l->weight_descale + r * ld, s->weight_descale + r * cols,
+            (size_t)cols * sizeof(float)));
+done:
+    return st;
+}
+
+static fp8_status place_descales(fp8_linear *l, const fp8_linear_spec *s) {
+    void *p = NULL;
+    fp8_status st;
+
+    if (l->in_blocks) return place_blocks(l, s);
+    if (s->num_weight_descales == 0) return FP8_OK;
+    l->num_weight_descales = s->num_weight_descales;
+    st = place_copy(l->device, &p, s->weight_descale, s->weight.place,
+                    (size_t)s->num_weight_descales * sizeof(float));
+    l->weight_descale = p;
+    return st;
+}
+
+/* Codes and descales from dense weights; their values where the product cannot take codes. */
+static fp8_status quantize_weight(fp8_linear *l, const fp8_linear_spec *s) {
+    const size_t bytes = (size_t)(s->in * s->out) * fp8_dtype_size(s->weight.dtype);
+    const int upload = s->weight.place != fp8_device_place(l->device);
+    void *dense = NULL, *codes = NULL;
+    fp8_status st = FP8_OK;
+
+    if (upload) FP8_TRY(place_copy(l->device, &dense, s->weight.data, FP8_PLACE_CPU, bytes));
+    st = fp8_linear_quantize_weight(l->device, &codes, &l->weight_descale,
+                                    dense ? dense : s->weight.data, s->weight.dtype, s->out, s->in,
+                                    s->weight_scaling);
+    l->weight = codes;
+    FP8_TRY(st);
+    if (!l->in_blocks)
+        l->num_weight_descales = s->weight_scaling == FP8_WEIGHT_CHANNEL ? s->out : 1;
+    if (is_fp8(l->weight_dtype)) goto done;
+    l->weight = NULL;
+    st = fp8_device_alloc(l->device, &l->weight,
+                          (size_t)(s->in * s->out) * fp8_dtype_size(l->weight_dtype));
+    if (st == FP8_OK)
+        st = fp8_dequantize(l->device, l->weight, l->weight_dtype, codes, FP8_DTYPE_E4M3,
+                            s->in * s->out, NULL);
+    if (st == FP8_OK) st = fp8_device_sync(l->device);
+    fp8_device_free(l->device, codes);
+done:
+    fp8_device_free(l->device, dense);
+    return st;
+}
+
+static fp8_status place_input_pair(fp8_linear *l, const fp8_linear_spec *s) {
+    float pair[2] = {1, 1};
+    void *p = NULL;
+    fp8_status st;
+
+    if (s->input != FP8_INPUT_STATIC && s->input != FP8_INPUT_CURRENT) return FP8_OK;
+    if (s->input == FP8_INPUT_STATIC) {
+        pair[0] = s->input_descale;
+        pair[1] = 1.0f / s->input_descale;
+    }
+    st = place_copy(l->device, &p, pair, FP8_PLACE_CPU, sizeof pair);
+    l->input_pair = p;
+    return st;
+}
+
+static void take_spec(fp8_linear *l, fp8_device *d, const fp8_linear_spec *s) {
+    snprintf(l->name, sizeof l->name, "%s", s->name);
+    l->device = d;
+    l->in = s->in;
+    l->out = s->out;
+    l->compute = s->compute;
+    l->input = s->input;
+    l->input_descale = s->input_descale;
+    l->delayed_scale = s->delayed_scale;
+    l->delayed_descale = s->delayed_descale;
+    l->delayed_amax = s->delayed_amax;
+    l->in_blocks = s->weight_scaling == FP8_WEIGHT_BLOCKS;
+    l->bias_dtype = s->compute;
 }
 
 fp8_status fp8_linear_create(fp8_linear **out, fp8_device *d, const fp8_linear_spec *spec) {
@@ -203,7 +358,6 @@ fp8_status fp8_linear_create(fp8_linear **out, fp8_device *d, const fp8_linear_s
 
     *out = NULL;
     if (!s.name) s.name = "linear";
-    FP8_TRY(check_weight(&s));
     FP8_TRY(check_spec(d, &s));
     FP8_TRY(fp8_shape_bytes(&bytes, FP8_DTYPE_F32, s.weight.shape, 2));
     l = calloc(1, sizeof *l);
@@ -211,30 +365,16 @@ fp8_status fp8_linear_create(fp8_linear **out, fp8_device *d, const fp8_linear_s
         st = FP8_FAIL(FP8_ENOMEM, "%s", s.name);
         goto done;
     }
-    snprintf(l->name, sizeof l->name, "%s", s.name);
-    l->device = d;
-    l->in = s.in;
-    l->out = s.out;
-    l->compute = s.compute;
-    l->input = s.input;
-    choose_types(l, &s);
-    FP8_TRY(place_weight(l, &s));
-    if (s.num_weight_descales > 0) {
-        l->num_weight_descales = s.num_weight_descales;
-        FP8_TRY(place_converted(d, (void **)&l->weight_descale, FP8_DTYPE_F32, s.weight_descale,
-                                FP8_DTYPE_F32, s.num_weight_descales));
+    take_spec(l, d, &s);
+    FP8_TRY(choose_types(l, &s));
+    if (quantizes_weight(&s)) FP8_TRY(quantize_weight(l, &s));
+    else {
+        FP8_TRY(place_weight(l, &s));
+        FP8_TRY(place_descales(l, &s));
     }
-    if (s.bias.data) {
-        const int exact = fp8_device_place(d) == FP8_PLACE_CPU && s.compute == FP8_DTYPE_F32;
-        l->bias_dtype = exact ? s.bias.dtype : s.compute;
+    if (s.bias.data)
         FP8_TRY(place_converted(d, &l->bias, l->bias_dtype, s.bias.data, s.bias.dtype, s.out));
-    }
-    if (s.input == FP8_INPUT_STATIC) {
-        const float pair[2] = {s.input_descale, 1.0f / s.input_descale};
-        l->input_descale = s.input_descale;
-        FP8_TRY(place_converted(d, (void **)&l->input_pair, FP8_DTYPE_F32, pair, FP8_DTYPE_F32,
-                                2));
-    }
+    FP8_TRY(place_input_pair(l, &s));
     *out = l;
     l = NULL;
 done:
@@ -255,189 +395,3 @@ int64_t fp8_linear_in(const fp8_linear *l) { return l->in; }
 int64_t fp8_linear_out(const fp8_linear *l) { return l->out; }
 fp8_input_scaling fp8_linear_input_scaling(const fp8_linear *l) { return l->input; }
 float fp8_linear_input_descale(const fp8_linear *l) { return l->input_descale; }
-
-/* ---- running --------------------------------------------------------------------------------- */
-
-/* Byte offsets into the workspace of a forward over `tokens`. */
-typedef struct linear_layout {
-    size_t codes, descale, values, product, bytes;
-} linear_layout;
-
-static size_t claim(size_t *at, size_t bytes) {
-    const size_t begin = *at;
-    *at = (begin + bytes + ALIGN_BYTES - 1) / ALIGN_BYTES * ALIGN_BYTES;
-    return begin;
-}
-
-static fp8_gemm product_of(const fp8_linear *l, int64_t tokens) {
-    return (fp8_gemm){.m = tokens,
-                      .n = l->out,
-                      .k = l->in,
-                      .b = l->weight,
-                      .lda = l->in,
-                      .ldb = l->weight_is_kn ? l->out : l->in,
-                      .ldd = l->out,
-                      .a_dtype = l->operand,
-                      .b_dtype = l->weight_dtype,
-                      .d_dtype = l->compute,
-                      .b_is_kn = l->weight_is_kn,
-                      .alpha = 1,
-                      .b_descale = l->weight_descale,
-                      .a_descale_count = l->input == FP8_INPUT_DYNAMIC ? tokens : 1,
-                      .b_descale_count = l->num_weight_descales,
-                      .bias = l->bias,
-                      .bias_dtype = l->bias_dtype};
-}
-
-static linear_layout layout_of(const fp8_linear *l, int64_t tokens) {
-    const size_t elements = (size_t)tokens * (size_t)l->in;
-    const int quantizes = l->input != FP8_INPUT_DENSE;
-    const int by_value = quantizes && l->operand == FP8_DTYPE_BF16;
-    fp8_gemm g = product_of(l, tokens);
-    linear_layout w = {0};
-    size_t at = 0;
-
-    if (quantizes) { /* whether x comes as codes is not known here: room for both */
-        static const float one = 1;
-        g.a_descale = &one; /* only its presence counts */
-        w.codes = claim(&at, elements);
-        w.descale = claim(&at, (size_t)tokens * sizeof(float));
-    }
-    if (by_value) w.values = claim(&at, 2 * elements);
-    w.product = claim(&at, fp8_gemm_workspace_size(l->device, &g));
-    w.bytes = at;
-    return w;
-}
-
-size_t fp8_linear_workspace_size(const fp8_linear *l, int64_t max_tokens) {
-    return max_tokens > 0 ? layout_of(l, max_tokens).bytes : 0;
-}
-
-static fp8_status check_input(const fp8_linear *l, const fp8_tensor *x) {
-    char shape[128];
-    if (x->ndim == 2 && x->shape[0] >= 0 && x->shape[1] == l->in &&
-        x->place == fp8_device_place(l->device))
-        return FP8_OK;
-    return FP8_FAIL(FP8_EINVAL, "%s: input %s, expected [tokens, %lld] in the place of the device",
-                    l->name, fp8_shape_text(shape, sizeof shape, x->shape, x->ndim),
-                    (long long)l->in);
-}
-
-static fp8_status check_forward(const fp8_linear *l, const fp8_tensor *y, const fp8_tensor *x,
-                                const float *x_descale) {
-    const int codes = x->dtype == FP8_DTYPE_E4M3 && l->input != FP8_INPUT_DENSE;
-    char shape[128];
-    fp8_status st = FP8_OK;
-
-    FP8_TRY(check_input(l, x));
-    if (y->ndim != 2 || y->shape[0] != x->shape[0] || y->shape[1] != l->out ||
-        y->dtype != l->compute || y->place != x->place)
-        st = FP8_FAIL(FP8_EINVAL, "%s: output %s %s, expected %s [%lld, %lld] beside the input",
-                      l->name, fp8_dtype_name(y->dtype),
-                      fp8_shape_text(shape, sizeof shape, y->shape, y->ndim),
-                      fp8_dtype_name(l->compute), (long long)x->shape[0], (long long)l->out);
-    else if (!codes && x->dtype != l->compute)
-        st = FP8_FAIL(FP8_EINVAL, "%s: input of %s, expected %s%s", l->name,
-                      fp8_dtype_name(x->dtype), fp8_dtype_name(l->compute),
-                      l->input == FP8_INPUT_DENSE ? "" : " or F8_E4M3");
-    else if (codes && !x_descale)
-        st = FP8_FAIL(FP8_EINVAL, "%s: codes without their descale", l->name);
-done:
-    return st;
-}
-
-/* codes = the quantized x; *used = the layer's constant descale, or `descale`, filled in. */
-static fp8_status quantize_input(const fp8_linear *l, uint8_t *codes, float *descale,
-                                 const float **used, const fp8_tensor *x) {
-    const int64_t tokens = x->shape[0];
-
-    if (l->input == FP8_INPUT_STATIC) {
-        *used = l->input_pair;
-        return fp8_quantize(l->device, codes, FP8_DTYPE_E4M3, x->data, x->dtype, tokens * l->in,
-                            l->input_pair + 1);
-    }
-    *used = descale;
-    return fp8_quantize_groups(l->device, codes, FP8_DTYPE_E4M3, descale, x->data, x->dtype,
-                               tokens, l->in, 0);
-}
-
-fp8_status fp8_linear_sink(const fp8_linear *l, fp8_sink *out, const float **x_descale,
-                           uint8_t *codes, float *descales) {
-    const int own = l->input == FP8_INPUT_DYNAMIC;
-
-    if (l->input == FP8_INPUT_DENSE)
-        return FP8_FAIL(FP8_EINVAL, "%s: a sink for an input that is not quantized", l->name);
-    *out = (fp8_sink){.codes = codes,
-                      .code = FP8_DTYPE_E4M3,
-                      .scaling = own ? FP8_SINK_TOKEN : FP8_SINK_STATIC,
-                      .scale = own ? NULL : l->input_pair + 1,
-                      .descale = descales};
-    *x_descale = own ? descales : l->input_pair;
-    return FP8_OK;
-}
-
-fp8_status fp8_linear_quantize_input(const fp8_linear *l, uint8_t *codes, float *descale,
-                                     const fp8_tensor *x) {
-    const float *used = NULL;
-    fp8_status st = FP8_OK;
-
-    FP8_TRY(check_input(l, x));
-    if (l->input == FP8_INPUT_DENSE || x->dtype != l->compute) {
-        st = FP8_FAIL(FP8_EINVAL, "%s: input of %s to quantize, expected %s", l->name,
-                      fp8_dtype_name(x->dtype),
-                      l->input == FP8_INPUT_DENSE ? "none" : fp8_dtype_name(l->compute));
-        goto done;
-    }
-    FP8_TRY(quantize_input(l, codes, descale, &used, x));
-    if (used != descale)
-        FP8_TRY(fp8_device_copy(l->device, descale, used, sizeof *descale));
-done:
-    return st;
-}
-
-/* Makes x into what the product takes: fills in g's A and its descale, using the workspace. */
-static fp8_status prepare_input(const fp8_linear *l, fp8_gemm *g, const fp8_tensor *x,
-                                const float *x_descale, char *base, const linear_layout *at) {
-    const int given = x->dtype == FP8_DTYPE_E4M3;
-    fp8_status st = FP8_OK;
-
-    g->a = x->data;
-    if (l->input == FP8_INPUT_DENSE) goto done;
-    g->a_descale = x_descale;
-    if (!given) {
-        float *const descale = (float *)(void *)(base + at->descale);
-        FP8_TRY(quantize_input(l, (uint8_t *)base + at->codes, descale, &g->a_descale, x));
-        g->a = base + at->codes;
-    }
-    if (l->operand == FP8_DTYPE_E4M3) goto done;
-    FP8_TRY(fp8_dequantize(l->device, base + at->values, l->operand, g->a, FP8_DTYPE_E4M3,
-                           x->shape[0] * l->in, NULL));
-    g->a = base + at->values;
-done:
-    return st;
-}
-
-fp8_status fp8_linear_forward(const fp8_linear *l, const fp8_tensor *y, const fp8_tensor *x,
-                              const float *x_descale, fp8_accumulate accumulate, void *workspace,
-                              size_t workspace_bytes) {
-    char *const base = workspace;
-    fp8_status st = FP8_OK;
-    linear_layout at;
-    fp8_gemm g;
-
-    FP8_TRY(check_forward(l, y, x, x_descale));
-    if (x->shape[0] == 0) goto done;
-    at = layout_of(l, x->shape[0]);
-    if (workspace_bytes < at.bytes) {
-        st = FP8_FAIL(FP8_EINVAL, "%s: workspace of %zu bytes, expected %zu for %lld tokens",
-                      l->name, workspace_bytes, at.bytes, (long long)x->shape[0]);
-        goto done;
-    }
-    g = product_of(l, x->shape[0]);
-    g.d = y->data;
-    g.accumulate = accumulate;
-    FP8_TRY(prepare_input(l, &g, x, x_descale, base, &at));
-    FP8_TRY(fp8_gemm_run(l->device, &g, base + at.product, workspace_bytes - at.product));
-done:
-    return st;
-}
