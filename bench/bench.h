@@ -72,6 +72,13 @@ FP8_NODISCARD fp8_status fp8_bench_attention(fp8_bench_table *out, fp8_device *d
 FP8_NODISCARD fp8_status fp8_bench_flux(fp8_bench_table *out, fp8_device *d,
                                         const fp8_bench_options *options);
 
+/* FP8 products of many tokens: shapes "M,N,K[,tensor|row|blocks][,fast]", default: 8192^3, 4096^3
+ * and Linears of Gemma-7B and Llama-8B sizes, per tensor and per row, exact and fast, and one in
+ * 128 x 128 blocks. Providers: the algorithm that fp8_gemm_tune finds, cuBLASLt's first guess.
+ * Error: relative L2 of sampled elements against F64. Forgets the process's timed choices. */
+FP8_NODISCARD fp8_status fp8_bench_linear_large(fp8_bench_table *out, fp8_device *d,
+                                                const fp8_bench_options *options);
+
 #ifdef __cplusplus
 }
 #endif

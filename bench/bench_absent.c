@@ -16,4 +16,12 @@ fp8_status fp8_bench_flux(fp8_bench_table *out, fp8_device *d, const fp8_bench_o
     (void)options;
     return FP8_FAIL(FP8_EUNSUPPORTED, "bench flux: this build is without CUDA");
 }
+
+fp8_status fp8_bench_linear_large(fp8_bench_table *out, fp8_device *d,
+                                  const fp8_bench_options *options) {
+    (void)out;
+    (void)d;
+    (void)options;
+    return FP8_FAIL(FP8_EUNSUPPORTED, "bench linear-large: this build is without CUDA");
+}
 #endif

@@ -30,6 +30,7 @@ static const struct {
 } benches[] = {
     {"attention", fp8_bench_attention},
     {"flux", fp8_bench_flux},
+    {"linear-large", fp8_bench_linear_large},
 };
 enum { NUM_BENCHES = sizeof benches / sizeof *benches };
 
@@ -110,7 +111,7 @@ done:
 const cli_command cli_cmd_bench = {
     .name = "bench",
     .purpose = "time what this library does against its peers",
-    .usage = "attention|flux [--shape SHAPE]... [options]",
+    .usage = "attention|flux|linear-large [--shape SHAPE]... [options]",
     .about =
         "Runs each provider on the same random data, in turns, checks what it computed\n"
         "in the same program, and prints medians of CUDA graph replays with the limit\n"
@@ -121,14 +122,17 @@ const cli_command cli_cmd_bench = {
         "             b,h,h_kv,d,s,none|causal|causal_br[,bias], d may be d_qk/d_v and\n"
         "             s s_q/s_kv\n"
         "  flux       attention of the Flux image model, BF16 in and out, so that\n"
-        "             quantizing is inside the time; SHAPE is the length\n",
+        "             quantizing is inside the time; SHAPE is the length\n"
+        "  linear-large\n"
+        "             FP8 products of many tokens: cuBLASLt's timed algorithm and its first\n"
+        "             guess. SHAPE is M,N,K[,tensor|row|blocks][,fast]\n",
     .examples = "  fp8calib bench attention --csv attention.csv --svg attention.svg\n"
                 "  fp8calib bench attention --shape 1,32,8,128,8192,causal\n",
     .options = table,
     .num_options = sizeof table / sizeof *table,
     .min_operands = 1,
     .max_operands = 1,
-    .operand = "attention or flux",
+    .operand = "attention, flux or linear-large",
     .defaults = &defaults,
     .options_bytes = sizeof defaults,
     .run = run,
