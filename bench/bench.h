@@ -79,6 +79,11 @@ FP8_NODISCARD fp8_status fp8_bench_flux(fp8_bench_table *out, fp8_device *d,
 FP8_NODISCARD fp8_status fp8_bench_linear_large(fp8_bench_table *out, fp8_device *d,
                                                 const fp8_bench_options *options);
 
+/* The fused producers, casts and lookups of quant/: bytes a second against a copy in the same race,
+ * and microseconds at the size of a decoding step. Shapes: parts of a line's name; default: all. */
+FP8_NODISCARD fp8_status fp8_bench_quant(fp8_bench_table *out, fp8_device *d,
+                                         const fp8_bench_options *options);
+
 #ifdef __cplusplus
 }
 #endif

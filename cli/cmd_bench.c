@@ -31,6 +31,7 @@ static const struct {
     {"attention", fp8_bench_attention},
     {"flux", fp8_bench_flux},
     {"linear-large", fp8_bench_linear_large},
+    {"quant", fp8_bench_quant},
 };
 enum { NUM_BENCHES = sizeof benches / sizeof *benches };
 
@@ -111,7 +112,7 @@ done:
 const cli_command cli_cmd_bench = {
     .name = "bench",
     .purpose = "time what this library does against its peers",
-    .usage = "attention|flux|linear-large [--shape SHAPE]... [options]",
+    .usage = "attention|flux|linear-large|quant [--shape SHAPE]... [options]",
     .about =
         "Runs each provider on the same random data, in turns, checks what it computed\n"
         "in the same program, and prints medians of CUDA graph replays with the limit\n"
@@ -125,14 +126,16 @@ const cli_command cli_cmd_bench = {
         "             quantizing is inside the time; SHAPE is the length\n"
         "  linear-large\n"
         "             FP8 products of many tokens: cuBLASLt's timed algorithm and its first\n"
-        "             guess. SHAPE is M,N,K[,tensor|row|blocks][,fast]\n",
+        "             guess. SHAPE is M,N,K[,tensor|row|blocks][,fast]\n"
+        "  quant      norms, activations, RoPE and casts to FP8, lookups: GB/s against\n"
+        "             a copy, and us at 64 tokens; SHAPE is part of a line's name\n",
     .examples = "  fp8calib bench attention --csv attention.csv --svg attention.svg\n"
                 "  fp8calib bench attention --shape 1,32,8,128,8192,causal\n",
     .options = table,
     .num_options = sizeof table / sizeof *table,
     .min_operands = 1,
     .max_operands = 1,
-    .operand = "attention, flux or linear-large",
+    .operand = "attention, flux, linear-large or quant",
     .defaults = &defaults,
     .options_bytes = sizeof defaults,
     .run = run,
