@@ -1,6 +1,6 @@
 /* `bench quant`: the fused producers, casts and lookups on one GPU: large, two sets of buffers in
- * turn, against a copy in the same race; and at the size of a decoding step, as a chain of dependent
- * kernels, ordered and overlapping. What came out is compared with the CPU's. */
+ * turn, against a copy in the same race; and at the size of a decoding step, as a chain of
+ * dependent kernels, ordered and overlapping. What came out is compared with the CPU's. */
 #include <stdlib.h>
 #include <string.h>
 
