@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "bench/bench_impl.h"
-#include "core/half.h"
 #include "quant/quant.h"
 
 enum { SAMPLED_ROWS = 64, SLOW_ROUNDS = 7 };
@@ -76,7 +75,6 @@ typedef struct problem {
     void *host_o;
     int64_t num_o;
     float o_descale;
-    float amax_o; /* of a BF16 output that was checked; 0 = none yet */
 } problem;
 
 static void free_tensor(fp8_device *d, tensor *t) {
@@ -224,47 +222,30 @@ static fp8_attention_io io_of(const problem *p, fp8_dtype in) {
     return io;
 }
 
-/* *amax = max |O|, by a run of its own plan that asks for it: compiling that takes a while. */
-static fp8_status ask_for_amax(run *r, float *amax) {
+/* The scale of an E4M3 output, from the amax of a run of its own plan that asks for it. */
+static fp8_status find_o_scale(run *r) {
     fp8_attention_options o = options_of(r->who, r->p->shape, r->packed);
     fp8_attention_plan *plan = NULL;
     void *workspace = NULL;
+    float amax = 0, scale;
     fp8_status st;
 
     o.want_amax = 1;
     FP8_TRY(fp8_attention_plan_create(&plan, r->p->d, &o));
     FP8_TRY(fp8_device_alloc(r->p->d, &workspace, fp8_attention_workspace_size(plan)));
     FP8_TRY(fp8_attention_run(plan, &r->io, workspace, fp8_attention_workspace_size(plan)));
-    FP8_TRY(fp8_device_download(r->p->d, amax, r->p->scales + 5, sizeof *amax));
+    FP8_TRY(fp8_device_download(r->p->d, &amax, r->p->scales + 5, sizeof amax));
+    scale = amax > 0 ? FP8_E4M3_MAX / amax : 1.0f;
+    r->p->o_descale = 1.0f / scale;
+    FP8_TRY(fp8_device_upload(r->p->d, r->p->scales + 3, &scale, sizeof scale));
 done:
     fp8_device_free(r->p->d, workspace);
     fp8_attention_plan_destroy(plan);
     return st;
 }
 
-/* The scale of an E4M3 output. */
-static fp8_status find_o_scale(run *r) {
-    const float room = 1.05f; /* P in E4M3 moves the largest element by less */
-    float amax = room * r->p->amax_o, scale;
-    fp8_status st = FP8_OK;
-
-    if (amax == 0) FP8_TRY(ask_for_amax(r, &amax));
-    scale = amax > 0 ? FP8_E4M3_MAX / amax : 1.0f;
-    r->p->o_descale = 1.0f / scale;
-    FP8_TRY(fp8_device_upload(r->p->d, r->p->scales + 3, &scale, sizeof scale));
-done:
-    return st;
-}
-
-static float largest(const uint16_t *x, int64_t n) {
-    uint16_t most = 0; /* without the sign, BF16 is ordered as its bits are */
-    for (int64_t i = 0; i < n; i++)
-        if ((x[i] & 0x7fffu) > most) most = x[i] & 0x7fffu;
-    return fp8_bf16_to_f32(most);
-}
-
 static fp8_status check_run(run *r) {
-    problem *p = r->p;
+    const problem *p = r->p;
     const int fp8 = r->who->in == FP8_DTYPE_E4M3, fp8_out = r->who->out == FP8_DTYPE_E4M3;
     const size_t bytes = (size_t)p->num_o * (fp8_out ? 1 : 2);
     const bench_operands x = {
@@ -290,7 +271,6 @@ static fp8_status check_run(run *r) {
                                  "against F64, expected at most %.2g",
                       p->shape->name, r->who->name, r->error.relative_l2, (long long)r->error.rows,
                       r->who->most_error);
-    if (!fp8_out) p->amax_o = largest(p->host_o, p->num_o);
 done:
     return st;
 }
