@@ -1,13 +1,14 @@
 /* attention/flash.cu - FP8 attention on Hopper: E4M3 Q, K, V and P on the tensor cores, the softmax
  * and every sum across tiles of keys in FP32, O in BF16, F16 or codes. The parts of the kernel,
  * bottom up: flash_block.cuh (constants, shared memory), flash_items.cuh (what a block works on),
- * flash_sm90.cuh (instructions), flash_producer.cuh, flash_softmax.cuh, flash_mainloop.cuh,
- * flash_epilogue.cuh.
+ * flash_sm90.cuh (instructions), flash_producer.cuh, flash_turn.cuh (V of short sequences),
+ * flash_softmax.cuh, flash_mainloop.cuh, flash_epilogue.cuh. Long sequences: flash_wide.cu.
  *
  * Computes   S = Q K^T;  p = 2^(S * c - max + 8), c = scale * q_descale * k_descale / ln 2
  *            O = bf16((sum_j e4m3(p_j) V_j) * v_descale / sum_j p_j), 0 for a row that sees no key
- * Shapes     Q, K by maps (d, head, token, sequence), V transposed by flash_prologue.cu; O by its
- *            strides; d 64, 128, 256; causal, window, grouped heads
+ * Shapes     Q, K by maps (d, head, token, sequence), V transposed by flash_prologue.cu, or as it
+ *            lies (v_as_is) and turned here, three warps, under the products; O by its strides;
+ *            d 64, 128, 256; causal, window, grouped heads
  * Numerics   Hopper's FP8 products keep about 14 bits of their running sum and truncate, which over
  *            8k keys of one sign is 15 % (measured, H200). So P V of one tile of 128 keys starts
  *            from zero and joins O in FP32 (promotion): O <- O * alpha + T, one FMA where the
@@ -36,7 +37,7 @@
  * Registers  of a consumer's 232:  d 64: S 64, T 32, O 32, P 16;  d 128: S 64, T 64, O 64, P 16;
  *            d 256: O 128, P 16 and either S 64 or T 2 x 32. No spills (ptxas 13.0, sm_90a)
  * Shared     d 64: Q 8 K + 4 x (8 + 8) K = 72 K;  d 128: 16 + 4 x (16 + 16) = 144 K;
- *            d 256: 32 + 3 x (32 + 32) = 224 K of 227
+ *            d 256: 32 + 3 x (32 + 32) = 224 K of 227; with V as it lies two stages and that tile
  * Bound      cycles of one SM for 128 x 128 scores: products 8 d (8192 flop a cycle), exponentials
  *            1024 (16 a cycle), instructions issued 1700 + 4 d over 4 schedulers' 2 warps each, so
  *            about 850 + 2 d. d 64 is bound by the exponentials, d 128 by both, d 256 by products.
@@ -62,6 +63,7 @@
 #define FLASH_SM90 1
 #include "attention/flash_epilogue.cuh"
 #include "attention/flash_mainloop.cuh"
+#include "attention/flash_turn.cuh"
 #else
 #define FLASH_SM90 0
 #endif
@@ -70,9 +72,8 @@
 
 /* ---- consumers ------------------------------------------------------------------------------- */
 
-template <int D>
-static __device__ __forceinline__ void consume(const flash_params &p, flash_shared<D> &s,
-                                               int32_t index) {
+template <int D, class SHARED>
+static __device__ __forceinline__ void consume(const flash_params &p, SHARED &s, int32_t index) {
     const int32_t thread = threadIdx.x % WARPGROUP;
     consumer c = {index, index * WG_ROWS + thread / 32 * 16 + thread % 32 / 4, 0.0f, {0, 0}};
     uint32_t q_parity = 0;
@@ -105,12 +106,13 @@ static __device__ __forceinline__ void consume(const flash_params &p, flash_shar
 
 /* grid: persistent blocks, one a multiprocessor; block: the producer's warpgroup, then the two
  * consumers'. */
-template <int D>
+template <int D, bool AS_IS>
 static __global__ void __launch_bounds__(THREADS, 1)
 flash_kernel(const __grid_constant__ flash_params p) {
 #if FLASH_SM90
     extern __shared__ uint8_t raw[];
-    flash_shared<D> &s = *reinterpret_cast<flash_shared<D> *>(
+    using shared = flash_shared<D, AS_IS>;
+    shared &s = *reinterpret_cast<shared *>(
         raw + (1024 - shared_address(raw) % 1024) % 1024);
     const int32_t warpgroup = __shfl_sync(0xffffffffu, (int32_t)threadIdx.x / WARPGROUP, 0);
 
@@ -120,9 +122,11 @@ flash_kernel(const __grid_constant__ flash_params p) {
         prefetch_map(&p.v_map);
         barrier_init(&s.q_full, 1);
         barrier_init(&s.q_empty, CONSUMER_WARPS);
-        for (int i = 0; i < flash_shape<D>::STAGES; i++) {
+        barrier_init(&s.v_came, 1);
+        barrier_init(&s.v_turned, TURN_WARPS);
+        for (int i = 0; i < shared::STAGES; i++) {
             barrier_init(&s.k_full[i], 1);
-            barrier_init(&s.v_full[i], 1);
+            barrier_init(&s.v_full[i], AS_IS ? TURN_WARPS : 1);
             barrier_init(&s.k_empty[i], CONSUMER_WARPS);
             barrier_init(&s.v_empty[i], CONSUMER_WARPS);
         }
@@ -132,7 +136,8 @@ flash_kernel(const __grid_constant__ flash_params p) {
     dependencies_wait();
     if (warpgroup == 0) {
         registers_shrink<PRODUCER_REGISTERS>();
-        if (threadIdx.x == 0) produce<D>(p, s);
+        if (threadIdx.x == 0) produce<D, BLOCK_M, AS_IS>(p, s);
+        if (AS_IS && threadIdx.x >= 32) turn_tiles<D>(s, (int32_t)threadIdx.x / 32 - 1);
     } else {
         registers_grow<CONSUMER_REGISTERS>();
         consume<D>(p, s, warpgroup - 1);
@@ -144,20 +149,26 @@ flash_kernel(const __grid_constant__ flash_params p) {
 
 typedef void (*flash_entry)(const flash_params);
 
-static flash_entry entry_of(int32_t d, size_t *bytes) {
+template <int D>
+static flash_entry entry_for(bool as_is, size_t *bytes) {
+    *bytes = as_is ? shared_bytes<D, true> : shared_bytes<D, false>;
+    return as_is ? flash_kernel<D, true> : flash_kernel<D, false>;
+}
+
+static flash_entry entry_of(int32_t d, bool as_is, size_t *bytes) {
     switch (d) {
-    case 64: *bytes = shared_bytes<64>; return flash_kernel<64>;
-    case 128: *bytes = shared_bytes<128>; return flash_kernel<128>;
-    case 256: *bytes = shared_bytes<256>; return flash_kernel<256>;
+    case 64: return entry_for<64>(as_is, bytes);
+    case 128: return entry_for<128>(as_is, bytes);
+    case 256: return entry_for<256>(as_is, bytes);
     default: return NULL;
     }
 }
 
-extern "C" fp8_status attention_flash_prepare(int32_t d) {
+extern "C" fp8_status attention_flash_prepare(int32_t d, int v_as_is) {
     fp8_status st = FP8_OK;
     cudaFuncAttributes a;
     size_t bytes;
-    const flash_entry entry = entry_of(d, &bytes);
+    const flash_entry entry = entry_of(d, v_as_is, &bytes);
 
     if (!entry) return FP8_FAIL(FP8_EUNSUPPORTED, "d %d, expected 64, 128 or 256", d);
     FP8_TRY_CUDA(cudaFuncGetAttributes(&a, entry));
@@ -172,6 +183,6 @@ done:
 extern "C" fp8_status attention_flash_launch(const flash_params *p, int32_t d, int32_t blocks,
                                              fp8_stream stream) {
     size_t bytes = 0;
-    const flash_entry entry = entry_of(d, &bytes);
+    const flash_entry entry = entry_of(d, p->v_as_is, &bytes);
     return flash_launch("flash attention", entry, blocks, THREADS, bytes, stream, *p, true);
 }

@@ -15,8 +15,8 @@ extern "C" {
  *
  * Maps of Q, K and V are (d, head, token, sequence), boxes (up to 128 bytes of d, 1, tokens of a
  * tile, 1). Tokens of a packed layout are all of one sequence, 0, and count from the first in the
- * buffer (q_packed, kv_packed); else from the sequence's. V in codes is transposed: its map is
- * (key, (sequence, KV head, d)), boxes (FLASH_BLOCK_N, d). */
+ * buffer (q_packed, kv_packed); else from the sequence's. V in codes is transposed unless v_as_is:
+ * its map is (key, (sequence, KV head, d)), boxes (FLASH_BLOCK_N, d). */
 typedef struct flash_params {
     CUtensorMap q_map, k_map, v_map;
     void *o;
@@ -29,11 +29,12 @@ typedef struct flash_params {
     const float *q_descale, *k_descale, *v_descale; /* of codes */
     int64_t total_q, total_kv;
     int32_t num_seqs, num_heads, num_kv_heads, max_q, max_kv;
-    int32_t q_packed, kv_packed;
+    int32_t q_packed, kv_packed, v_as_is;
     int32_t tiles, band, units, num_items; /* tiles of max_q; units a band; units; items */
     int32_t top_left, left, right; /* diagonal, and keys seen before and after it */
     int32_t granularity;           /* fp8_attention_granularity */
     int32_t o_dtype;               /* fp8_dtype: BF16, F16 or E4M3 */
+    int32_t promote_steps;         /* flash_wide.cu: of 64 keys; INT32_MAX: never */
     float scale;
 } flash_params;
 
@@ -79,7 +80,7 @@ typedef struct flash_prologue {
 
 /* FP8_EUNSUPPORTED when this build holds no sm_90a code for head size d; else makes room for the
  * kernel's shared memory on the current device. */
-fp8_status attention_flash_prepare(int32_t d);
+fp8_status attention_flash_prepare(int32_t d, int v_as_is);
 
 /* The codes, and zeros for the kernel to start from. One launch; two more with amax; one, of one
  * block, when there is nothing to make. Asynchronous. */
@@ -88,6 +89,11 @@ fp8_status attention_flash_prologue(const flash_prologue *p, fp8_stream stream);
 /* The attention itself, on `blocks` persistent blocks, after the prologue. Asynchronous. */
 fp8_status attention_flash_launch(const flash_params *p, int32_t d, int32_t blocks,
                                   fp8_stream stream);
+
+/* The same over long sequences (flash_wide.cu): tiles of flash_wide_rows, no amax. */
+fp8_status attention_flash_wide_prepare(int32_t d);
+fp8_status attention_flash_wide_launch(const flash_params *p, int32_t d, int32_t blocks,
+                                       fp8_stream stream);
 
 /* The same in BF16 or F16: a 16-bit operand each, V as it lies; maps' boxes are 64 columns by
  * FLASH_BLOCK_M or FLASH16_KEYS(d) tokens. */

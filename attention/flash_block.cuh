@@ -30,19 +30,23 @@ struct flash_shape {
     static constexpr int COLUMN_BLOCKS = D / ROW_BYTES;
 };
 
-/* Operands are [column blocks][rows][ROW_BYTES], V^T [d][128 keys]; all swizzled by the copy. */
-template <int D>
+/* Operands are [column blocks][rows][ROW_BYTES], V^T [d][128 keys]; all swizzled by the copy.
+ * AS_IS: V comes as it lies, like K, and this block turns it: flash_turn.cuh. */
+template <int D, bool AS_IS>
 struct flash_shared {
-    static constexpr int STAGES = flash_shape<D>::STAGES;
+    static constexpr int STAGES = AS_IS ? 2 : flash_shape<D>::STAGES;
     alignas(1024) uint8_t q[BLOCK_M * D];
     alignas(1024) uint8_t k[STAGES][BLOCK_N * D];
     alignas(1024) uint8_t v[STAGES][D * BLOCK_N];
     alignas(8) uint64_t q_full, q_empty; /* q_full: item too */
     uint64_t k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
     flash_item items[2]; /* of an item's parity: consumers store item n while n + 1 is described */
+    uint64_t v_came, v_turned; /* AS_IS: of as_is */
+    int32_t v_keys;            /* of as_is, of the sequence; -1: no more tiles */
+    alignas(1024) uint8_t as_is[AS_IS ? D * BLOCK_N : 16];
 };
 
-template <int D>
-static constexpr size_t shared_bytes = sizeof(flash_shared<D>) + 1024; /* to align the start */
+template <int D, bool AS_IS>
+static constexpr size_t shared_bytes = sizeof(flash_shared<D, AS_IS>) + 1024; /* to align it */
 
 #endif

@@ -89,8 +89,9 @@ static fp8_status check_formula(const fp8_attention_options *o) {
     if (o->sink != FP8_SINK_NONE) return FP8_FAIL(FP8_EUNSUPPORTED, "a sink");
     if (!(o->scale > 0.0f))
         return FP8_FAIL(FP8_EUNSUPPORTED, "scale %g, expected a positive one", (double)o->scale);
-    if (o->precision != FP8_ATTENTION_EXACT || o->promote_keys > FLASH_BLOCK_N)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "sums are promoted every %d keys here", FLASH_BLOCK_N);
+    if (o->promote_keys > 0 && o->promote_keys < FLASH_BLOCK_N)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "promote_keys %d, expected 0 or at least %d",
+                        o->promote_keys, FLASH_BLOCK_N);
     return FP8_OK;
 }
 

@@ -1,7 +1,7 @@
 /* The flash backend: our attention for Hopper. In FP8 a run makes codes of what is in BF16 or F16
- * and writes V transposed, both into the workspace (flash_prologue.cu), then attends (flash.cu); in
- * 16 bits it attends (flash16.cu). Lengths are read on the device; what is fixed here are the
- * tensor maps, which also keep every copy inside the buffers. */
+ * and writes V transposed, both into the workspace (flash_prologue.cu), then attends (flash.cu,
+ * over long sequences flash_wide.cu); in 16 bits it attends (flash16.cu). Lengths are read on the
+ * device; what is fixed here are the tensor maps, which also keep every copy inside the buffers. */
 #include <cudaTypedefs.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +31,7 @@ typedef struct flash_state {
     PFN_cuTensorMapEncodeTiled_v12000 encode;
     int32_t num_sms;
     int is_16;
+    int wide; /* flash_wide.cu */
     flash_places places;
     flash_operands mapped;   /* of the maps in params: those of the last run */
     flash_params params;     /* what every run has in common */
@@ -40,7 +41,8 @@ typedef struct flash_state {
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static int32_t rows_of_tile(const fp8_attention_options *o) {
-    return flash_is_16(o) ? FLASH16_ROWS(o->d_v) : FLASH_BLOCK_M;
+    const int32_t wide = flash_wide_rows(o);
+    return flash_is_16(o) ? FLASH16_ROWS(o->d_v) : wide > 0 ? wide : FLASH_BLOCK_M;
 }
 
 /* ---- plan ------------------------------------------------------------------------------------ */
@@ -85,6 +87,7 @@ static void fill_params(flash_params *a, const fp8_attention_options *o) {
     a->max_kv = (int32_t)o->max_kv;
     a->q_packed = packed && (flash_is_16(o) || o->q_dtype == FP8_DTYPE_E4M3);
     a->kv_packed = packed && (flash_is_16(o) || o->kv_dtype == FP8_DTYPE_E4M3);
+    a->v_as_is = flash_v_as_is(o);
     a->tiles = (int32_t)ceil_div(o->max_q, rows_of_tile(o));
     a->units = (int32_t)units;
     a->band = (int32_t)(band < 1 ? 1 : band > units ? units : band);
@@ -94,6 +97,9 @@ static void fill_params(flash_params *a, const fp8_attention_options *o) {
     a->right = causal ? 0 : bound_of(o->window_right);
     a->granularity = (int32_t)o->granularity;
     a->o_dtype = (int32_t)o->o_dtype;
+    a->promote_steps = o->precision == FP8_ATTENTION_FAST ? INT32_MAX
+                       : o->promote_keys > 0              ? o->promote_keys / FLASH_WIDE_STEP
+                                                          : FLASH_PROMOTE_KEYS / FLASH_WIDE_STEP;
     a->scale = o->scale;
 }
 
@@ -126,7 +132,8 @@ static void fill_prologue(flash_prologue *p, const fp8_attention_options *o) {
     if (flash_is_16(o)) return;
     fill_operand(&p->x[0], o, o->q_dtype, o->q, o->num_heads, o->max_q, 0);
     fill_operand(&p->x[1], o, o->kv_dtype, o->k, o->num_kv_heads, o->max_kv, 0);
-    fill_operand(&p->x[2], o, o->kv_dtype, o->v, o->num_kv_heads, o->max_kv, 1);
+    if (flash_v_as_is(o)) p->x[2].is_codes = 1;
+    else fill_operand(&p->x[2], o, o->kv_dtype, o->v, o->num_kv_heads, o->max_kv, 1);
 }
 
 static fp8_status add_part(flash_places *w, size_t *at, int64_t count, int64_t size) {
@@ -168,6 +175,7 @@ static fp8_status flash_open(fp8_attention_plan *p) {
     if (!f) return FP8_FAIL(FP8_ENOMEM, "flash attention plan");
     p->state = f;
     f->is_16 = flash_is_16(o);
+    f->wide = flash_wide_rows(o) > 0;
     fill_params(&f->params, o);
     fill_prologue(&f->prologue, o);
     FP8_TRY(place_parts(&f->places, &f->prologue, o));
@@ -175,7 +183,8 @@ static fp8_status flash_open(fp8_attention_plan *p) {
     FP8_TRY_CUDA(cudaDeviceGetAttribute(&f->num_sms, cudaDevAttrMultiProcessorCount,
                                         fp8_device_index(p->device)));
     if (f->is_16) FP8_TRY(attention_flash16_prepare(o->d_v, o->q_dtype == FP8_DTYPE_F16));
-    else FP8_TRY(attention_flash_prepare(o->d_v));
+    else if (f->wide) FP8_TRY(attention_flash_wide_prepare(o->d_v));
+    else FP8_TRY(attention_flash_prepare(o->d_v, f->params.v_as_is));
     FP8_TRY(find_encode(&f->encode));
     p->workspace_bytes = f->places.bytes;
 done:
@@ -284,7 +293,7 @@ static fp8_status fill_maps(const flash_state *f, flash_params *a, const flash_p
     if (p->x[1].blocks > 0) k = rows_of_codes("K in codes", &p->x[1], o->num_seqs);
     FP8_TRY(map_rows(f, &a->q_map, &q, rows_of_tile(o), anything));
     FP8_TRY(map_rows(f, &a->k_map, &k, keys, anything));
-    if (f->is_16) FP8_TRY(map_rows(f, &a->v_map, &v, keys, anything));
+    if (f->is_16 || a->v_as_is) FP8_TRY(map_rows(f, &a->v_map, &v, keys, anything));
     else FP8_TRY(map_transposed(f, &a->v_map, &p->x[2], o->num_seqs));
 done:
     return st;
@@ -387,6 +396,7 @@ static fp8_status flash_run(fp8_attention_plan *plan, const fp8_attention_io *io
     if (f->is_16)
         FP8_TRY(attention_flash16_launch(&f->params, o->d_v, o->q_dtype == FP8_DTYPE_F16, blocks,
                                          stream));
+    else if (f->wide) FP8_TRY(attention_flash_wide_launch(&f->params, o->d_v, blocks, stream));
     else FP8_TRY(attention_flash_launch(&f->params, o->d_v, blocks, stream));
 done:
     return st;

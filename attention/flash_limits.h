@@ -12,7 +12,13 @@ enum {
     FLASH_MAX_LENGTH = 1 << 29, /* with FLASH_NO_WINDOW keeps key indices within 32 bits */
     FLASH_NO_WINDOW = 1 << 30,
     FLASH_MAX_ITEMS = 1 << 30,  /* tiles of a run, for a 32-bit counter */
-    FLASH16_YIELDS = 1024       /* queries up to which flash comes before fused at d 256 */
+    FLASH16_YIELDS = 1024,      /* queries up to which flash comes before fused at d 256 */
+    FLASH_WIDE_KEYS = 4096,     /* flash_wide.cu serves from these lengths (docs/NOTES.md) */
+    FLASH_WIDE_QUERIES = 1024,
+    FLASH_WIDE_ITEMS = 132,     /* and these tiles of queries, one a multiprocessor */
+    FLASH_WIDE_STEP = 64,       /* its keys a step */
+    FLASH_PROMOTE_KEYS = 256,   /* its default between promotions */
+    FLASH_AS_IS_READS = 4       /* of V, up to which it is not transposed before */
 };
 
 /* In 16 bits: keys and query rows of a tile (measured: docs/NOTES.md). */
@@ -23,5 +29,22 @@ enum {
 static inline int flash_is_16(const fp8_attention_options *o) {
     return o->q_dtype != FP8_DTYPE_E4M3 && o->kv_dtype != FP8_DTYPE_E4M3 &&
            o->quantize == FP8_QUANTIZE_NOT;
+}
+
+/* V in codes is turned where it is used, not in a pass of its own: it is read few times. */
+static inline int flash_v_as_is(const fp8_attention_options *o) {
+    return o->kv_dtype == FP8_DTYPE_E4M3 &&
+           (o->max_q + FLASH_BLOCK_M - 1) / FLASH_BLOCK_M * (o->num_heads / o->num_kv_heads) <=
+               FLASH_AS_IS_READS;
+}
+
+/* Query rows of a tile of flash_wide.cu, 0 when another kernel serves: short sequences, 16 bits, or
+ * what it does not do: amax, LSE (its sums are of the rounded p), promotion but at d 64. */
+static inline int32_t flash_wide_rows(const fp8_attention_options *o) {
+    const int32_t rows = o->d_v == 64 ? 256 : o->d_v == 128 ? 192 : 128;
+    if (flash_is_16(o) || o->want_amax || o->want_lse) return 0;
+    if (o->d_v > 64 && o->precision != FP8_ATTENTION_FAST) return 0;
+    if (o->max_q < FLASH_WIDE_QUERIES || o->max_kv < FLASH_WIDE_KEYS) return 0;
+    return (o->max_q + rows - 1) / rows * o->num_heads * o->num_seqs < FLASH_WIDE_ITEMS ? 0 : rows;
 }
 #endif

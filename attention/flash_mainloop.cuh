@@ -62,11 +62,11 @@ struct consumer {
 /* d 64 and 128: S of a tile and T of the one before it are in flight together. NOTE: between the
  * first half of the softmax and the wait for T stands a loop, the wait for V: without it the
  * compiler moves the wait for T up, before what is to run under it. */
-template <int D>
+template <int D, class SHARED>
 static __device__ __forceinline__ void attend_overlapped(float (&out)[D / 2], row_state &rows,
-                                                         flash_shared<D> &s, consumer &c,
+                                                         SHARED &s, consumer &c,
                                                          const flash_item &it) {
-    constexpr int STAGES = flash_shape<D>::STAGES, ROW_BYTES = flash_shape<D>::ROW_BYTES;
+    constexpr int STAGES = SHARED::STAGES, ROW_BYTES = flash_shape<D>::ROW_BYTES;
     const uint64_t q = operand<ROW_BYTES>(s.q + c.index * WG_ROWS * ROW_BYTES);
     float scores[64], sum[D / 2];
     uint32_t prob[16];
@@ -151,10 +151,11 @@ static __device__ __forceinline__ void add_output(float (&out)[128], uint32_t (&
 }
 
 /* d 256: a turn is T of a tile, then S of the next. */
+template <class SHARED>
 static __device__ __forceinline__ void attend_chunked(float (&out)[128], row_state &rows,
-                                                      const flash_params &p, flash_shared<256> &s,
+                                                      const flash_params &p, SHARED &s,
                                                       consumer &c, const flash_item &it) {
-    constexpr int STAGES = flash_shape<256>::STAGES;
+    constexpr int STAGES = SHARED::STAGES;
     const uint64_t q = operand<128>(s.q + c.index * WG_ROWS * 128);
     float scores[64];
     uint32_t prob[16];

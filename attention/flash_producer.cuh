@@ -1,5 +1,5 @@
-/* attention/flash_producer.cuh - private: the producer of flash.cu, which fills the rings of its
- * block. Included once, inside the sm_90a guard. */
+/* attention/flash_producer.cuh - private: the producer of flash.cu and flash_wide.cu, which fills
+ * the rings of its block. Included inside the sm_90a guard. */
 #ifndef FP8_ATTENTION_FLASH_PRODUCER_CUH
 #define FP8_ATTENTION_FLASH_PRODUCER_CUH
 #include "attention/flash_block.cuh"
@@ -8,20 +8,21 @@
 
 /* ---- producer -------------------------------------------------------------------------------- */
 
-/* One thread: for each item Q, then K and V of its tiles from the last to the first. */
-template <int D>
-static __device__ void produce(const flash_params &p, flash_shared<D> &s) {
+/* One thread: for each item of ROWS queries Q, then K and V of its tiles from the last to the
+ * first. AS_IS: V is copied like K, for turn_tiles. */
+template <int D, int ROWS, bool AS_IS, class SHARED>
+static __device__ void produce(const flash_params &p, SHARED &s) {
     constexpr int ROW_BYTES = flash_shape<D>::ROW_BYTES, BLOCKS = flash_shape<D>::COLUMN_BLOCKS;
-    constexpr int STAGES = flash_shape<D>::STAGES;
+    constexpr int STAGES = SHARED::STAGES;
     ring_place place = {0, 0};
-    uint32_t q_parity = 0;
+    uint32_t q_parity = 0, v_parity = 0;
 
     for (int32_t index = blockIdx.x, next; ; index = next) {
         const bool more = index < p.num_items;
         flash_item it = {};
         next = more ? (int32_t)gridDim.x + atomicAdd(p.next_item, 1) : 0;
         if (more) {
-            it = find_item<BLOCK_M, BLOCK_N>(p, index);
+            it = find_item<ROWS, BLOCK_N>(p, index);
             if (it.rows <= 0) continue;
         }
         barrier_wait(&s.q_empty, q_parity ^ 1);
@@ -32,11 +33,12 @@ static __device__ void produce(const flash_params &p, flash_shared<D> &s) {
         } else {
             barrier_expect(&s.q_full, sizeof s.q);
             for (int b = 0; b < BLOCKS; b++)
-                copy_box_4d(s.q + b * BLOCK_M * ROW_BYTES, &p.q_map, &s.q_full, b * ROW_BYTES,
+                copy_box_4d(s.q + b * ROWS * ROW_BYTES, &p.q_map, &s.q_full, b * ROW_BYTES,
                             it.head, it.q_row, p.q_packed ? 0 : it.seq);
         }
-        if (!more) return;
+        if (!more) break;
         const int32_t v_row = (it.seq * p.num_kv_heads + it.kv_head) * D;
+#pragma unroll 1 /* unrolled it needs more registers than there are */
         for (int32_t i = it.num_tiles - 1; i >= 0; i--) {
             const int32_t key = (it.first_tile + i) * BLOCK_N;
             barrier_wait(&s.k_empty[place.stage], place.parity ^ 1);
@@ -45,11 +47,27 @@ static __device__ void produce(const flash_params &p, flash_shared<D> &s) {
                 copy_box_4d(s.k[place.stage] + b * BLOCK_N * ROW_BYTES, &p.k_map,
                             &s.k_full[place.stage], b * ROW_BYTES, it.kv_head, it.kv_row + key,
                             p.kv_packed ? 0 : it.seq);
-            barrier_wait(&s.v_empty[place.stage], place.parity ^ 1);
-            barrier_expect(&s.v_full[place.stage], sizeof s.v[0]);
-            copy_box_2d(s.v[place.stage], &p.v_map, &s.v_full[place.stage], key, v_row);
+            if constexpr (AS_IS) {
+                barrier_wait(&s.v_turned, v_parity ^ 1);
+                s.v_keys = it.s_kv - key;
+                barrier_expect(&s.v_came, sizeof s.as_is);
+                for (int b = 0; b < BLOCKS; b++)
+                    copy_box_4d(s.as_is + b * BLOCK_N * ROW_BYTES, &p.v_map, &s.v_came,
+                                b * ROW_BYTES, it.kv_head, it.kv_row + key,
+                                p.kv_packed ? 0 : it.seq);
+                v_parity ^= 1;
+            } else {
+                barrier_wait(&s.v_empty[place.stage], place.parity ^ 1);
+                barrier_expect(&s.v_full[place.stage], sizeof s.v[0]);
+                copy_box_2d(s.v[place.stage], &p.v_map, &s.v_full[place.stage], key, v_row);
+            }
             place = next_place<STAGES>(place);
         }
+    }
+    if constexpr (AS_IS) {
+        barrier_wait(&s.v_turned, v_parity ^ 1);
+        s.v_keys = -1;
+        barrier_arrive(&s.v_came);
     }
 }
 

@@ -53,19 +53,49 @@
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));       \
     }
 
+#define PRODUCT_64(name, constraint)                                                               \
+    SM90 void name(float (&d)[32], uint64_t a, uint64_t b, int accumulate) {                       \
+        asm volatile("{\n"                                                                         \
+                     ".reg .pred p;\n"                                                             \
+                     "setp.ne.b32 p, %34, 0;\n"                                                    \
+                     "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 {"                      \
+                     TO_31 "}, "                                                                   \
+                     "%32, %33, p, 1, 1;\n"                                                        \
+                     "}"                                                                           \
+                     : REGS32(constraint, d, 0)                                                    \
+                     : "l"(a), "l"(b), "r"(accumulate));                                           \
+    }
+#define PRODUCT_8_A(name, constraint)                                                              \
+    SM90 void name(float (&d)[4], const uint32_t *a, uint64_t b, int accumulate) {                 \
+        asm volatile("{\n"                                                                         \
+                     ".reg .pred p;\n"                                                             \
+                     "setp.ne.b32 p, %9, 0;\n"                                                     \
+                     "wgmma.mma_async.sync.aligned.m64n8k32.f32.e4m3.e4m3 {%0, %1, %2, %3}, "      \
+                     "{%4, %5, %6, %7}, %8, p, 1, 1;\n"                                            \
+                     "}"                                                                           \
+                     : REGS4(constraint, d, 0)                                                     \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));       \
+    }
+
 /* d[64, N] (+)= A[64, 32] B[N, 32]^T, E4M3, A and B in shared memory. Thread t of the warpgroup has
  * rows r = 16 (t / 32) + t % 32 / 4 and r + 8: d[4 j + 2 h + e] = D[r + 8 h][8 j + 2 (t % 4) + e].
  * accumulate is a constant but where said otherwise. A sum begins with product_start(.., 0): d is
  * out only, early-clobbered so that no operand shares its registers. */
 PRODUCT_128(product_start, "=&f")
 PRODUCT_128(product, "+f")
+PRODUCT_64(product_start, "=&f")
+PRODUCT_64(product, "+f")
 
 /* The same with A in registers: a[2 h + i] holds A[r + 8 i][16 h + 4 (t % 4) .. + 3]. */
 PRODUCT_128_A(product_start, "=&f")
 PRODUCT_128_A(product, "+f")
 PRODUCT_64_A(product_start, "=&f")
 PRODUCT_64_A(product, "+f")
+PRODUCT_8_A(product_start, "=&f")
+PRODUCT_8_A(product, "+f")
 
+#undef PRODUCT_64
+#undef PRODUCT_8_A
 #undef PRODUCT_128
 #undef PRODUCT_128_A
 #undef PRODUCT_64_A

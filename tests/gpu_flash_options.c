@@ -5,6 +5,7 @@
  * sm_90. */
 #include <cuda_runtime_api.h>
 
+#include "attention/flash_limits.h"
 #include "flash_rows.h"
 
 #define BF16 FP8_DTYPE_BF16
@@ -271,6 +272,30 @@ static void test_types(fp8_device *gpu) {
     }
 }
 
+/* flash_wide.cu: long sequences of any lengths, promoted more or less often, or not. */
+static void test_wide(fp8_device *gpu) {
+    static const int32_t sizes[] = {64, 128, 256}, promote[] = {0, 128, 1000, 4096};
+    for (int i = 0; i < 24; i++) {
+        uint64_t seed = (uint64_t)i * 41 + 11;
+        const fp8_dtype out = (fp8_dtype)SWEEP_PICK(&seed, BF16, BF16, F16, E4M3);
+        fp8_attention_options o =
+            base_options(16, 2, sizes[i % 3], 2, 1024 + sweep_below(&seed, 90),
+                         4096 + sweep_below(&seed, 200), E4M3, out);
+        o.want_lse = o.want_amax = 0;
+        o.precision = i % 3 || i % 6 == 3 ? FP8_ATTENTION_FAST : FP8_ATTENTION_EXACT;
+        if (o.precision == FP8_ATTENTION_EXACT) o.promote_keys = promote[i / 6 % 4];
+        if (i % 2) o.layout = FP8_LAYOUT_BSHD_BSHD_BSHD;
+        o.padding = i % 2 && i % 4 == 1;
+        o.granularity = FP8_DESCALE_BATCH_HEAD;
+        set_mask(&o, i / 3 % 5, &seed);
+        check_case = "wide";
+        CHECK(flash_wide_rows(&o) > 0);
+        fprintf(stderr, "wide: d %d, mask %d, promoted every %d keys: relative L2 %.2e\n", o.d_v,
+                i / 3 % 5, o.precision == FP8_ATTENTION_FAST ? -1 : o.promote_keys,
+                check_options(gpu, &o, seed));
+    }
+}
+
 /* Without LSE and amax, and nothing at all to do. */
 static void test_nothing(fp8_device *gpu) {
     for (int i = 0; i < 2 * 2 * 4; i++) {
@@ -454,6 +479,7 @@ int main(int argc, char **argv) {
     test_lies(gpu);
     test_bad_values(gpu);
     test_graph(gpu);
+    if (!quick) test_wide(gpu);
     test_lengths(gpu, quick);
     fp8_device_destroy(gpu);
     return CHECK_DONE();
