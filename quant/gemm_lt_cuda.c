@@ -127,7 +127,7 @@ fp8_status fp8_lt_make_problem(fp8_lt_problem *p, const fp8_lt_call *c) {
     const fp8_gemm *g = c->g;
     const int64_t batch = g->batch > 1 ? g->batch : 1;
     const cublasOperation_t weights_op = g->b_is_kn ? CUBLAS_OP_N : CUBLAS_OP_T;
-    const int8_t fast = g->accumulate == FP8_ACCUMULATE_FAST;
+    const int8_t fast = g->accumulate == FP8_ACCUMULATE_FAST && fp8_dtype_size(g->a_dtype) == 1;
     const op_attribute all[] = {
         {CUBLASLT_MATMUL_DESC_TRANSA, &weights_op, sizeof weights_op},
         {CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast},
