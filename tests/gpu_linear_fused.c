@@ -80,11 +80,13 @@ int main(void) {
         {"graph, token", 256, 128, W8, CHANNEL, TOKEN, B16, B16, 1, 0, 0, 0},
         {"graph, current", 256, 128, W8, TENSOR, CURRENT, B16, B16, 0, 0, 0, 0},
         {"graph, blocks", 256, 128, W8, BLOCK, GROUPS, B16, B16, 0, 0, 0, 0}};
+    const char *fixture = check_data("fixtures/llama/model.safetensors");
     gpu = check_gpu();
     if (!gpu) return TEST_SKIP;
     (void)unsetenv("FP8_GEMM_CACHE");
     for (size_t i = 0; i < sizeof linear_cases / sizeof *linear_cases; i++)
         if (serves(&linear_cases[i])) linear_test(gpu, &linear_cases[i]);
+    if (fixture) linear_test_fixture(gpu, fixture, fp8_device_capability(gpu) == 90);
     for (size_t i = 0; fp8_device_capability(gpu) >= 89 && i < sizeof graphs / sizeof *graphs; i++)
         test_graph(&graphs[i]);
     fp8_device_destroy(gpu);

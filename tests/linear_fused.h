@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/half.h"
+#include "formats/safetensors.h"
 #include "quant/quant.h"
 #include "tests/check.h"
 
@@ -103,13 +104,22 @@ static inline void linear_see_x(linear_data *t, const linear_case *c, int64_t to
                      c->input == CURRENT ? tokens : 1, c->input == GROUPS ? 128 : c->in);
 }
 
+static const uint16_t *linear_source; /* BF16 weights to take instead of random ones; NULL */
+
+static inline float linear_weight(int64_t i, int64_t row, uint64_t *seed) {
+    uint16_t code;
+    if (!linear_source) return fp8_round_bf16(check_normal(seed) * 0.05f * (float)(1 + row % 7));
+    memcpy(&code, (const char *)linear_source + 2 * i, sizeof code);
+    return fp8_bf16_to_f32(code);
+}
+
 static inline void linear_prepare(linear_data *t, const linear_case *c) {
     uint64_t seed = 5;
     uint8_t *codes = c->weight == W8 ? t->w_raw : NULL;
     const int64_t rows = c->scaling == TENSOR ? c->out : c->scaling == BLOCK ? 128 : 1;
 
     for (int64_t i = 0; i < c->out * c->in; i++) {
-        t->w[i] = fp8_round_bf16(check_normal(&seed) * 0.05f * (float)(1 + i / c->in % 7));
+        t->w[i] = linear_weight(i, i / c->in, &seed);
         ((uint16_t *)(void *)t->w_raw)[c->weight == W8 ? 0 : i] = fp8_f32_to_bf16(t->w[i]);
     }
     for (int64_t i = 0; i < MAX_TOKENS * c->in; i++)
@@ -186,6 +196,35 @@ static inline void linear_check(const linear_case *c, const void *raw, const dou
     check_failures++;
 }
 
+/* Against the numbers as they were before any quantizing. A value v of a group with descale g moves
+ * by at most e(v) = max(2^-4 |v|, 2^-10 g), half a step of E4M3; g is at most amax / 448 of it all.
+ * So y moves by at most sum |x| e(w) + |w| e(x) + e(x) e(w); then the sum (2^-10 of its
+ * magnitude, of FP8 accumulation) and the BF16 store (2^-8). */
+static inline void linear_check_unquantized(const linear_data *t, const linear_case *c,
+                                            const uint16_t *raw, int64_t tokens) {
+    float w_amax = 0, x_amax = 0;
+
+    for (int64_t i = 0; i < c->in * c->out; i++) w_amax = fmaxf(w_amax, fabsf(t->w[i]));
+    for (int64_t i = 0; i < c->in * tokens; i++) x_amax = fmaxf(x_amax, fabsf(t->x[i]));
+    for (int64_t n = 0; n < tokens * c->out; n++) {
+        const float *x = t->x + n / c->out * c->in, *w = t->w + n % c->out * c->in;
+        const double got = (double)fp8_bf16_to_f32(raw[n]);
+        double want = 0, moved = 0, magnitude = 0;
+        for (int64_t k = 0; k < c->in; k++) {
+            const double ex = fmax(fabs((double)x[k]) / 16, (double)x_amax / 448 / 1024);
+            const double ew = fmax(fabs((double)w[k]) / 16, (double)w_amax / 448 / 1024);
+            want += (double)x[k] * (double)w[k];
+            magnitude += fabs((double)x[k] * (double)w[k]);
+            moved += fabs((double)x[k]) * ew + fabs((double)w[k]) * ex + ex * ew;
+        }
+        moved += magnitude / 1024;
+        if (fabs(got - want) <= moved + (fabs(want) + moved) / 256) continue;
+        if (++check_failures < 10)
+            fprintf(stderr, "[%s] element %lld: got %g, want %g +- %g\n", check_case, (long long)n,
+                    got, want, moved);
+    }
+}
+
 /* Buffers of a case on the device. */
 typedef struct linear_buffers {
     void *x, *y, *residual, *workspace, *codes, *descales, *scales;
@@ -209,7 +248,7 @@ static inline void linear_run_case(fp8_device *d, const linear_case *c, linear_d
                             .y_scale = c->y == W8 ? scales + 2 : NULL,
                             .y_amax = c->amax ? (float *)b->scales + 3 : NULL};
     const size_t bytes = fp8_linear_apply_workspace_size(l, MAX_TOKENS, c->y, &call);
-    static uint8_t raw[4 * MAX_TOKENS * MAX_OUT];
+    _Alignas(16) static uint8_t raw[4 * MAX_TOKENS * MAX_OUT];
     float amax = 0, got_amax = 0;
 
     fp8_device_free(d, b->workspace);
@@ -229,6 +268,8 @@ static inline void linear_run_case(fp8_device *d, const linear_case *c, linear_d
         amax = fmaxf(amax, fabsf((float)t->want[i]));
     }
     linear_check(c, raw, t->want, tokens * c->out, y_scale);
+    if (linear_source && c->input != STATIC) linear_check_unquantized(t, c, (uint16_t *)(void *)raw,
+                                                                      tokens);
     if (!c->amax) return;
     CHECK_STATUS(fp8_device_download(d, &got_amax, (float *)b->scales + 3, 4), FP8_OK);
     CHECK(fabsf(got_amax - amax) <= 2e-3f * amax);
@@ -274,5 +315,36 @@ static inline void linear_test(fp8_device *d, const linear_case *c) {
     fp8_linear_destroy(l);
     fp8_device_free(d, slot);
     linear_free(d, &b);
+}
+
+/* Every Linear of a fixture's first layers, as every scaling has it. */
+static inline void linear_test_fixture(fp8_device *d, const char *path, int blocks) {
+    static const linear_case kinds[] = {
+        {"fixture, static", 0, 0, B16, TENSOR, STATIC, B16, B16, 0, 0, 0, 0},
+        {"fixture, current", 0, 0, B16, TENSOR, CURRENT, B16, B16, 0, 0, 0, 0},
+        {"fixture, token", 0, 0, B16, CHANNEL, TOKEN, B16, B16, 0, 0, 0, 0},
+        {"fixture, blocks", 0, 0, B16, BLOCK, GROUPS, B16, B16, 0, 0, 0, 0}};
+    fp8_safetensors *file = NULL;
+    int tested = 0;
+
+    CHECK_STATUS(fp8_safetensors_open(&file, path), FP8_OK);
+    if (!file) return;
+    for (int64_t i = 0; i < fp8_safetensors_count(file); i++) {
+        const fp8_st_entry *e = fp8_safetensors_at(file, i);
+        if (!strstr(e->name, "_proj.weight") || e->tensor.dtype != B16 ||
+            e->tensor.shape[0] > MAX_OUT || e->tensor.shape[1] > MAX_IN)
+            continue;
+        linear_source = e->tensor.data;
+        for (size_t k = 0; k < sizeof kinds / sizeof *kinds; k++) {
+            linear_case c = kinds[k];
+            c.out = e->tensor.shape[0], c.in = e->tensor.shape[1];
+            if (c.scaling != BLOCK || blocks) linear_test(d, &c);
+        }
+        tested++;
+    }
+    linear_source = NULL;
+    check_case = "fixture";
+    CHECK(tested > 0);
+    fp8_safetensors_close(file);
 }
 #endif

@@ -1,4 +1,4 @@
-/* fp8_linear_apply on the CPU: every scaling, what is fused, refusals. */
+/* fp8_linear_apply on the CPU: every scaling, what is fused, weights of a fixture, refusals. */
 #include "tests/linear_fused.h"
 
 static void test_refused(fp8_device *d) {
@@ -67,9 +67,11 @@ static void test_calls_refused(fp8_device *d) {
 }
 
 int main(void) {
+    const char *fixture = check_data("fixtures/llama/model.safetensors");
     fp8_device *d = NULL;
     CHECK_STATUS(fp8_device_create(&d, "cpu", 2), FP8_OK);
     if (!d) return CHECK_DONE();
+    if (fixture) linear_test_fixture(d, fixture, 1);
     for (size_t i = 0; i < sizeof linear_cases / sizeof *linear_cases; i++)
         linear_test(d, &linear_cases[i]);
     test_refused(d);
