@@ -94,8 +94,8 @@ static int stores_result(const fp8_gemm *g) {
     const int fp8 = is_fp8(g->a_dtype);
 
     if (!adds_bias(g)) return 0;
-    if (g->residual && ((uintptr_t)g->residual % 16 != 0 ||
-                        g->ldr * (int64_t)fp8_dtype_size(g->residual_dtype) % 16 != 0))
+    if (fp8 && g->residual &&
+        !on_16(g->residual, g->residual_dtype, g->ldr, g->r_stride, batch_of(g)))
         return 0;
     if (g->d_dtype == FP8_DTYPE_E4M3)
         return fp8 && g->scaling == FP8_GEMM_ROWS && batch_of(g) == 1 && on_scalar(g->d_amax) &&
