@@ -393,5 +393,6 @@ void fp8_linear_destroy(fp8_linear *l) {
 
 int64_t fp8_linear_in(const fp8_linear *l) { return l->in; }
 int64_t fp8_linear_out(const fp8_linear *l) { return l->out; }
+fp8_dtype fp8_linear_compute(const fp8_linear *l) { return l->compute; }
 fp8_input_scaling fp8_linear_input_scaling(const fp8_linear *l) { return l->input; }
 float fp8_linear_input_descale(const fp8_linear *l) { return l->input_descale; }

@@ -70,6 +70,7 @@ void fp8_linear_destroy(fp8_linear *l);
 
 int64_t fp8_linear_in(const fp8_linear *l);
 int64_t fp8_linear_out(const fp8_linear *l);
+fp8_dtype fp8_linear_compute(const fp8_linear *l);
 fp8_input_scaling fp8_linear_input_scaling(const fp8_linear *l);
 float fp8_linear_input_descale(const fp8_linear *l); /* STATIC only */
 
