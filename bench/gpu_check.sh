@@ -1,0 +1,104 @@
+#!/bin/bash
+# bench/gpu_check.sh BUILD OUT [PART...] - everything that is to be seen on a GPU, in one call: each step's log
+# in OUT/NAME.log, one line a step on stdout, exit status 1 when a step failed. BUILD is a finished CUDA build;
+# FP8_TEST_DATA holds models, fixtures and texts (default ../shared). Without PARTs all of them, in this order:
+#   tests      every GPU test, side by side                    minutes with one core a test, seconds of GPU time
+#   sanitize   compute-sanitizer over the tests that are small enough for it, side by side
+#   spine      run and eval on four models, CUDA, with the simulation of the same scheme
+#   attention  bench attention and flux     linear  bench linear, linear-large     quant  bench quant
+#   peers      the same shapes through PyTorch, in a process of its own (needs torch)
+# Checks run side by side, timings alone: nothing else may be on the GPU then. FP8_CHECK_SECONDS (default 120)
+# bounds a step; one that ran out is a failure, and its children are ended with it.
+set -u
+build=$(cd "${1:?BUILD}" && pwd)
+mkdir -p "${2:?OUT}" && out=$(cd "$2" && pwd)
+shift 2
+cd "$(dirname "$0")/.." || exit 1
+source_dir=$PWD
+export FP8_TEST_DATA=${FP8_TEST_DATA:-$source_dir/../shared} FP8_SOURCE_DIR=$source_dir
+export FP8_BINARY_DIR=$build FP8CALIB=$build/fp8calib FP8_BUILD_CUDA=1 FP8_SANITIZED=0 PYTHON=${PYTHON:-python3}
+limit=${FP8_CHECK_SECONDS:-120}
+: >"$out/summary.txt"
+
+step() { # name, command...: the limit ends its children too (timeout signals the whole group)
+    local name=$1 begin=$SECONDS status
+    shift
+    timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1
+    status=$?
+    case $status in
+    0) verdict=passed ;;
+    77) verdict=skipped ;;
+    124 | 137) verdict="FAILED: ran past $limit s" ;;
+    *) verdict="FAILED: exit status $status" ;;
+    esac
+    echo "$name: $verdict, $((SECONDS - begin)) s" | tee -a "$out/summary.txt"
+}
+
+tests() {
+    for program in "$build"/tests/gpu_*; do
+        [ -f "$program" ] && [ -x "$program" ] && step "$(basename "$program")" "$program" &
+    done
+    for script in tests/gpu_*.sh; do
+        [ -f "$script" ] && step "$(basename "$script" .sh)" bash "$script" &
+    done
+    wait
+}
+
+sanitize() {
+    for tool in memcheck racecheck synccheck; do
+        while read -r program argument; do
+            [ -x "$build/tests/$program" ] || continue
+            step "$tool-$program" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+                "$build/tests/$program" $argument &
+        done <<EOF
+gpu_attention_descales
+gpu_attention_masks
+gpu_attention_runs
+gpu_calibrate_fixtures
+gpu_cast
+gpu_flash_options quick
+gpu_ops few
+gpu_produce
+EOF
+        wait
+    done
+}
+
+spine() {
+    step spine "$PYTHON" bench/spine.py "$build" "$FP8_TEST_DATA" "$out/spine" --devices cuda --simulate
+}
+
+attention() {
+    step bench-attention "$FP8CALIB" bench attention --rounds 25 --force \
+        --csv "$out/attention.csv" --svg "$out/attention.svg"
+    step bench-attention-bias "$FP8CALIB" bench attention --shape 2,16,16,128,2048,causal,bias
+    step bench-flux "$FP8CALIB" bench flux --rounds 25 --force --csv "$out/flux.csv"
+}
+
+linear() {
+    for mode in linear linear-large; do
+        "$FP8CALIB" help bench | grep -qE "[ |]$mode[][| ]" || continue
+        step "bench-$mode" "$FP8CALIB" bench "$mode" --force --csv "$out/$mode.csv"
+    done
+}
+
+quant() { step bench-quant "$FP8CALIB" bench quant --force --csv "$out/quant.csv"; }
+
+peers() {
+    step peers-attention "$PYTHON" bench/attention_peers.py attention --rounds 15
+    step peers-flux "$PYTHON" bench/attention_peers.py flux --rounds 15
+    FP8_LIBRARY=$build/libfp8rt.so step peers-linear "$PYTHON" bench/linear_peers.py --shapes large
+}
+
+for part in "${@:-tests sanitize spine attention linear quant peers}"; do
+    for name in $part; do
+        case $name in
+        tests | sanitize | spine | attention | linear | quant | peers) "$name" ;;
+        *)
+            echo "bench/gpu_check.sh: part '$name', expected tests, sanitize, spine, attention, linear, quant or peers" >&2
+            exit 2
+            ;;
+        esac
+    done
+done
+! grep -q FAILED "$out/summary.txt"
