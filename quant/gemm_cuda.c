@@ -1,4 +1,5 @@
-/* Matrix products on CUDA: which of four ways.
+/* Matrix products on CUDA: which of four ways; or, asked for, our kernel for few rows of A
+ * (skinny.h).
  *
  *   direct  cuBLASLt makes D, with scalar descales, bias, GELU, residual, and for an E4M3 D scale
  *           and amax, at its store
@@ -20,6 +21,7 @@
 #include "core/cuda_check.h"
 #include "quant/cuda_ops.h"
 #include "quant/gemm_cuda.h"
+#include "quant/skinny.h"
 
 enum { ALIGN_BYTES = 256, PASS_ROWS = 128, ROW_STEP = 4, SCALAR_BYTES = 16, NUM_SCALARS = 3 };
 static const size_t LT_BYTES = (size_t)32 << 20; /* what cuBLASLt asks for on Hopper */
@@ -73,7 +75,9 @@ static const char *refuse(const fp8_device *d, const fp8_gemm *g) {
     return NULL;
 }
 
-int fp8_cuda_gemm_supported(const fp8_device *d, const fp8_gemm *g) { return !refuse(d, g); }
+int fp8_cuda_gemm_supported(const fp8_device *d, const fp8_gemm *g) {
+    return g->backend == FP8_GEMM_SKINNY ? skinny_check(d, g) == FP8_OK : !refuse(d, g);
+}
 
 /* cuBLASLt wants scalars of FP8 products there (measured: cuBLAS 13.1, H200, 2026-11-21: with bias
  * and residual a descale 4 bytes off is "not supported"). */
@@ -177,6 +181,7 @@ static int needs_no_workspace(const fp8_gemm *g) {
 }
 
 size_t fp8_cuda_gemm_workspace_size(const fp8_device *d, const fp8_gemm *g) {
+    if (g->backend == FP8_GEMM_SKINNY) return 0;
     return make_layout(g, choose_way(d, g)).product + LT_BYTES;
 }
 
@@ -421,5 +426,6 @@ fp8_status fp8_cuda_gemm_make(fp8_device *d, const fp8_gemm *g, void *workspace,
 
 fp8_status fp8_cuda_gemm_run(fp8_device *d, const fp8_gemm *g, void *workspace,
                              size_t workspace_bytes) {
+    if (g->backend == FP8_GEMM_SKINNY) return skinny_run(d, g);
     return fp8_cuda_gemm_make(d, g, workspace, workspace_bytes, NULL);
 }

@@ -1,0 +1,479 @@
+/* quant/skinny.cu - E4M3 products for few tokens on Hopper.
+ *
+ * Computes   y[t, n] = round(alpha * a_descale[t] * b_descale[n] * sum_k x[t, k] W[n, k] + bias[n])
+ * Shapes     x [tokens, k] E4M3, tokens 1 .. 128; W [n, k] E4M3, any n and k, rows on 16 bytes; y
+ *            [tokens, n] F32, BF16 or F16
+ * Bound      memory: n * k bytes of W once. At 4.55 TB/s, what reading alone reaches on an H200:
+ *            37.7 MB (12288 x 3072) 8.3 us, 12.6 MB 2.8 us, 151 MB 33 us, 75.5 MB 17 us. Products
+ *            are 2 tokens n k: at 128 tokens as long as the reading
+ * Tiling     operands are swapped: 128 rows of W are the M of wgmma, tokens its N. A unit is 128
+ *            rows of W and all tokens by 128 of K; a ring of units fills by bulk tensor copies that
+ *            one thread of a ninth warp issues. Two warpgroups of 64 rows each multiply. Where
+ *            tiles are few, a cluster's blocks take a part of K each, and unit u of the partial
+ *            sums (a warp's 16 rows, 8 tokens) is sent to rank u % splits, which adds and stores
+ * Numerics   Hopper's FP8 products keep about 14 bits of a running sum and truncate: every 128 of K
+ *            they start from zero and are added in FP32. Partial sums are added in a fixed order
+ * Overlap    up to 64 tokens two blocks fit a multiprocessor, so that with FP8_LAUNCH_OVERLAP the
+ *            next product's first units of W come while this one reduces and stores:
+ *
+ *   kernel i      W ........ last W | sums | reduce | store | end
+ *   kernel i + 1                 start  W fills the ring       | x | sums, W ....
+ *
+ *            x waits for the end of the kernels before; W does not
+ * Registers  75 to 96 of 96 (two blocks of 9 warps) up to 64 tokens, 168 of 168 at 128; no spills
+ *            (ptxas 13.0, sm_90a)
+ */
+#include "core/cuda_check.h"
+#include "quant/cast_device.cuh"
+#include "quant/skinny_cuda.h"
+
+/* The instructions exist for this one architecture; for others the kernel is empty, and
+ * skinny_available finds out. */
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define SKINNY_SM90 1
+#include "quant/skinny_sm90.cuh"
+#else
+#define SKINNY_SM90 0
+#endif
+
+using namespace fp8;
+
+/* ---- constants ------------------------------------------------------------------------------- */
+
+enum {
+    ROWS = SKINNY_ROWS,
+    BLOCK_K = SKINNY_BLOCK_K, /* one byte an element: the width of a swizzled box */
+    K_STEP = 32,              /* of one product */
+    WARPGROUP = 128,
+    WG_ROWS = 64, /* the M of wgmma */
+    WARP_ROWS = 16,
+    CONSUMERS = SKINNY_WARPS * 32,
+    THREADS = CONSUMERS + 32,
+    SHARE = 8 * WARP_ROWS, /* floats of partial sums that go to one owner */
+    EMPTY_REGISTERS = 32,  /* the kernel of other architectures, which is empty, has fewer */
+    CONSUMER_BARRIER = 1,  /* named barriers; 0 is __syncthreads */
+    WARPGROUP_BARRIER = 2
+};
+
+/* The part of shared memory that is not operands or results. */
+struct skinny_control {
+    uint64_t full[SKINNY_MAX_STAGES], empty[SKINNY_MAX_STAGES];
+    uint64_t received[SKINNY_WARPS]; /* the peers' partial sums of what this warp owns */
+    float token_scale[SKINNY_MAX_TOKENS];
+};
+static_assert(sizeof(skinny_control) <= SKINNY_CONTROL_BYTES, "SKINNY_CONTROL_BYTES is too small");
+
+#if SKINNY_SM90
+
+template <int TOKENS> static constexpr uint32_t STAGE_BYTES = (ROWS + TOKENS) * BLOCK_K;
+
+/* What a block does: tiles first, first + step, ..; of K the units [begin, begin + count). */
+struct block_share {
+    int32_t rank, first, step, begin, count;
+};
+
+struct ring_place {
+    int32_t stage;
+    uint32_t parity;
+    __device__ __forceinline__ void next(int32_t stages) {
+        const bool wrap = ++stage == stages;
+        if (wrap) stage = 0;
+        parity ^= wrap;
+    }
+};
+
+struct unit_place {
+    int32_t tile, unit;
+    __device__ __forceinline__ void next(const block_share &b) {
+        if (++unit < b.count) return;
+        unit = 0;
+        tile += b.step;
+    }
+};
+
+/* ---- producer: one thread -------------------------------------------------------------------- */
+
+template <int TOKENS> struct producer {
+    unit_place unit, x_unit;
+    ring_place at, x_at;
+    int32_t total, early; /* units; those that the ring takes before any is freed */
+};
+
+template <int TOKENS>
+static __device__ __forceinline__ void load_w(const skinny_args &p, const block_share &b,
+                                              producer<TOKENS> &s, uint8_t *data,
+                                              skinny_control &c, uint64_t policy) {
+    barrier_expect(c.full + s.at.stage, STAGE_BYTES<TOKENS>);
+    copy_box_2d(data + s.at.stage * STAGE_BYTES<TOKENS>, &p.w_map, c.full + s.at.stage,
+                (b.begin + s.unit.unit) * BLOCK_K, s.unit.tile * ROWS, policy);
+    s.unit.next(b);
+    s.at.next(p.stages);
+}
+
+template <int TOKENS>
+static __device__ __forceinline__ void load_x(const skinny_args &p, const block_share &b,
+                                              producer<TOKENS> &s, uint8_t *data,
+                                              skinny_control &c, uint64_t policy) {
+    copy_box_2d(data + s.x_at.stage * STAGE_BYTES<TOKENS> + ROWS * BLOCK_K, &p.x_map,
+                c.full + s.x_at.stage, (b.begin + s.x_unit.unit) * BLOCK_K, 0, policy);
+    s.x_unit.next(b);
+    s.x_at.next(p.stages);
+}
+
+/* Fills the ring with W, which does not depend on the kernels before. */
+template <int TOKENS>
+static __device__ __forceinline__ void produce_early(const skinny_args &p, const block_share &b,
+                                                     producer<TOKENS> &s, uint8_t *data,
+                                                     skinny_control &c) {
+    const uint64_t policy = policy_evict_first();
+
+    s.total = (p.tiles - b.first + b.step - 1) / b.step * b.count;
+    s.early = min(s.total, p.stages);
+    s.unit = s.x_unit = {b.first, 0};
+    s.at = s.x_at = {0, 0};
+    if (p.lead == SKINNY_RELEASE_AT_START) dependents_launch();
+    if (!p.ahead) dependencies_wait();
+    for (int32_t i = 0; i < s.early; i++) load_w<TOKENS>(p, b, s, data, c, policy);
+}
+
+template <int TOKENS>
+static __device__ __forceinline__ void produce(const skinny_args &p, const block_share &b,
+                                               producer<TOKENS> &s, uint8_t *data,
+                                               skinny_control &c) {
+    const uint64_t w_policy = policy_evict_first(), x_policy = policy_evict_last();
+    const int32_t release_at = s.total - p.lead;
+
+    dependencies_wait();
+    for (int32_t i = 0; i < s.early; i++) load_x<TOKENS>(p, b, s, data, c, x_policy);
+    if (release_at <= s.early) dependents_launch();
+    for (int32_t i = s.early; i < s.total; i++) {
+        if (i == release_at) dependents_launch();
+        barrier_wait(c.empty + s.at.stage, s.at.parity ^ 1);
+        load_w<TOKENS>(p, b, s, data, c, w_policy);
+        load_x<TOKENS>(p, b, s, data, c, x_policy);
+    }
+    dependents_launch(); /* nothing where it was called before */
+}
+
+/* ---- consumers: sums ------------------------------------------------------------------------- */
+
+/* main = sums of this block's K of a tile. */
+template <int TOKENS>
+static __device__ __forceinline__ void accumulate(float (&main)[TOKENS / 2], const skinny_args &p,
+                                                  const block_share &b, const uint8_t *data,
+                                                  skinny_control &c, ring_place &at) {
+    constexpr uint32_t STEP = STAGE_BYTES<TOKENS> / 16;
+    const uint32_t w0 = operand_low(data + threadIdx.x / WARPGROUP * WG_ROWS * BLOCK_K);
+    const uint32_t x0 = operand_low(data + ROWS * BLOCK_K);
+    float sum[TOKENS / 2];
+
+#pragma unroll
+    for (int i = 0; i < TOKENS / 2; i++) main[i] = 0.0f;
+    for (int32_t i = 0; i < b.count; i++) {
+        const uint32_t w = w0 + at.stage * STEP, x = x0 + at.stage * STEP;
+        barrier_wait(c.full + at.stage, at.parity);
+        products_begin();
+        product_start(sum, w, x);
+#pragma unroll
+        for (int k = 1; k < BLOCK_K / K_STEP; k++) product(sum, w + 2 * k, x + 2 * k);
+        products_commit();
+        products_wait<0>();
+        pin(sum);
+        if (threadIdx.x % 32 == 0) barrier_arrive(c.empty + at.stage);
+#pragma unroll
+        for (int j = 0; j < TOKENS / 2; j++) main[j] += sum[j];
+        at.next(p.stages);
+    }
+}
+
+/* ---- consumers: reduction over a cluster ----------------------------------------------------- */
+
+/* Number of the share of partial sums that is 8 tokens j of this warp's rows. Share u is the
+ * business of rank u % splits, the (u / splits)-th there. */
+template <int TOKENS>
+static __device__ __forceinline__ int32_t share_index(int32_t j) {
+    return (int32_t)threadIdx.x / 32 * (TOKENS / 8) + j;
+}
+
+template <int TOKENS>
+static __device__ __forceinline__ void expect_shares(const skinny_args &p, const block_share &b,
+                                                     skinny_control &c) {
+    int32_t owned = 0;
+    for (int j = 0; j < TOKENS / 8; j++)
+        owned += share_index<TOKENS>(j) % p.splits == b.rank;
+    barrier_expect(c.received + threadIdx.x / 32,
+                   owned * (p.splits - 1) * SHARE * (int32_t)sizeof(float));
+}
+
+/* Sends what others own and adds what they sent, own sum first, then by rank. */
+template <int TOKENS>
+static __device__ __forceinline__ void reduce(float (&main)[TOKENS / 2], const skinny_args &p,
+                                              const block_share &b, float *boxes,
+                                              skinny_control &c) {
+    uint64_t *received = c.received + threadIdx.x / 32;
+    float *lane_box = boxes + threadIdx.x % 32 * 4;
+    bool waited = false;
+
+    cluster_wait(); /* all blocks of the cluster have started */
+#pragma unroll
+    for (int j = 0; j < TOKENS / 8; j++) {
+        const int32_t u = share_index<TOKENS>(j), owner = u % p.splits;
+        const int32_t sender = b.rank - (b.rank > owner);
+        if (owner != b.rank)
+            store_at(lane_box + (u / p.splits * (p.splits - 1) + sender) * SHARE, received, owner,
+                     main + 4 * j);
+    }
+#pragma unroll
+    for (int j = 0; j < TOKENS / 8; j++) {
+        const int32_t u = share_index<TOKENS>(j);
+        const float *box = lane_box + u / p.splits * (p.splits - 1) * SHARE;
+        if (u % p.splits != b.rank) continue;
+        if (!waited) barrier_wait(received, 0);
+        waited = true;
+        for (int32_t r = 0; r < p.splits - 1; r++) {
+            const float4 v = *reinterpret_cast<const float4 *>(box + r * SHARE);
+            main[4 * j] += v.x;
+            main[4 * j + 1] += v.y;
+            main[4 * j + 2] += v.z;
+            main[4 * j + 3] += v.w;
+        }
+    }
+}
+
+/* ---- consumers: results ---------------------------------------------------------------------- */
+
+static __device__ __forceinline__ float bias_at(const skinny_args &p, int32_t n) {
+    if (p.bias_dtype == FP8_DTYPE_F32) return static_cast<const float *>(p.bias)[n];
+    if (p.bias_dtype == FP8_DTYPE_BF16)
+        return to_float(static_cast<const __nv_bfloat16 *>(p.bias)[n]);
+    return to_float(static_cast<const __half *>(p.bias)[n]);
+}
+
+/* Of a thread's two rows. */
+struct row_terms {
+    float scale[2], bias[2];
+};
+
+static __device__ __forceinline__ row_terms load_terms(const skinny_args &p, int32_t row) {
+    row_terms t;
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int32_t n = min(row + 8 * h, p.n - 1);
+        t.scale[h] = p.b_descale ? p.b_descale[p.b_vector ? n : 0] : 1.0f;
+        t.bias[h] = p.bias ? bias_at(p, n) : 0.0f;
+    }
+    return t;
+}
+
+template <int TOKENS>
+static __device__ __forceinline__ void finish(float (&main)[TOKENS / 2], const skinny_control &c,
+                                              const row_terms &t) {
+#pragma unroll
+    for (int j = 0; j < TOKENS / 8; j++) {
+        const float *token = c.token_scale + 8 * j + 2 * (threadIdx.x % 4);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float &v = main[4 * j + i];
+            v = __fadd_rn(__fmul_rn(v, __fmul_rn(token[i % 2], t.scale[i / 2])), t.bias[i / 2]);
+        }
+    }
+}
+
+/* BF16 through shared memory, a warpgroup's 64 rows by all tokens at once. */
+template <int TOKENS>
+static __device__ __forceinline__ void store_copied(const float (&main)[TOKENS / 2],
+                                                    const skinny_args &p, uint8_t *boxes,
+                                                    int32_t tile) {
+    const int32_t lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP;
+    const int32_t warp = threadIdx.x % WARPGROUP / 32, r = lane % 8;
+    uint8_t *box = boxes + group * TOKENS * WG_ROWS * 2;
+    uint8_t *to = box + r * 128 + ((2 * warp + lane / 8 % 2) ^ r) * 16; /* swizzled */
+
+    if (threadIdx.x % WARPGROUP == 0) boxes_read();
+    named_sync(WARPGROUP_BARRIER + group, WARPGROUP);
+    if constexpr (TOKENS == 8) {
+        store_transposed(to, pack_bf16(main[0], main[1]), pack_bf16(main[2], main[3]));
+    } else {
+#pragma unroll
+        for (int j = 0; j < TOKENS / 8; j += 2) {
+            const float *v = main + 4 * j;
+            store_transposed(to + 8 * (j + lane / 16) * 128, pack_bf16(v[0], v[1]),
+                             pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+        }
+    }
+    proxy_fence();
+    named_sync(WARPGROUP_BARRIER + group, WARPGROUP);
+    if (threadIdx.x % WARPGROUP == 0)
+        store_box_2d(&p.d_map, box, tile * ROWS + group * WG_ROWS, 0);
+}
+
+static __device__ __forceinline__ void store_one(const skinny_args &p, int32_t token, int32_t n,
+                                                 float v) {
+    const int64_t at = token * p.ldd + n;
+    if (token >= p.tokens || n >= p.n) return;
+    if (p.d_dtype == FP8_DTYPE_F32) static_cast<float *>(p.d)[at] = v;
+    else if (p.d_dtype == FP8_DTYPE_BF16)
+        static_cast<__nv_bfloat16 *>(p.d)[at] = from_float<__nv_bfloat16>(v);
+    else static_cast<__half *>(p.d)[at] = from_float<__half>(v);
+}
+
+/* 8 tokens of a warp's 16 rows from `row` on, BF16 in pairs: n and ldd are even. */
+static __device__ __forceinline__ void store_pairs(const float *v, const skinny_args &p,
+                                                   int32_t token, int32_t row) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const uint32_t pair = transposed(pack_bf16(v[2 * h], v[2 * h + 1]));
+        if (token < p.tokens && row + 8 * h < p.n)
+            *reinterpret_cast<uint32_t *>(static_cast<uint16_t *>(p.d) + token * p.ldd + row +
+                                          8 * h) = pair;
+    }
+}
+
+/* What this block owns, straight from registers. */
+template <int TOKENS>
+static __device__ __forceinline__ void store(const float (&main)[TOKENS / 2], const skinny_args &p,
+                                             const block_share &b, int32_t row) {
+    const int32_t lane = threadIdx.x % 32, q = lane % 4;
+    const bool pairs = p.d_dtype == FP8_DTYPE_BF16 && p.n % 2 == 0 && p.ldd % 2 == 0 &&
+                       (reinterpret_cast<uintptr_t>(p.d) & 3) == 0;
+#pragma unroll
+    for (int j = 0; j < TOKENS / 8; j++) {
+        if (8 * j >= p.tokens) break;
+        if (p.splits > 1 && share_index<TOKENS>(j) % p.splits != b.rank) continue;
+        if (pairs) {
+            store_pairs(main + 4 * j, p, 8 * j + lane / 4, row + 2 * q);
+            continue;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            store_one(p, 8 * j + 2 * q + i % 2, row + lane / 4 + i / 2 * 8, main[4 * j + i]);
+    }
+}
+
+template <int TOKENS>
+static __device__ __forceinline__ void consume(const skinny_args &p, const block_share &b,
+                                               uint8_t *data, uint8_t *boxes, skinny_control &c) {
+    const int32_t lane = threadIdx.x % 32;
+    ring_place at = {0, 0};
+
+    if (p.splits > 1 && lane == 0) expect_shares<TOKENS>(p, b, c);
+    dependencies_wait();
+    for (int32_t t = threadIdx.x; t < TOKENS; t += CONSUMERS) {
+        const float *descale = p.a_descale && t < p.tokens ? p.a_descale + (p.a_vector ? t : 0)
+                                                           : NULL;
+        c.token_scale[t] = descale ? __fmul_rn(p.alpha, *descale) : p.alpha;
+    }
+    named_sync(CONSUMER_BARRIER, CONSUMERS);
+    for (int32_t tile = b.first; tile < p.tiles; tile += b.step) {
+        const int32_t row = tile * ROWS + threadIdx.x / 32 * WARP_ROWS;
+        const row_terms terms = load_terms(p, row + lane / 4);
+        float main[TOKENS / 2];
+
+        accumulate<TOKENS>(main, p, b, data, c, at);
+        if (p.splits > 1) reduce<TOKENS>(main, p, b, reinterpret_cast<float *>(boxes), c);
+        finish<TOKENS>(main, c, terms);
+        if (p.d_by_copy) store_copied<TOKENS>(main, p, boxes, tile);
+        else store<TOKENS>(main, p, b, row);
+    }
+    if (p.d_by_copy && threadIdx.x % WARPGROUP == 0) boxes_read();
+}
+
+#endif /* SKINNY_SM90 */
+
+/* ---- kernel ---------------------------------------------------------------------------------- */
+
+/* grid: clusters of p.splits blocks; block: 8 warps that multiply, one that copies. NOTE: a block
+ * may end before its peers: they send only to owners, who wait for all that is sent. */
+template <int TOKENS, int RESIDENT>
+static __global__ void __launch_bounds__(THREADS, RESIDENT)
+skinny_kernel(const __grid_constant__ skinny_args p) {
+#if SKINNY_SM90
+    extern __shared__ __align__(1024) uint8_t data[];
+    uint8_t *boxes = data + p.stages * STAGE_BYTES<TOKENS>;
+    skinny_control &c = *reinterpret_cast<skinny_control *>(boxes + p.box_bytes);
+    const int32_t warp = __shfl_sync(0xffffffffu, (int32_t)threadIdx.x / 32, 0);
+    const bool copies = threadIdx.x == CONSUMERS;
+    block_share b;
+    producer<TOKENS> s;
+
+    b.rank = (int32_t)blockIdx.x % p.splits;
+    b.first = (int32_t)blockIdx.x / p.splits;
+    b.step = (int32_t)gridDim.x / p.splits;
+    b.begin = (int32_t)((int64_t)p.units * b.rank / p.splits);
+    b.count = (int32_t)((int64_t)p.units * (b.rank + 1) / p.splits) - b.begin;
+    if (copies) {
+        for (int i = 0; i < p.stages; i++) {
+            barrier_init(c.full + i, 1);
+            barrier_init(c.empty + i, SKINNY_WARPS);
+        }
+        for (int i = 0; i < SKINNY_WARPS; i++) barrier_init(c.received + i, 1);
+        barrier_init_done();
+        produce_early<TOKENS>(p, b, s, data, c);
+    }
+    __syncwarp();
+    __syncthreads();
+    if (p.splits > 1) cluster_arrive();
+    if (warp < SKINNY_WARPS) {
+        consume<TOKENS>(p, b, data, boxes, c);
+    } else {
+        if (copies) produce<TOKENS>(p, b, s, data, c);
+        __syncwarp();
+        if (p.splits > 1) cluster_wait();
+    }
+#endif
+}
+
+/* ---- host launchers -------------------------------------------------------------------------- */
+
+typedef void (*skinny_entry)(const skinny_args);
+
+static skinny_entry entry_of(const skinny_tile *t) {
+    switch (t->tokens) {
+    case 8: return skinny_kernel<8, 2>;
+    case 16: return skinny_kernel<16, 2>;
+    case 32: return skinny_kernel<32, 2>;
+    case 64: return skinny_kernel<64, 2>;
+    default: return skinny_kernel<128, 1>;
+    }
+}
+
+extern "C" fp8_status skinny_available(void) {
+    static int known; /* 1: it does, 2: it does not; the same for every thread that finds out */
+    cudaFuncAttributes a;
+    fp8_status st = FP8_OK;
+
+    if (__atomic_load_n(&known, __ATOMIC_RELAXED) == 0) {
+        FP8_TRY_CUDA(cudaFuncGetAttributes(&a, skinny_kernel<8, 2>));
+        __atomic_store_n(&known, a.numRegs < EMPTY_REGISTERS ? 2 : 1, __ATOMIC_RELAXED);
+    }
+    if (__atomic_load_n(&known, __ATOMIC_RELAXED) == 2)
+        st = FP8_FAIL(FP8_EUNSUPPORTED, "skinny gemm: this build holds no sm_90a code");
+done:
+    return st;
+}
+
+extern "C" fp8_status skinny_launch(fp8_device *d, const skinny_args *a, const skinny_tile *t,
+                                    fp8_launch how) {
+    const cudaStream_t stream = fp8_device_stream(d);
+    cudaLaunchAttribute attributes[2] = {};
+    cudaLaunchConfig_t config = {};
+    fp8_status st = FP8_OK;
+
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = (unsigned)t->splits;
+    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    FP8_TRY_CUDA(cudaFuncSetAttribute(entry_of(t), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      (int)skinny_shared_bytes(t)));
+    config.gridDim = dim3((unsigned)(t->clusters * t->splits));
+    config.blockDim = dim3(THREADS);
+    config.dynamicSmemBytes = skinny_shared_bytes(t);
+    config.stream = stream;
+    config.attrs = attributes;
+    config.numAttrs = how == FP8_LAUNCH_OVERLAP ? 2 : 1;
+    FP8_TRY_CUDA(cudaLaunchKernelEx(&config, entry_of(t), *a));
+    FP8_TRY(fp8_cuda_launched("skinny gemm", stream));
+done:
+    return st;
+}

@@ -1,0 +1,35 @@
+/* quant/skinny_cuda.h - private: what the host half of the skinny product hands to its kernel. */
+#ifndef FP8_QUANT_SKINNY_CUDA_H
+#define FP8_QUANT_SKINNY_CUDA_H
+#include <cuda.h> /* CUtensorMap; nothing of libcuda is linked */
+
+#include "quant/skinny.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct skinny_args {
+    CUtensorMap w_map; /* (k, n), box (SKINNY_BLOCK_K, SKINNY_ROWS), swizzled */
+    CUtensorMap x_map; /* (k, tokens), box (SKINNY_BLOCK_K, tile's tokens), swizzled */
+    CUtensorMap d_map; /* (n, tokens), box (SKINNY_ROWS / 2, tile's tokens); with d_by_copy */
+    void *d;
+    const void *bias;
+    const float *a_descale, *b_descale;
+    int64_t ldd;
+    int32_t tokens, n, tiles, units, splits, stages, lead, box_bytes;
+    int32_t a_vector, b_vector, d_by_copy, ahead; /* ahead: W before the previous kernel's end */
+    float alpha;
+    fp8_dtype d_dtype, bias_dtype;
+} skinny_args;
+
+/* FP8_EUNSUPPORTED when this build holds no sm_90a code. */
+fp8_status skinny_available(void);
+
+fp8_status skinny_launch(fp8_device *d, const skinny_args *a, const skinny_tile *t,
+                         fp8_launch launch);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
