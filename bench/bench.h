@@ -72,6 +72,13 @@ FP8_NODISCARD fp8_status fp8_bench_attention(fp8_bench_table *out, fp8_device *d
 FP8_NODISCARD fp8_status fp8_bench_flux(fp8_bench_table *out, fp8_device *d,
                                         const fp8_bench_options *options);
 
+/* All Linears of one decode step, every weight from memory: shapes "gemma-7b,TOKENS" or
+ * "llama-8b,TOKENS" (1 to 128). Providers: our skinny kernel, cuBLASLt by its own choice, reading
+ * the weights alone, which is the limit. Error: relative L2 of sampled outputs against F64 sums of
+ * the same codes. FP8_EUNSUPPORTED without CUDA. */
+FP8_NODISCARD fp8_status fp8_bench_linear(fp8_bench_table *out, fp8_device *d,
+                                          const fp8_bench_options *options);
+
 /* FP8 products of many tokens: shapes "M,N,K[,tensor|row|blocks][,fast]", default: 8192^3, 4096^3
  * and Linears of Gemma-7B and Llama-8B sizes, per tensor and per row, exact and fast, and one in
  * 128 x 128 blocks. Providers: the algorithm that fp8_gemm_tune finds, cuBLASLt's first guess.

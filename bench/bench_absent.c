@@ -17,6 +17,13 @@ fp8_status fp8_bench_flux(fp8_bench_table *out, fp8_device *d, const fp8_bench_o
     return FP8_FAIL(FP8_EUNSUPPORTED, "bench flux: this build is without CUDA");
 }
 
+fp8_status fp8_bench_linear(fp8_bench_table *out, fp8_device *d, const fp8_bench_options *options) {
+    (void)out;
+    (void)d;
+    (void)options;
+    return FP8_FAIL(FP8_EUNSUPPORTED, "bench linear: this build is without CUDA");
+}
+
 fp8_status fp8_bench_linear_large(fp8_bench_table *out, fp8_device *d,
                                   const fp8_bench_options *options) {
     (void)out;

@@ -98,4 +98,12 @@ extern "C"
 FP8_NODISCARD fp8_status bench_reference(float *o, const void *q, const void *k, const void *v,
                                          const bench_shape *x, fp8_stream stream);
 
+/* ---- reading (bench_read.cu) ----------------------------------------------------------------- */
+
+/* Reads `bytes` (of 16-byte words) of device memory once, on sms multiprocessors. Asynchronous. */
+#ifdef __cplusplus
+extern "C"
+#endif
+FP8_NODISCARD fp8_status bench_read(const void *data, size_t bytes, int sms, fp8_stream stream);
+
 #endif

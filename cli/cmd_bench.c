@@ -30,6 +30,7 @@ static const struct {
 } benches[] = {
     {"attention", fp8_bench_attention},
     {"flux", fp8_bench_flux},
+    {"linear", fp8_bench_linear},
     {"linear-large", fp8_bench_linear_large},
     {"quant", fp8_bench_quant},
 };
@@ -112,7 +113,7 @@ done:
 const cli_command cli_cmd_bench = {
     .name = "bench",
     .purpose = "time what this library does against its peers",
-    .usage = "attention|flux|linear-large|quant [--shape SHAPE]... [options]",
+    .usage = "attention|flux|linear|linear-large|quant [--shape SHAPE]... [options]",
     .about =
         "Runs each provider on the same random data, in turns, checks what it computed\n"
         "in the same program, and prints medians of CUDA graph replays with the limit\n"
@@ -124,6 +125,8 @@ const cli_command cli_cmd_bench = {
         "             s s_q/s_kv\n"
         "  flux       attention of the Flux image model, BF16 in and out, so that\n"
         "             quantizing is inside the time; SHAPE is the length\n"
+        "  linear     all Linears of one decode step: TB/s of weights beside cuBLASLt and\n"
+        "             reading alone; SHAPE is gemma-7b,TOKENS or llama-8b,TOKENS\n"
         "  linear-large\n"
         "             FP8 products of many tokens: cuBLASLt's timed algorithm and its first\n"
         "             guess. SHAPE is M,N,K[,tensor|row|blocks][,fast]\n"
@@ -135,7 +138,7 @@ const cli_command cli_cmd_bench = {
     .num_options = sizeof table / sizeof *table,
     .min_operands = 1,
     .max_operands = 1,
-    .operand = "attention, flux, linear-large or quant",
+    .operand = "attention, flux, linear, linear-large or quant",
     .defaults = &defaults,
     .options_bytes = sizeof defaults,
     .run = run,
