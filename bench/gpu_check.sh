@@ -59,6 +59,7 @@ gpu_cast
 gpu_flash_options quick
 gpu_ops few
 gpu_produce
+gpu_skinny few
 EOF
         wait
     done
