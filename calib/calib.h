@@ -71,7 +71,9 @@ FP8_NODISCARD fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8
 /* ---- scales and export --------------------------------------------------------------------- */
 
 typedef struct fp8_export_options {
-    fp8_scheme scheme;            /* any but NONE */
+    fp8_dialect dialect;
+    fp8_scheme scheme;            /* one that the dialect has; NONE: KV scales alone */
+    int ue8m0;                    /* BLOCK: descales rounded up to powers of two */
     int kv_fp8;                   /* write k and v descales */
     fp8_attention_mode attention; /* not NONE: q descales too, and kv_fp8 is implied */
     fp8_fp8_format format;        /* HYBRID is E4M3 in the forward: noted in the metadata */
@@ -100,6 +102,10 @@ typedef struct fp8_export_result {
  *   DYNAMIC  one scale an output channel: weight_scale F32 [out, 1], or [1, out] beside weights
  *            kept [in, out], so that it broadcasts over the codes; no input scales
  *   TENSOR_DYNAMIC  codes and weight_scale as TENSOR, no input scales
+ *   BLOCK    one scale a square of 128 x 128 (edges: what there is), no input scales; with ue8m0
+ *            descale = 2^ceil(log2(amax/448))
+ *   NONE     weights as they are, k and v scales beside them; only with kv_fp8
+ * Names and shapes are the dialect's (formats/dialect.h); those above are compressed-tensors'.
  * record NULL only without static scales: not TENSOR, no FP8 keys, no FP8 attention. A lone file
  * (no config.json) has none: every 2-D floating tensor named *.weight but embeddings, output layers
  * and routers, narrowed by include and exclude; its groups are known by name (q_proj, k_proj,

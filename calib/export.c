@@ -1,15 +1,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "calib/calib.h"
+#include "calib/export_files.h"
 #include "calib/export_plan.h"
-
-/* Files that belong to a model and are taken along as they are. */
-static const char *const companions[] = {
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "tokenizer.model", "vocab.json", "merges.txt", "chat_template.jinja"};
 
 /* One export under way. */
 typedef struct job {
@@ -40,11 +35,17 @@ static fp8_status check_options(const job *j, const char *out) {
     const fp8_export_options *o = j->options;
     const int wants_record = o->scheme == FP8_SCHEME_TENSOR || o->kv_fp8 ||
                              o->attention != FP8_ATTENTION_NONE;
-    struct stat a, b;
+    const fp8_dialect_row *row = fp8_dialect_get(o->dialect);
 
-    if (o->scheme == FP8_SCHEME_NONE)
-        return FP8_FAIL(FP8_EINVAL, "scheme none quantizes nothing: expected tensor, "
-                        "dynamic or tensor-dynamic");
+    if (o->scheme == FP8_SCHEME_NONE && !o->kv_fp8)
+        return FP8_FAIL(FP8_EINVAL, "scheme none quantizes nothing: expected tensor, dynamic, "
+                        "tensor-dynamic or block");
+    if (o->attention != FP8_ATTENTION_NONE && !row->q_descale)
+        return FP8_FAIL(FP8_EINVAL, "dialect %s has no names for query scales: expected attention "
+                        "none, found %s", row->name, fp8_attention_mode_name(o->attention));
+    if (o->ue8m0 && o->scheme != FP8_SCHEME_BLOCK)
+        return FP8_FAIL(FP8_EINVAL, "power-of-two scales go with scheme block, found %s",
+                        fp8_scheme_name(o->scheme));
     if (wants_record && !j->record)
         return FP8_FAIL(FP8_EINVAL, "static scales (scheme tensor, FP8 keys and values, FP8 "
                         "attention) need a calibration record; without one: scheme dynamic or "
@@ -55,10 +56,7 @@ static fp8_status check_options(const job *j, const char *out) {
     if (!j->config_path && j->record)
         return FP8_FAIL(FP8_EINVAL, "%s: a calibration record, but no config.json beside it",
                         fp8_checkpoint_path(j->source));
-    if (stat(out, &a) == 0 && stat(fp8_checkpoint_folder(j->source), &b) == 0 &&
-        a.st_dev == b.st_dev && a.st_ino == b.st_ino)
-        return FP8_FAIL(FP8_EINVAL, "%s: the output would replace its source", out);
-    return FP8_OK;
+    return fp8_export_check_output(out, j->source);
 }
 
 static fp8_status read_config(job *j) {
@@ -76,6 +74,7 @@ done:
 /* What is written, before anything is. */
 static fp8_status decide(job *j) {
     const fp8_export_options *o = j->options;
+    char *value = NULL; /* printed once before anything is written: whether it can be said at all */
     fp8_status st = FP8_OK;
 
     if (j->config_path) {
@@ -85,19 +84,21 @@ static fp8_status decide(job *j) {
     } else {
         FP8_TRY(fp8_weights_of_file(&j->weights, j->source, o));
     }
+    if (o->scheme == FP8_SCHEME_NONE) fp8_weights_ignore_all(&j->weights);
     if (j->record)
         FP8_TRY(fp8_scales_create(&j->scales, j->record, j->source, &j->points, &o->recipe));
     j->quant = (fp8_quant_config){
-        .dialect = FP8_DIALECT_COMPRESSED_TENSORS, .scheme = o->scheme,
+        .dialect = o->dialect, .scheme = o->scheme, .ue8m0 = o->ue8m0,
         .kv_fp8 = o->kv_fp8 || o->attention != FP8_ATTENTION_NONE, .attention = o->attention,
         .format = o->format, .ignore = j->weights.ignore, .num_ignore = j->weights.num_ignore};
     FP8_TRY(fp8_export_plan_create(&j->plan, j->source, &j->weights, &j->points, j->scales,
                                    &j->quant));
+    FP8_TRY(fp8_quant_config_print(&value, &j->quant));
 done:
+    free(value);
     return st;
 }
 
-/* The source's metadata and ours, ours where both have a key. */
 static fp8_status create_writer(job *j, const char *out) {
     const fp8_export_options *o = j->options;
     const fp8_st_pair ours[] = {{"format", "pt"},
@@ -105,26 +106,9 @@ static fp8_status create_writer(job *j, const char *out) {
                                 {"fp8calib.format", fp8_fp8_format_name(o->format)},
                                 {"fp8calib.version", FP8_VERSION}};
     const fp8_checkpoint_writer_options how = {o->max_shard_bytes, o->force, j->record != NULL};
-    const int64_t num_ours = sizeof ours / sizeof *ours;
-    const fp8_safetensors *first = fp8_checkpoint_shard(j->source, 0);
-    const int64_t num_theirs = fp8_safetensors_metadata_count(first);
-    fp8_st_pair *pairs = calloc((size_t)(num_ours + num_theirs), sizeof *pairs);
-    int64_t count = 0;
-    fp8_status st = FP8_OK;
 
-    if (!pairs) return FP8_FAIL(FP8_ENOMEM, "metadata");
-    for (int64_t i = 0; i < num_theirs; i++) {
-        fp8_st_pair *p = &pairs[count];
-        int taken = 0;
-        fp8_safetensors_metadata_at(first, i, &p->key, &p->value);
-        for (int64_t k = 0; k < num_ours; k++) taken |= strcmp(p->key, ours[k].key) == 0;
-        count += !taken;
-    }
-    for (int64_t k = 0; k < num_ours; k++) pairs[count++] = ours[k];
-    st = fp8_checkpoint_writer_create(&j->writer, out, j->plan.specs, j->plan.groups,
-                                      j->plan.count, pairs, count, &how);
-    free(pairs);
-    return st;
+    return fp8_export_writer(&j->writer, out, j->source, j->plan.specs, j->plan.groups,
+                             j->plan.count, ours, sizeof ours / sizeof *ours, &how);
 }
 
 /* Tensor i of the plan. */
@@ -159,7 +143,8 @@ static fp8_status put_weights(job *j) {
     fp8_weight_stage *stage = NULL;
     fp8_status st = FP8_OK;
 
-    FP8_TRY(fp8_weight_stage_create(&stage, j->d, all));
+    if (scheme == FP8_SCHEME_NONE) return FP8_OK;
+    FP8_TRY(fp8_weight_stage_create(&stage, j->d, all, j->options->ue8m0));
     for (int64_t begin = 0, end; begin < all->count; begin = end) {
         end = fp8_weights_group_end(all, begin);
         FP8_TRY(fp8_weight_stage_load(stage, all, begin, end, j->options->allow_nonfinite));
@@ -174,47 +159,6 @@ static fp8_status put_weights(job *j) {
     }
 done:
     fp8_weight_stage_destroy(stage);
-    return st;
-}
-
-/* config.json with its quantization_config; of a lone file that value alone. */
-static fp8_status add_config(job *j) {
-    char *value = NULL, *text = NULL;
-    size_t len = 0;
-    fp8_status st = FP8_OK;
-
-    FP8_TRY(fp8_quant_config_print(&value, &j->quant));
-    if (!j->config_path) {
-        FP8_TRY(fp8_checkpoint_writer_add(j->writer, "quantization_config.json", value,
-                                          strlen(value)));
-        goto done;
-    }
-    FP8_TRY(fp8_config_insert(&text, &len, j->config_path, (const char *)j->config_text.data,
-                              j->config_text.bytes, value));
-    FP8_TRY(fp8_checkpoint_writer_add(j->writer, "config.json", text, len));
-done:
-    free(value);
-    free(text);
-    return st;
-}
-
-static fp8_status add_companions(job *j) {
-    fp8_file file = {0};
-    char *path = NULL;
-    fp8_status st = FP8_OK;
-
-    for (size_t i = 0; i < sizeof companions / sizeof *companions; i++) {
-        path = fp8_checkpoint_sibling(j->source, companions[i]);
-        if (!path) continue;
-        FP8_TRY(fp8_file_map(&file, path));
-        FP8_TRY(fp8_checkpoint_writer_add(j->writer, companions[i], file.data, file.bytes));
-        fp8_file_unmap(&file);
-        free(path);
-        path = NULL;
-    }
-done:
-    fp8_file_unmap(&file);
-    free(path);
     return st;
 }
 
@@ -235,7 +179,7 @@ static fp8_status fill_result(fp8_export_result *result, const job *j, const cha
     fp8_status st = FP8_OK;
 
     FP8_TRY(fp8_checkpoint_open(&written, out)); /* and so what was written is checked once */
-    result->linears = j->weights.count;
+    result->linears = j->options->scheme == FP8_SCHEME_NONE ? 0 : j->weights.count;
     result->source_bytes = fp8_checkpoint_bytes(j->source);
     result->output_bytes = fp8_checkpoint_bytes(written);
 done:
@@ -266,8 +210,8 @@ fp8_status fp8_export(fp8_export_result *result, const char *out, const fp8_chec
     FP8_TRY(create_writer(&j, out));
     FP8_TRY(put_known(&j));
     FP8_TRY(put_weights(&j));
-    FP8_TRY(add_config(&j));
-    FP8_TRY(add_companions(&j));
+    FP8_TRY(fp8_export_config(j.writer, j.config_path, &j.quant));
+    FP8_TRY(fp8_export_companions(j.writer, source));
     FP8_TRY(add_record(&j));
     finished = j.writer;
     j.writer = NULL; /* the commit frees it whatever it returns */

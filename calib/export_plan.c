@@ -12,6 +12,7 @@ typedef struct maker {
 } maker;
 
 enum { MOST_SCALES = 5 }; /* beside one weight: its own, the input's, k, v, q */
+static const int64_t ones[] = {1};
 
 static fp8_status add(maker *m, const char *name, fp8_dtype dtype, int32_t ndim,
                       const int64_t *shape, const void *data, int64_t group) {
@@ -47,7 +48,6 @@ done:
 }
 
 static fp8_status add_attention(maker *m, int32_t layer, int64_t group) {
-    static const int64_t one[] = {1};
     const struct { const char *pattern; fp8_point point; int wanted; } seen[] = {
         {m->dialect->k_descale, FP8_POINT_K, 1},
         {m->dialect->v_descale, FP8_POINT_V, 1},
@@ -58,27 +58,34 @@ static fp8_status add_attention(maker *m, int32_t layer, int64_t group) {
     for (size_t i = 0; i < sizeof seen / sizeof *seen; i++) {
         const int32_t slot = fp8_point_slot(m->points->num_layers, layer, seen[i].point);
         if (seen[i].wanted)
-            FP8_TRY(add_descale(m, seen[i].pattern, module, 1, one, &m->scales[slot].descale,
-                                group));
+            FP8_TRY(add_descale(m, seen[i].pattern, module, m->dialect->one_ndim, ones,
+                                &m->scales[slot].descale, group));
     }
 done:
     return st;
 }
 
-/* weight_scale: [1]; DYNAMIC: [channels, 1], or [1, channels] beside an [in, out] weight, so that
- * it broadcasts over the codes as they are stored. */
+/* With scheme NONE the weight is copied. */
 static fp8_status add_weight(maker *m, const fp8_weight *w, int64_t *codes_at) {
-    const int64_t one[] = {1}, tall[] = {w->channels, 1}, wide[] = {1, w->channels};
-    const int dynamic = m->quant->scheme == FP8_SCHEME_DYNAMIC;
+    const fp8_scheme scheme = m->quant->scheme;
     const fp8_tensor *t = &w->entry->tensor;
+    int64_t shape[2], count;
+    int32_t ndim;
     fp8_status st = FP8_OK;
 
     *codes_at = m->plan.count;
-    FP8_TRY(add(m, w->entry->name, FP8_DTYPE_E4M3, t->ndim, t->shape, NULL, w->entry_idx));
-    FP8_TRY(add_descale(m, m->dialect->weight_descale, w->name, dynamic ? 2 : 1,
-                        !dynamic ? one : w->in_out ? wide : tall, NULL, w->entry_idx));
-    if (m->quant->scheme == FP8_SCHEME_TENSOR)
-        FP8_TRY(add_descale(m, m->dialect->input_descale, w->name, 1, one,
+    if (scheme == FP8_SCHEME_NONE) {
+        FP8_TRY(add(m, w->entry->name, t->dtype, t->ndim, t->shape, t->data, w->entry_idx));
+    } else {
+        st = fp8_descale_shape(shape, &ndim, &count, m->quant->dialect, scheme, w->rows, w->cols,
+                               w->in_out);
+        if (st != FP8_OK) return FP8_FAIL(st, "'%s': %s", w->name, fp8_last_message());
+        FP8_TRY(add(m, w->entry->name, FP8_DTYPE_E4M3, t->ndim, t->shape, NULL, w->entry_idx));
+        FP8_TRY(add_descale(m, m->dialect->weight_descale, w->name, ndim, shape, NULL,
+                            w->entry_idx));
+    }
+    if (scheme == FP8_SCHEME_TENSOR)
+        FP8_TRY(add_descale(m, m->dialect->input_descale, w->name, m->dialect->one_ndim, ones,
                             &m->scales[w->input_slot].descale, w->entry_idx));
     if (m->quant->kv_fp8 && w->kv_layer >= 0)
         FP8_TRY(add_attention(m, w->kv_layer, w->entry_idx));

@@ -108,7 +108,7 @@ static fp8_status report_weights(job *j) {
     fp8_weight_stage *stage = NULL;
     fp8_status st = FP8_OK;
 
-    FP8_TRY(fp8_weight_stage_create(&stage, j->d, all));
+    FP8_TRY(fp8_weight_stage_create(&stage, j->d, all, j->options->ue8m0));
     for (int64_t begin = 0, end; begin < all->count; begin = end) {
         end = fp8_weights_group_end(all, begin);
         FP8_TRY(fp8_weight_stage_load(stage, all, begin, end, j->options->allow_nonfinite));

@@ -77,11 +77,11 @@ static fp8_status ignore(fp8_weights *w, const char *module, size_t len) {
     return FP8_OK;
 }
 
-/* Room for `count` weights and as many ignored modules. */
+/* Room for `count` weights, and for them and lm_head as ignored modules. */
 static fp8_status reserve(fp8_weights *w, int64_t count) {
     const size_t n = (size_t)count + 1;
     w->data = fp8_arena_alloc(&w->arena, n * sizeof *w->data);
-    w->ignore = fp8_arena_alloc(&w->arena, n * sizeof *w->ignore);
+    w->ignore = fp8_arena_alloc(&w->arena, 2 * n * sizeof *w->ignore);
     return w->data && w->ignore ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "list of %zu weights", n);
 }
 
@@ -195,6 +195,12 @@ fp8_status fp8_weights_of_file(fp8_weights *out, const fp8_checkpoint *source,
 done:
     fp8_weights_free(&w);
     return st;
+}
+
+/* The names live as long as the weights. */
+void fp8_weights_ignore_all(fp8_weights *w) {
+    for (int64_t i = 0; i < w->count; i++)
+        w->ignore[w->num_ignore++] = (char *)(uintptr_t)w->data[i].name;
 }
 
 void fp8_weights_free(fp8_weights *w) {

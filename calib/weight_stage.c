@@ -19,6 +19,7 @@ struct fp8_weight_stage {
     const void **at; /* [most] where each tensor of the group lies */
     const fp8_weight *group;
     fp8_scale shared;
+    int ue8m0;
 };
 
 static size_t aligned(size_t bytes) {
@@ -33,9 +34,14 @@ int64_t fp8_weights_group_end(const fp8_weights *w, int64_t begin) {
 
 /* The largest of everything a group or a tensor needs. */
 typedef struct extent {
-    int64_t members, elements, channels;
+    int64_t members, elements, channels; /* channels: or squares */
     size_t bytes;
 } extent;
+
+static int64_t squares_of(const fp8_weight *w) {
+    const int64_t side = FP8_DIALECT_BLOCK;
+    return (w->rows + side - 1) / side * ((w->cols + side - 1) / side);
+}
 
 static extent measure(const fp8_weights *w) {
     extent most = {1, 1, 1, 1};
@@ -47,6 +53,7 @@ static extent measure(const fp8_weights *w) {
             bytes += aligned(x->entry->bytes);
             if (x->rows * x->cols > most.elements) most.elements = x->rows * x->cols;
             if (x->channels > most.channels) most.channels = x->channels;
+            if (squares_of(x) > most.channels) most.channels = squares_of(x);
         }
         if (bytes > most.bytes) most.bytes = bytes;
         if (end - begin > most.members) most.members = end - begin;
@@ -55,7 +62,7 @@ static extent measure(const fp8_weights *w) {
 }
 
 fp8_status fp8_weight_stage_create(fp8_weight_stage **out, fp8_device *d,
-                                   const fp8_weights *weights) {
+                                   const fp8_weights *weights, int ue8m0) {
     const extent most = measure(weights);
     const size_t members = (size_t)most.members;
     const size_t descale_bytes = (size_t)most.channels * sizeof(float);
@@ -65,6 +72,7 @@ fp8_status fp8_weight_stage_create(fp8_weight_stage **out, fp8_device *d,
     *out = NULL;
     if (!s) return FP8_FAIL(FP8_ENOMEM, "weight buffers");
     s->d = d;
+    s->ue8m0 = ue8m0;
     s->at = calloc(members, sizeof *s->at);
     s->host_slots = calloc(members, sizeof *s->host_slots);
     s->host_descales = malloc(descale_bytes);
@@ -163,6 +171,11 @@ fp8_status fp8_weight_stage_quantize(fp8_weight_stage *s, int64_t i, fp8_scheme 
 
     *codes = s->host_codes ? s->host_codes : s->codes;
     *descales = s->host_descales;
+    if (scheme == FP8_SCHEME_BLOCK) {
+        uint8_t *to = s->host_codes ? s->host_codes : s->codes;
+        return fp8_quantize_squares(fp8_device_pool(s->d), to, s->host_descales,
+                                    w->entry->tensor.data, from, w->rows, w->cols, s->ue8m0);
+    }
     if (scheme == FP8_SCHEME_DYNAMIC) {
         FP8_TRY(fp8_quantize_groups(s->d, s->codes, FP8_DTYPE_E4M3, s->descales, s->at[i], from,
                                     w->rows, w->cols, w->in_out ? 1 : 0));

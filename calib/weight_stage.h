@@ -7,6 +7,7 @@
 #include "calib/calib.h"
 #include "calib/points.h"
 #include "calib/scales.h"
+#include "core/threads.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -40,12 +41,20 @@ FP8_NODISCARD fp8_status fp8_weights_of_model(fp8_weights *out, const fp8_points
 FP8_NODISCARD fp8_status fp8_weights_of_file(fp8_weights *out, const fp8_checkpoint *source,
                                              const fp8_export_options *options);
 void fp8_weights_free(fp8_weights *w); /* {0} is fine */
+void fp8_weights_ignore_all(fp8_weights *w); /* all that are in it join the ignore list */
 int64_t fp8_weights_group_end(const fp8_weights *w, int64_t begin); /* past begin's group */
+
+/* One descale a square of 128 x 128 of x [rows, cols] (F32, BF16, F16; host; unaligned), row-major;
+ * codes = cast(x / descale) as x * scale. A square of zeros has descale 1; ue8m0: descales rounded
+ * up to powers of two. On the host whatever the device, so that bytes are the same. */
+FP8_NODISCARD fp8_status fp8_quantize_squares(fp8_pool *pool, uint8_t *codes, float *descales,
+                                              const void *x, fp8_dtype from, int64_t rows,
+                                              int64_t cols, int ue8m0);
 
 typedef struct fp8_weight_stage fp8_weight_stage;
 
 FP8_NODISCARD fp8_status fp8_weight_stage_create(fp8_weight_stage **out, fp8_device *d,
-                                                 const fp8_weights *weights);
+                                                 const fp8_weights *weights, int ue8m0);
 void fp8_weight_stage_destroy(fp8_weight_stage *s); /* NULL is fine */
 
 /* Brings weights [begin, end), one group, to the device and finds their common scale. FP8_EDATA
@@ -56,8 +65,8 @@ FP8_NODISCARD fp8_status fp8_weight_stage_load(fp8_weight_stage *s, const fp8_we
 fp8_scale fp8_weight_stage_scale(const fp8_weight_stage *s, int64_t i);
 const void *fp8_weight_stage_data(const fp8_weight_stage *s, int64_t i);
 
-/* Weight i of the loaded group: its codes and descales ([1], or with DYNAMIC [channels]), on the
- * host, until the next call. */
+/* Weight i of the loaded group: its codes and descales ([1]; DYNAMIC [channels]; BLOCK one a square,
+ * row-major), on the host, until the next call. */
 FP8_NODISCARD fp8_status fp8_weight_stage_quantize(fp8_weight_stage *s, int64_t i,
                                                    fp8_scheme scheme, const uint8_t **codes,
                                                    const float **descales);

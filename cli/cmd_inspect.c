@@ -35,7 +35,7 @@ static int ends_with(const char *text, const char *end) {
 }
 
 static void name_roles(inspection *in) {
-    const fp8_dialect_row *row = fp8_dialect_get(FP8_DIALECT_COMPRESSED_TENSORS);
+    const fp8_dialect_row *row = fp8_dialect_get(in->quant.dialect);
     const char *const patterns[NUM_ROLES] = {row->weight_descale, row->input_descale,
                                              row->k_descale, row->v_descale, row->q_descale};
     for (int i = 0; i < NUM_ROLES; i++)
@@ -48,27 +48,14 @@ static role *find_role(inspection *in, const char *name) {
     return NULL;
 }
 
-static float element(const fp8_tensor *t, int64_t i) {
-    const char *p = (const char *)t->data + (size_t)i * fp8_dtype_size(t->dtype);
-    uint16_t half;
-    float value = 0;
-    if (t->dtype == FP8_DTYPE_F32) {
-        memcpy(&value, p, sizeof value);
-        return value;
-    }
-    memcpy(&half, p, sizeof half);
-    return t->dtype == FP8_DTYPE_BF16 ? fp8_bf16_to_f32(half) : fp8_f16_to_f32(half);
-}
-
 /* 1 when the tensor holds descales: its smallest and largest; NaN counts as neither. */
 static int value_range(const fp8_tensor *t, float *min, float *max) {
     const int64_t n = fp8_tensor_count(t);
-    if (t->dtype != FP8_DTYPE_F32 && t->dtype != FP8_DTYPE_BF16 && t->dtype != FP8_DTYPE_F16)
-        return 0;
+    if (!fp8_descale_dtype(t->dtype)) return 0;
     *min = INFINITY;
     *max = -INFINITY;
     for (int64_t i = 0; i < n; i++) {
-        const float x = element(t, i);
+        const float x = fp8_descale_at(t, i);
         if (x < *min) *min = x;
         if (x > *max) *max = x;
     }
@@ -104,22 +91,23 @@ static fp8_status inspect(inspection *in) {
     fp8_file file = {0};
     char *path = NULL;
     FP8_TRY(fp8_checkpoint_open(&in->checkpoint, in->path));
-    name_roles(in);
-    for (int64_t i = 0; i < fp8_checkpoint_count(in->checkpoint); i++)
-        count_tensor(in, fp8_checkpoint_at(in->checkpoint, i));
     path = fp8_checkpoint_sibling(in->checkpoint, "config.json");
     if (!path) goto done;
     FP8_TRY(fp8_file_map(&file, path));
     FP8_TRY(fp8_config_parse(&in->config, path, (const char *)file.data, file.bytes));
-    FP8_TRY(fp8_quant_config_parse(&in->quant, path, (const char *)file.data, file.bytes));
+    FP8_TRY(fp8_quant_config_load(&in->quant, path));
     FP8_TRY(read_metadata(in));
     in->has_config = 1;
 done:
     fp8_file_unmap(&file);
     free(path);
-    if (st != FP8_EUNSUPPORTED) return st;
-    snprintf(in->unsupported, sizeof in->unsupported, "%s", fp8_last_message());
-    return FP8_OK; /* its tensors can be shown all the same */
+    if (st != FP8_OK && st != FP8_EUNSUPPORTED) return st;
+    if (st != FP8_OK) snprintf(in->unsupported, sizeof in->unsupported, "%s", fp8_last_message());
+    if (!in->checkpoint) return st;
+    name_roles(in); /* of a configuration that cannot be read the tensors are shown all the same */
+    for (int64_t i = 0; i < fp8_checkpoint_count(in->checkpoint); i++)
+        count_tensor(in, fp8_checkpoint_at(in->checkpoint, i));
+    return FP8_OK;
 }
 
 /* ---- for people ------------------------------------------------------------------------------ */
@@ -149,13 +137,14 @@ static void print_config(const inspection *in) {
            c->model_type, (long long)c->num_layers, (long long)c->hidden_size,
            (long long)c->num_heads, (long long)c->num_kv_heads, (long long)c->head_dim,
            (long long)c->intermediate_size, (long long)c->vocab_size);
-    if (in->quant.scheme == FP8_SCHEME_NONE) {
+    if (in->quant.scheme == FP8_SCHEME_NONE && !in->quant.kv_fp8) {
         printf("quantization   none\n");
         return;
     }
     printf("quantization   %s, %s; KV cache %s, attention %s, format %s\n",
            fp8_dialect_get(in->quant.dialect)->name, fp8_scheme_name(in->quant.scheme),
-           in->quant.kv_fp8 ? "fp8" : "not quantized", fp8_attention_mode_name(in->quant.attention),
+           !in->quant.kv_fp8 ? "not quantized" : in->quant.kv_per_head ? "fp8 by head" : "fp8",
+           fp8_attention_mode_name(in->quant.attention),
            fp8_fp8_format_name(in->quant.format));
 }
 
@@ -212,7 +201,7 @@ static void add_config(cJSON *doc, const inspection *in) {
     cJSON_AddNumberToObject(model, "vocab_size", (double)in->config.vocab_size);
     quant = cJSON_AddObjectToObject(doc, "quantization");
     cJSON_AddStringToObject(quant, "scheme", fp8_scheme_name(in->quant.scheme));
-    if (in->quant.scheme == FP8_SCHEME_NONE) return;
+    if (in->quant.scheme == FP8_SCHEME_NONE && !in->quant.kv_fp8) return;
     cJSON_AddStringToObject(quant, "dialect", fp8_dialect_get(in->quant.dialect)->name);
     cJSON_AddStringToObject(quant, "kv", in->quant.kv_fp8 ? "fp8" : "none");
     cJSON_AddStringToObject(quant, "attention", fp8_attention_mode_name(in->quant.attention));

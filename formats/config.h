@@ -75,6 +75,11 @@ FP8_NODISCARD fp8_status fp8_config_load(fp8_model_config *out, const char *fold
 FP8_NODISCARD fp8_status fp8_config_insert(char **out, size_t *out_len, const char *name,
                                            const char *json, size_t len, const char *value);
 
+/* *out = json without its top-level key "quantization_config"; every other byte stays but the comma
+ * and white space before the key (after it where it is the first). Otherwise as above. */
+FP8_NODISCARD fp8_status fp8_config_remove(char **out, size_t *out_len, const char *name,
+                                           const char *json, size_t len);
+
 const char *fp8_arch_name(fp8_arch a);
 
 #ifdef __cplusplus

@@ -122,3 +122,57 @@ fp8_status fp8_config_insert(char **out, size_t *out_len, const char *name, cons
 done:
     return st;
 }
+
+/* ---- removal --------------------------------------------------------------------------------- */
+
+/* [*begin, *end) is the member with what parts it from its neighbour; empty when it is not there. */
+static fp8_status find_member(size_t *begin, size_t *end, const char *name, const char *json,
+                              size_t len) {
+    fp8_status st = FP8_OK;
+    fp8_json *j = NULL;
+    fp8_json_event e;
+    size_t before = 0, after = 0; /* ends of the value before this one, and of this one */
+    int is_first = 1, was_ours = 0;
+
+    *begin = *end = 0;
+    FP8_TRY(fp8_json_open(&j, name, json, len, NULL));
+    FP8_TRY(fp8_json_expect(j, FP8_JSON_OBJECT, "the configuration", &e));
+    for (;;) {
+        FP8_TRY(fp8_json_key(j, &e));
+        if (was_ours) *end = e.begin; /* it was the first: up to the next key or the brace */
+        if (e.type == FP8_JSON_OBJECT_END) break;
+        const int ours = fp8_json_is(&e, KEY);
+        const size_t key = e.begin;
+        FP8_TRY(fp8_json_next(j, &e));
+        FP8_TRY(fp8_json_skip(j, &e, &after));
+        if (ours) {
+            *begin = is_first ? key : before;
+            *end = after;
+        }
+        was_ours = ours && is_first;
+        is_first = 0;
+        before = after;
+    }
+    FP8_TRY(fp8_json_expect(j, FP8_JSON_END, "the configuration", &e));
+done:
+    fp8_json_close(j);
+    return st;
+}
+
+fp8_status fp8_config_remove(char **out, size_t *out_len, const char *name, const char *json,
+                             size_t len) {
+    fp8_status st = FP8_OK;
+    size_t begin, end;
+
+    *out = NULL;
+    *out_len = 0;
+    FP8_TRY(find_member(&begin, &end, name, json, len));
+    *out = malloc(len - (end - begin) + 1);
+    if (!*out) return FP8_FAIL(FP8_ENOMEM, "%s: %zu bytes", name, len + 1);
+    memcpy(*out, json, begin);
+    memcpy(*out + begin, json + end, len - end);
+    *out_len = len - (end - begin);
+    (*out)[*out_len] = '\0';
+done:
+    return st;
+}

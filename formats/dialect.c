@@ -1,27 +1,77 @@
-/* formats/dialect.c - the table of dialects, and quantization_config as we write it. */
+/* formats/dialect.c - the table of dialects, and what its ignore lists mean. */
 #include "formats/dialect.h"
 
-#include <cjson/cJSON.h>
+#include <fnmatch.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "formats/dialect_pattern.h"
-#include "formats/json_layout.h"
+
+#define HAS(scheme) (1u << FP8_SCHEME_##scheme)
 
 static const fp8_dialect_row rows[FP8_NUM_DIALECTS] = {
     [FP8_DIALECT_COMPRESSED_TENSORS] =
         {
             .name = "compressed-tensors",
+            .method = "compressed-tensors",
             .weight = "%s.weight",
             .weight_descale = "%s.weight_scale",
             .input_descale = "%s.input_scale",
             .k_descale = "%s.k_scale",
             .v_descale = "%s.v_scale",
             .q_descale = "%s.q_scale",
+            .one_ndim = 1,
+            .channel_ndim = 2,
+            .schemes = HAS(NONE) | HAS(TENSOR) | HAS(DYNAMIC) | HAS(TENSOR_DYNAMIC) | HAS(BLOCK),
+            .kv_per_head = 1,
+        },
+    [FP8_DIALECT_FP8] =
+        {
+            .name = "fp8",
+            .method = "fp8",
+            .weight = "%s.weight",
+            .weight_descale = "%s.weight_scale",
+            .input_descale = "%s.input_scale",
+            .k_descale = "%s.k_scale",
+            .v_descale = "%s.v_scale",
+            .q_descale = "%s.q_scale", /* as vLLM takes it from any checkpoint */
+            .schemes = HAS(TENSOR) | HAS(TENSOR_DYNAMIC),
+        },
+    [FP8_DIALECT_DEEPSEEK] =
+        {
+            .name = "deepseek",
+            .method = "fp8",
+            .weight = "%s.weight",
+            .weight_descale = "%s.weight_scale_inv",
+            .schemes = HAS(BLOCK),
+        },
+    [FP8_DIALECT_MODELOPT] =
+        {
+            .name = "modelopt",
+            .method = "modelopt",
+            .weight = "%s.weight",
+            .weight_descale = "%s.weight_scale",
+            .input_descale = "%s.input_scale",
+            .k_descale = "%s.k_proj.k_scale",
+            .v_descale = "%s.v_proj.v_scale",
+            .channel_ndim = 1,
+            .schemes = HAS(TENSOR) | HAS(DYNAMIC),
         },
 };
 
 const fp8_dialect_row *fp8_dialect_get(fp8_dialect d) { return &rows[d]; }
+
+int fp8_dialect_has(fp8_dialect d, fp8_scheme s) { return (rows[d].schemes >> s & 1u) != 0; }
+
+fp8_status fp8_dialect_parse(fp8_dialect *out, const char *name) {
+    for (int i = 0; i < FP8_NUM_DIALECTS; i++)
+        if (strcmp(name, rows[i].name) == 0) {
+            *out = (fp8_dialect)i;
+            return FP8_OK;
+        }
+    return FP8_FAIL(FP8_EINVAL, "dialect '%s': expected compressed-tensors, fp8, deepseek or "
+                    "modelopt", name);
+}
 
 fp8_status fp8_dialect_format(char *buf, size_t bytes, const char *pattern, const char *module) {
     const char *hole = pattern ? strstr(pattern, "%s") : NULL;
@@ -48,6 +98,7 @@ static const char *const scheme_names[] = {
     [FP8_SCHEME_TENSOR] = "tensor",
     [FP8_SCHEME_DYNAMIC] = "dynamic",
     [FP8_SCHEME_TENSOR_DYNAMIC] = "tensor-dynamic",
+    [FP8_SCHEME_BLOCK] = "block",
 };
 static const char *const mode_names[] = {"none", "dpa", "mha"};
 static const char *const format_names[] = {"e4m3", "hybrid"};
@@ -55,6 +106,16 @@ static const char *const format_names[] = {"e4m3", "hybrid"};
 const char *fp8_scheme_name(fp8_scheme s) { return scheme_names[s]; }
 const char *fp8_attention_mode_name(fp8_attention_mode m) { return mode_names[m]; }
 const char *fp8_fp8_format_name(fp8_fp8_format f) { return format_names[f]; }
+
+fp8_status fp8_scheme_parse(fp8_scheme *out, const char *text) {
+    for (int i = FP8_SCHEME_NONE; i < FP8_NUM_SCHEMES; i++)
+        if (strcmp(text, scheme_names[i]) == 0) {
+            *out = (fp8_scheme)i;
+            return FP8_OK;
+        }
+    return FP8_FAIL(FP8_EINVAL, "scheme '%s': expected none, tensor, dynamic, tensor-dynamic or "
+                    "block", text);
+}
 
 fp8_status fp8_attention_mode_parse(fp8_attention_mode *out, const char *text) {
     for (int i = FP8_ATTENTION_NONE; i <= FP8_ATTENTION_MHA; i++)
@@ -74,99 +135,31 @@ fp8_status fp8_fp8_format_parse(fp8_fp8_format *out, const char *text) {
     return FP8_FAIL(FP8_EINVAL, "format '%s': expected e4m3 or hybrid", text);
 }
 
-/* ---- writing --------------------------------------------------------------------------------- */
-
-/* The arguments of one kind of tensor. Newer keys are left out on purpose: older readers refuse any
- * that they do not know. */
-static int add_args(cJSON *parent, const char *key, const char *strategy, int dynamic) {
-    cJSON *a = cJSON_AddObjectToObject(parent, key);
-
-    return a && cJSON_AddNumberToObject(a, "num_bits", 8) &&
-           cJSON_AddStringToObject(a, "type", "float") && cJSON_AddTrueToObject(a, "symmetric") &&
-           cJSON_AddStringToObject(a, "strategy", strategy) &&
-           cJSON_AddBoolToObject(a, "dynamic", dynamic) &&
-           cJSON_AddNullToObject(a, "group_size") && cJSON_AddNullToObject(a, "block_structure") &&
-           cJSON_AddNullToObject(a, "actorder") &&
-           (dynamic ? cJSON_AddNullToObject(a, "observer")
-                    : cJSON_AddStringToObject(a, "observer", "minmax")) &&
-           cJSON_AddObjectToObject(a, "observer_kwargs");
-}
-
-static int add_text(cJSON *array, const char *text) {
-    cJSON *item = cJSON_CreateString(text);
-    if (item && cJSON_AddItemToArray(array, item)) return 1;
-    cJSON_Delete(item);
-    return 0;
-}
-
-static int add_groups(cJSON *root, fp8_scheme scheme) {
-    const char *weights = scheme == FP8_SCHEME_DYNAMIC ? "channel" : "tensor";
-    const int dynamic = scheme != FP8_SCHEME_TENSOR;
-    cJSON *groups = cJSON_AddObjectToObject(root, "config_groups");
-    cJSON *group = cJSON_AddObjectToObject(groups, "group_0"); /* the name some readers look for */
-    cJSON *targets = cJSON_AddArrayToObject(group, "targets");
-
-    return targets && add_text(targets, "Linear") &&
-           add_args(group, "weights", weights, 0) &&
-           add_args(group, "input_activations", dynamic ? "token" : "tensor", dynamic) &&
-           cJSON_AddNullToObject(group, "output_activations");
-}
-
-static int build(cJSON *root, const fp8_quant_config *q) {
-    cJSON *ignore;
-
-    if (!add_groups(root, q->scheme) ||
-        !cJSON_AddStringToObject(root, "format", "float-quantized") ||
-        !cJSON_AddNullToObject(root, "global_compression_ratio"))
-        return 0;
-    ignore = cJSON_AddArrayToObject(root, "ignore");
-    if (!ignore) return 0;
-    for (int32_t i = 0; i < q->num_ignore; i++)
-        if (!add_text(ignore, q->ignore[i])) return 0;
-    if (q->kv_fp8 ? !add_args(root, "kv_cache_scheme", "tensor", 0)
-                  : !cJSON_AddNullToObject(root, "kv_cache_scheme"))
-        return 0;
-    /* "compressed", never "frozen": transformers left the scales of such checkpoints out. */
-    return cJSON_AddStringToObject(root, "quant_method", rows[q->dialect].name) &&
-           cJSON_AddStringToObject(root, "quantization_status", "compressed");
-}
-
-/* Allocated, two spaces a level; NULL: memory. */
-static char *pretty(const char *flat) {
-    static const fp8_json_style style = {"\n", "  ", 2};
-    const size_t len = fp8_json_layout(NULL, flat, strlen(flat), &style, 0);
-    char *text = malloc(len + 1);
-
-    if (!text) return NULL;
-    fp8_json_layout(text, flat, strlen(flat), &style, 0);
-    text[len] = '\0';
-    return text;
-}
-
-fp8_status fp8_quant_config_print(char **out, const fp8_quant_config *q) {
-    cJSON *root = NULL;
-    char *flat = NULL;
-
-    *out = NULL;
-    if (q->scheme == FP8_SCHEME_NONE)
-        return FP8_FAIL(FP8_EINVAL, "quantization_config: no Linear is quantized");
-    root = cJSON_CreateObject();
-    if (root && build(root, q)) flat = cJSON_PrintUnformatted(root);
-    if (flat) *out = pretty(flat);
-    cJSON_free(flat);
-    cJSON_Delete(root);
-    return *out ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "quantization_config");
-}
-
 /* ---- the ignore list ------------------------------------------------------------------------- */
 
+/* `module` is what `name` names, or inside it. */
+static int is_inside(const char *name, const char *module) {
+    const size_t n = strlen(name);
+    return strncmp(module, name, n) == 0 && (module[n] == '\0' || module[n] == '.');
+}
+
+static int ends_in(const char *name, const char *module) {
+    const size_t n = strlen(name), m = strlen(module);
+    return m > n && module[m - n - 1] == '.' && strcmp(module + m - n, name) == 0;
+}
+
+static int names(fp8_dialect dialect, const char *name, const char *module) {
+    if (dialect == FP8_DIALECT_MODELOPT)
+        return fnmatch(name, module, 0) == 0 || is_inside(name, module);
+    if (dialect != FP8_DIALECT_COMPRESSED_TENSORS)
+        return is_inside(name, module) || ends_in(name, module);
+    return strncmp(name, "re:", 3) == 0 ? fp8_pattern_match(name + 3, module)
+                                        : strcmp(name, module) == 0;
+}
+
 int fp8_quant_config_ignores(const fp8_quant_config *q, const char *module) {
-    for (int32_t i = 0; i < q->num_ignore; i++) {
-        const char *name = q->ignore[i];
-        if (strncmp(name, "re:", 3) == 0 ? fp8_pattern_match(name + 3, module)
-                                         : strcmp(name, module) == 0)
-            return 1;
-    }
+    for (int32_t i = 0; i < q->num_ignore; i++)
+        if (names(q->dialect, q->ignore[i], module)) return 1;
     return 0;
 }
 

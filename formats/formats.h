@@ -5,6 +5,7 @@
 #define FP8_FORMATS_FORMATS_H
 #include "formats/checkpoint.h"
 #include "formats/config.h"
+#include "formats/descales.h"
 #include "formats/dialect.h"
 #include "formats/file.h"
 #include "formats/json.h"

@@ -55,6 +55,8 @@ static fp8_status open_input(const pass *p, input *in, const fp8_linear *l, void
     *in = (input){.x = view(p, dense, width)};
     if (l) {
         FP8_TRY(fp8_linear_sink(l, &in->sink, &in->x_descale, s->codes, s->descales));
+        if (in->sink.scaling == FP8_SINK_GROUP)
+            in->sink.descale_group_stride = (p->tokens + 3) / 4 * 4;
         in->x.data = s->codes;
         in->x.dtype = FP8_DTYPE_E4M3;
     }

@@ -85,9 +85,15 @@ done:
 static fp8_status create_scratch(fp8_model *m) {
     const fp8_model_config *c = &m->config;
     const int64_t q = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;
-    const int64_t widest = c->hidden_size > c->intermediate_size ? c->hidden_size
-                                                                 : c->intermediate_size;
+    const int64_t inner = c->intermediate_size > q ? c->intermediate_size : q;
+    const int64_t widest = c->hidden_size > inner ? c->hidden_size : inner;
     const int quantized = m->quant.scheme != FP8_SCHEME_NONE;
+    /* BLOCK: one a group of columns, for tokens up to a multiple of 4. */
+    const int64_t groups = (widest + FP8_SINK_GROUP_COLS - 1) / FP8_SINK_GROUP_COLS;
+    const int64_t descales = m->quant.scheme != FP8_SCHEME_BLOCK ? 1
+                             : m->max_tokens % 4 == 0            ? groups
+                             : m->max_tokens < 3                 ? 4 * groups
+                                                                 : 2 * groups;
     fp8_scratch *s = &m->scratch;
     const struct {
         void **out;
@@ -104,7 +110,7 @@ static fp8_status create_scratch(fp8_model *m) {
         {&s->gate, c->intermediate_size, 0, m->family->linears[FP8_LINEAR_GATE] != NULL},
         {&s->up, c->intermediate_size, 0, 1},
         {(void **)&s->codes, widest, 1, quantized},
-        {(void **)&s->descales, 1, sizeof(float), quantized},
+        {(void **)&s->descales, descales, sizeof(float), quantized},
         {(void **)&s->q_codes, q, 1, m->quant.attention != FP8_ATTENTION_NONE},
         {(void **)&s->k_codes, kv, 1, m->quant.kv_fp8},
         {(void **)&s->v_codes, kv, 1, m->quant.kv_fp8},
@@ -140,7 +146,7 @@ static fp8_status read_config(fp8_model *m, const fp8_checkpoint *c, const char 
     }
     FP8_TRY(fp8_file_map(&file, path));
     FP8_TRY(fp8_config_parse(&m->config, path, (const char *)file.data, file.bytes));
-    FP8_TRY(fp8_quant_config_parse(&m->quant, path, (const char *)file.data, file.bytes));
+    FP8_TRY(fp8_quant_config_load(&m->quant, path));
 done:
     fp8_file_unmap(&file);
     free(beside);

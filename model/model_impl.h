@@ -61,7 +61,7 @@ typedef struct fp8_scratch { /* place; [max_tokens, ...] */
     void *q, *k, *v, *attn;  /* heads * head_dim */
     void *gate, *up;         /* intermediate */
     uint8_t *codes;          /* hidden or intermediate: the quantized input of Linears */
-    float *descales;         /* [max_tokens] of codes */
+    float *descales;         /* of codes: [max_tokens], or one a token and 128 columns */
     uint8_t *q_codes, *k_codes, *v_codes;
 } fp8_scratch;
 

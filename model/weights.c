@@ -95,37 +95,25 @@ done:
     return st;
 }
 
-/* Descales of a tensor: 1, or `channels` of them; *out is allocated, free(). */
+/* Descales of a tensor by its dialect's name: 1, or `channels` of them; *out is allocated. */
 static fp8_status load_descales(const fp8_checkpoint *c, const char *pattern, const char *module,
                                 int64_t channels, float **out, int64_t *count) {
-    const fp8_st_entry *e = NULL;
+    char name[FP8_NAME_BYTES + 32];
     fp8_status st = FP8_OK;
-    char name[FP8_NAME_BYTES + 32], shape[160];
-    int64_t n = 1;
-    int in_a_row = 1; /* every other dimension is 1 */
 
     FP8_TRY(fp8_dialect_format(name, sizeof name, pattern, module));
-    e = fp8_checkpoint_find(c, name);
-    if (!e) return FP8_FAIL(FP8_ENOTFOUND, "%s: no tensor '%s'", fp8_checkpoint_path(c), name);
-    FP8_TRY(check_dense(e));
-    n = fp8_tensor_count(&e->tensor);
-    for (int32_t i = 0; i < e->tensor.ndim; i++)
-        in_a_row &= e->tensor.shape[i] == 1 || e->tensor.shape[i] == n;
-    if (!in_a_row || (n != 1 && n != channels)) {
-        fp8_shape_text(shape, sizeof shape, e->tensor.shape, e->tensor.ndim);
-        return FP8_FAIL(FP8_EFORMAT, "'%s': expected shape [], [1], [%lld, 1] or, beside [in, out] "
-                        "weights, [1, %lld], found %s", name, (long long)channels,
-                        (long long)channels, shape);
-    }
-    *out = malloc((size_t)n * sizeof **out);
-    if (!*out) return FP8_FAIL(FP8_ENOMEM, "'%s'", name);
-    for (int64_t i = 0; i < n; i++) {
-        (*out)[i] = element(&e->tensor, i);
-        if (!isfinite((*out)[i]) || (*out)[i] <= 0.0f)
-            return FP8_FAIL(FP8_EDATA, "'%s': descale %lld is %g, expected finite and positive",
-                            name, (long long)i, (double)(*out)[i]);
-    }
-    *count = n;
+    FP8_TRY(fp8_descales_load(out, count, c, name, channels));
+done:
+    return st;
+}
+
+static fp8_status load_block_descales(const fp8_checkpoint *c, const char *pattern,
+                                      const fp8_linear_info *info, float **out, int64_t *count) {
+    char name[FP8_NAME_BYTES + 32];
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_dialect_format(name, sizeof name, pattern, info->name));
+    FP8_TRY(fp8_block_descales_load(out, count, c, name, info->out, info->in));
 done:
     return st;
 }
@@ -168,6 +156,12 @@ static int has_bias(const fp8_model_config *c, fp8_linear_kind kind) {
 
 static fp8_status read_linear(const fp8_model *m, const fp8_checkpoint *c,
                               const fp8_linear_info *info, disk_linear *out) {
+    static const fp8_input_scaling inputs[FP8_NUM_SCHEMES] = {
+        [FP8_SCHEME_TENSOR] = FP8_INPUT_STATIC,
+        [FP8_SCHEME_DYNAMIC] = FP8_INPUT_DYNAMIC,
+        [FP8_SCHEME_TENSOR_DYNAMIC] = FP8_INPUT_DYNAMIC,
+        [FP8_SCHEME_BLOCK] = FP8_INPUT_GROUPS,
+    };
     const fp8_dialect_row *row = fp8_dialect_get(m->quant.dialect);
     const int quantized = m->quant.scheme != FP8_SCHEME_NONE &&
                           !fp8_quant_config_ignores(&m->quant, info->name);
@@ -184,9 +178,17 @@ static fp8_status read_linear(const fp8_model *m, const fp8_checkpoint *c,
         if (e->tensor.dtype != FP8_DTYPE_E4M3 && e->tensor.dtype != FP8_DTYPE_E5M2)
             return FP8_FAIL(FP8_EFORMAT, "'%s': expected F8_E4M3 as quantization_config says, "
                             "found %s", name, fp8_dtype_name(e->tensor.dtype));
-        FP8_TRY(load_descales(c, row->weight_descale, info->name, info->out, &out->descales,
-                              &out->num_descales));
-        out->input = m->quant.scheme == FP8_SCHEME_TENSOR ? FP8_INPUT_STATIC : FP8_INPUT_DYNAMIC;
+        out->input = inputs[m->quant.scheme];
+        if (out->input == FP8_INPUT_GROUPS && (info->in_out || info->kind == FP8_LINEAR_QKV))
+            return FP8_FAIL(FP8_EUNSUPPORTED, "'%s': dialect %s: weights in blocks are not run "
+                            "where q, k and v are one matrix or weights are kept [in, out]", name,
+                            row->name);
+        if (out->input == FP8_INPUT_GROUPS)
+            FP8_TRY(load_block_descales(c, row->weight_descale, info, &out->descales,
+                                        &out->num_descales));
+        else
+            FP8_TRY(load_descales(c, row->weight_descale, info->name, info->out, &out->descales,
+                                  &out->num_descales));
         if (out->input == FP8_INPUT_STATIC)
             FP8_TRY(load_descale(c, row->input_descale, info->name, &out->input_descale));
     } else FP8_TRY(check_dense(e));
@@ -230,6 +232,7 @@ static fp8_status slice_weight(const disk_linear *l, int64_t begin, int64_t end,
 /* A bias or descale list is cut alongside. */
 static fp8_status make_linear(fp8_model *m, const disk_linear *l, int64_t begin, int64_t end,
                               fp8_linear **out) {
+    const int blocks = l->input == FP8_INPUT_GROUPS; /* then the Linear is whole */
     void *weight_copy = NULL, *bias_copy = NULL;
     fp8_status st = FP8_OK;
     fp8_linear_spec spec = {
@@ -237,8 +240,9 @@ static fp8_status make_linear(fp8_model *m, const disk_linear *l, int64_t begin,
         .in = l->info->in,
         .out = end - begin,
         .layout = l->info->in_out ? FP8_WEIGHT_IN_OUT : FP8_WEIGHT_OUT_IN,
-        .weight_descale = l->num_descales > 1 ? l->descales + begin : l->descales,
-        .num_weight_descales = l->num_descales > 1 ? end - begin : l->num_descales,
+        .weight_scaling = blocks ? FP8_WEIGHT_BLOCKS : FP8_WEIGHT_AS_GIVEN,
+        .weight_descale = l->num_descales > 1 && !blocks ? l->descales + begin : l->descales,
+        .num_weight_descales = l->num_descales > 1 && !blocks ? end - begin : l->num_descales,
         .input = l->input,
         .input_descale = l->input_descale,
         .bias = l->bias,
@@ -312,6 +316,10 @@ static fp8_status load_kv_scales(fp8_model *m, const fp8_checkpoint *c, const ch
     fp8_status st = FP8_OK;
     void *data = NULL;
 
+    if (m->quant.kv_per_head)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "%s: dialect %s: KV scales by head are not run here; "
+                        "'fp8calib convert --kv-scales tensor' makes them one a layer", module,
+                        row->name);
     if (m->quant.attention != FP8_ATTENTION_NONE)
         FP8_TRY(load_descale(c, row->q_descale, module, &descales[0]));
     FP8_TRY(load_descale(c, row->k_descale, module, &descales[1]));
@@ -382,7 +390,7 @@ static fp8_status read_attention_mode(fp8_model *m, const fp8_checkpoint *c, con
     if (mode && fp8_attention_mode_parse(&m->quant.attention, mode) != FP8_OK)
         return FP8_FAIL(FP8_EFORMAT, "%s: metadata fp8calib.attention: '%s' is unknown",
                         fp8_checkpoint_path(c), mode);
-    if (!mode && m->quant.kv_fp8) {
+    if (!mode && m->quant.kv_fp8 && fp8_dialect_get(m->quant.dialect)->q_descale) {
         fp8_family_layer_name(module, m->family, prefix, 0, m->family->attention);
         FP8_TRY(fp8_dialect_format(name, sizeof name,
                                    fp8_dialect_get(m->quant.dialect)->q_descale, module));

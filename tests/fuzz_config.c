@@ -44,7 +44,7 @@ static void check_quant(const char *text, size_t size) {
     const fp8_status st = fp8_quant_config_parse(&q, "fuzz", text, size);
 
     MUST(st == FP8_OK || st == FP8_EFORMAT || st == FP8_EUNSUPPORTED);
-    if (st != FP8_OK || q.scheme == FP8_SCHEME_NONE) {
+    if (st != FP8_OK || (q.scheme == FP8_SCHEME_NONE && !q.kv_fp8)) {
         MUST(q.ignore == NULL && q.num_ignore == 0);
         return;
     }

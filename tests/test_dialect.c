@@ -160,8 +160,9 @@ static void test_refusals(void) {
         fp8_status want;
         const char *says;
     } cases[] = {
-        {"\"quant_method\": \"fp8\", \"kv_cache_scheme\": \"static\", \"ignore\": 1",
-         FP8_EUNSUPPORTED, "config.json: quantization_config: quant_method 'fp8' is not supported"},
+        {"\"quant_method\": \"fbgemm_fp8\", \"kv_cache_scheme\": \"static\", \"ignore\": 1",
+         FP8_EUNSUPPORTED,
+         "config.json: quantization_config: quant_method 'fbgemm_fp8' is not supported"},
         {"\"quant_method\": \"gptq\", \"bits\": 4", FP8_EUNSUPPORTED, "'gptq'"},
         {"\"quant_method\": \"compressed-tensors\\u0000\"", FP8_EUNSUPPORTED,
          "'compressed-tensors?'"},
@@ -226,8 +227,20 @@ static void test_refusals(void) {
          FP8_EUNSUPPORTED, "output_activations 'tensor'"},
         {CONFIG("", "\"group_0\": {\"format\": \"mxfp8-quantized\"}"), FP8_EUNSUPPORTED,
          "format 'mxfp8-quantized'"},
-        {GOOD(", \"kv_cache_scheme\": {" FLOAT8 ", \"strategy\": \"attn_head\"}"), FP8_EUNSUPPORTED,
-         "kv_cache_scheme 'attn_head'"},
+        {GOOD(", \"kv_cache_scheme\": {" FLOAT8 ", \"strategy\": \"channel\"}"), FP8_EUNSUPPORTED,
+         "kv_cache_scheme 'channel'"},
+        {CONFIG("", "\"group_0\": " GROUP("{" FLOAT8 ", \"strategy\": \"block\", "
+                                          "\"block_structure\": [64, 128]}",
+                                          "{" FLOAT8 ", \"strategy\": \"group\", "
+                                          "\"group_size\": 128, \"dynamic\": true}")),
+         FP8_EUNSUPPORTED, "block_structure '64x128'"},
+        {CONFIG("", "\"group_0\": " GROUP("{" FLOAT8 ", \"strategy\": \"block\", "
+                                          "\"block_structure\": [128, 128]}",
+                                          "{" FLOAT8 ", \"strategy\": \"group\", "
+                                          "\"group_size\": 32, \"dynamic\": true}")),
+         FP8_EUNSUPPORTED, "group_size '32'"},
+        {"\"quant_method\": \"compressed-tensors\", \"format\": \"dense\", \"config_groups\": {"
+         "\"group_0\": " GROUP(TENSOR, TENSOR) "}", FP8_EUNSUPPORTED, "format 'dense'"},
         {GOOD(", \"kv_cache_scheme\": {" FLOAT8 ", \"strategy\": \"tensor\", \"dynamic\": true}"),
          FP8_EUNSUPPORTED, "kv_cache_scheme 'dynamic'"},
         {GOOD(", \"kv_cache_scheme\": {\"num_bits\": 4}"), FP8_EUNSUPPORTED, "num_bits '4'"},

@@ -516,6 +516,8 @@ static void test_options(const sample *s, const fp8_record *r) {
     kv_only.kv_fp8 = 1;
     attention.attention = FP8_ATTENTION_MHA;
     none.scheme = FP8_SCHEME_NONE;
+    none.kv_fp8 = 0;
+    none.attention = FP8_ATTENTION_NONE;
     patterns.include = all;
     patterns.num_include = 1;
     stopped.progress.on = stop;
