@@ -99,7 +99,29 @@ static int find_key(const char *const *keys, int num, const fp8_json_event *e) {
     return -1;
 }
 
-static fp8_status read_rope(fp8_config_reader *r, fp8_config_value *rope) {
+static fp8_status read_factors(fp8_config_reader *r, int which, int list) {
+    fp8_status st = FP8_OK;
+    fp8_json_event e;
+    fp8_config_value v = {.key = list ? "long_factor" : "short_factor"};
+
+    for (;;) {
+        FP8_TRY(fp8_json_next(r->json, &e));
+        if (e.type == FP8_JSON_ARRAY_END) break;
+        keep(&v, &e);
+        const int number = e.type == FP8_JSON_INT || e.type == FP8_JSON_REAL;
+        if (!number || !(e.f64 > 0) || !(e.f64 < 1e30))
+            return fp8_value_mismatch(r, &v, "positive numbers");
+        if (r->num_factors[which][list] == FP8_MAX_ROPE_FACTORS)
+            return FP8_FAIL(FP8_EUNSUPPORTED, "%s: %s has more than %d entries", r->name, v.key,
+                            (int)FP8_MAX_ROPE_FACTORS);
+        r->factors[which][list][r->num_factors[which][list]++] = (float)e.f64;
+    }
+done:
+    return st;
+}
+
+static fp8_status read_rope(fp8_config_reader *r, int which) {
+    fp8_config_value *rope = r->rope[which];
     fp8_status st = FP8_OK;
     fp8_json_event e;
 
@@ -107,15 +129,24 @@ static fp8_status read_rope(fp8_config_reader *r, fp8_config_value *rope) {
         FP8_TRY(fp8_json_key(r->json, &e));
         if (e.type == FP8_JSON_OBJECT_END) break;
         const int k = find_key(rope_keys, FP8_NUM_ROPE, &e);
+        const int inner = k == FP8_ROPE_full_attention      ? FP8_ROPE_OF_FULL
+                          : k == FP8_ROPE_sliding_attention ? FP8_ROPE_OF_SLIDING
+                                                            : 0;
         FP8_TRY(fp8_json_next(r->json, &e));
         if (k >= 0) keep(&rope[k], &e);
-        FP8_TRY(fp8_json_skip(r->json, &e, NULL));
+        if (inner && which == FP8_ROPE_OF_V5 && e.type == FP8_JSON_OBJECT)
+            FP8_TRY(read_rope(r, inner));
+        else if (k == FP8_ROPE_short_factor && e.type == FP8_JSON_ARRAY)
+            FP8_TRY(read_factors(r, which, 0));
+        else if (k == FP8_ROPE_long_factor && e.type == FP8_JSON_ARRAY)
+            FP8_TRY(read_factors(r, which, 1));
+        else FP8_TRY(fp8_json_skip(r->json, &e, NULL));
     }
 done:
     return st;
 }
 
-static fp8_status read_eos(fp8_config_reader *r) {
+static fp8_status read_eos(const fp8_config_reader *r, fp8_config_eos *eos) {
     fp8_status st = FP8_OK;
     fp8_json_event e;
     fp8_config_value v = {.key = "eos_token_id"};
@@ -126,10 +157,10 @@ static fp8_status read_eos(fp8_config_reader *r) {
         keep(&v, &e);
         if (e.type != FP8_JSON_INT || e.i64 < 0 || e.i64 > INT32_MAX)
             return fp8_value_mismatch(r, &v, "token ids");
-        if (r->num_eos == FP8_MAX_EOS)
+        if (eos->count == FP8_MAX_EOS)
             return FP8_FAIL(FP8_EUNSUPPORTED, "%s: eos_token_id has more than %d ids", r->name,
                             (int)FP8_MAX_EOS);
-        r->eos[r->num_eos++] = e.i64;
+        eos->ids[eos->count++] = e.i64;
     }
 done:
     return st;
@@ -163,28 +194,67 @@ static fp8_status read_value(fp8_config_reader *r, int key) {
     FP8_TRY(fp8_json_next(r->json, &e));
     if (key >= 0) keep(&r->top[key], &e);
     if (e.type == FP8_JSON_OBJECT && key == FP8_TOP_rope_parameters)
-        FP8_TRY(read_rope(r, r->rope[0]));
+        FP8_TRY(read_rope(r, FP8_ROPE_OF_V5));
     else if (e.type == FP8_JSON_OBJECT && key == FP8_TOP_rope_scaling)
-        FP8_TRY(read_rope(r, r->rope[1]));
-    else if (e.type == FP8_JSON_ARRAY && key == FP8_TOP_eos_token_id) FP8_TRY(read_eos(r));
+        FP8_TRY(read_rope(r, FP8_ROPE_OF_V4));
+    else if (e.type == FP8_JSON_ARRAY && key == FP8_TOP_eos_token_id) FP8_TRY(read_eos(r, &r->eos));
     else if (e.type == FP8_JSON_ARRAY && key == FP8_TOP_layer_types) FP8_TRY(read_layer_types(r));
     else FP8_TRY(fp8_json_skip(r->json, &e, NULL));
 done:
     return st;
 }
 
-fp8_status fp8_config_read(fp8_config_reader *r) {
+/* The keys of an object whose opening brace was read. */
+static fp8_status read_keys(fp8_config_reader *r) {
     fp8_status st = FP8_OK;
     fp8_json_event e;
 
-    for (int i = 0; i < FP8_NUM_TOP; i++) r->top[i].key = top_keys[i];
-    for (int i = 0; i < FP8_NUM_ROPE; i++) r->rope[0][i].key = r->rope[1][i].key = rope_keys[i];
-    FP8_TRY(fp8_json_expect(r->json, FP8_JSON_OBJECT, "the configuration", &e));
     for (;;) {
         FP8_TRY(fp8_json_key(r->json, &e));
         if (e.type == FP8_JSON_OBJECT_END) break;
         FP8_TRY(read_value(r, find_key(top_keys, FP8_NUM_TOP, &e)));
     }
+done:
+    return st;
+}
+
+static fp8_status read_outer(fp8_config_reader *r) {
+    fp8_status st = FP8_OK;
+    fp8_json_event e;
+
+    for (;;) {
+        FP8_TRY(fp8_json_key(r->json, &e));
+        if (e.type == FP8_JSON_OBJECT_END) break;
+        const int key = find_key(top_keys, FP8_NUM_TOP, &e);
+        FP8_TRY(fp8_json_next(r->json, &e));
+        if (key >= 0) keep(&r->outer[key], &e);
+        if (key == FP8_TOP_text_config) FP8_TRY(read_keys(r));
+        else if (key == FP8_TOP_eos_token_id && e.type == FP8_JSON_ARRAY)
+            FP8_TRY(read_eos(r, &r->outer_eos));
+        else FP8_TRY(fp8_json_skip(r->json, &e, NULL));
+    }
+    if (!fp8_value_has(&r->top[FP8_TOP_eos_token_id])) r->eos = r->outer_eos;
+done:
+    return st;
+}
+
+static void inherit(fp8_config_reader *r) {
+    static const int keys[] = {FP8_TOP_quantization_config, FP8_TOP_tie_word_embeddings,
+                               FP8_TOP_bos_token_id, FP8_TOP_eos_token_id};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (!fp8_value_has(&r->top[keys[i]])) r->top[keys[i]] = r->outer[keys[i]];
+}
+
+fp8_status fp8_config_read(fp8_config_reader *r) {
+    fp8_status st = FP8_OK;
+    fp8_json_event e;
+
+    for (int i = 0; i < FP8_NUM_TOP; i++) r->top[i].key = r->outer[i].key = top_keys[i];
+    for (int k = 0; k < FP8_NUM_ROPES; k++)
+        for (int i = 0; i < FP8_NUM_ROPE; i++) r->rope[k][i].key = rope_keys[i];
+    FP8_TRY(fp8_json_expect(r->json, FP8_JSON_OBJECT, "the configuration", &e));
+    FP8_TRY(r->wrapped ? read_outer(r) : read_keys(r));
+    if (r->wrapped) inherit(r);
     FP8_TRY(fp8_json_expect(r->json, FP8_JSON_END, "the configuration", &e));
 done:
     return st;

@@ -47,7 +47,19 @@
     X(add_cross_attention)                                                                         \
     X(scale_attn_weights)                                                                          \
     X(scale_attn_by_inverse_layer_idx)                                                             \
-    X(reorder_and_upcast_attn)
+    X(reorder_and_upcast_attn)                                                                     \
+    X(rope_local_base_freq)                                                                        \
+    X(sliding_window_pattern)                                                                      \
+    X(_sliding_window_pattern)                                                                     \
+    X(query_pre_attn_scalar)                                                                       \
+    X(attn_logit_softcapping)                                                                      \
+    X(final_logit_softcapping)                                                                     \
+    X(ffn_dim)                                                                                     \
+    X(word_embed_proj_dim)                                                                         \
+    X(do_layer_norm_before)                                                                        \
+    X(_remove_final_layer_norm)                                                                    \
+    X(layer_norm_elementwise_affine)                                                               \
+    X(enable_bias)
 
 #define FP8_ROPE_KEYS(X)                                                                           \
     X(rope_type)                                                                                   \
@@ -58,6 +70,14 @@
     X(high_freq_factor)                                                                            \
     X(original_max_position_embeddings)                                                            \
     X(partial_rotary_factor)                                                                       \
+    X(attention_factor)                                                                            \
+    X(beta_fast)                                                                                   \
+    X(beta_slow)                                                                                   \
+    X(mscale)                                                                                      \
+    X(mscale_all_dim)                                                                              \
+    X(truncate)                                                                                    \
+    X(short_factor)                                                                                \
+    X(long_factor)                                                                                 \
     X(full_attention)                                                                              \
     X(sliding_attention)
 
@@ -67,6 +87,9 @@ enum { FP8_CONFIG_KEYS(X) FP8_NUM_TOP };
 #define X(key) FP8_ROPE_##key,
 enum { FP8_ROPE_KEYS(X) FP8_NUM_ROPE };
 #undef X
+
+/* The objects that hold RoPE's keys: rope_parameters, rope_scaling, and by layer type. */
+enum { FP8_ROPE_OF_V5, FP8_ROPE_OF_V4, FP8_ROPE_OF_FULL, FP8_ROPE_OF_SLIDING, FP8_NUM_ROPES };
 
 typedef struct fp8_config_value {
     const char *key;
@@ -78,19 +101,29 @@ typedef struct fp8_config_value {
     size_t at;                  /* offset in the file */
 } fp8_config_value;
 
+typedef struct fp8_config_eos { /* eos_token_id when it is a list */
+    int64_t ids[FP8_MAX_EOS];
+    int32_t count;
+} fp8_config_eos;
+
 typedef struct fp8_config_reader {
     fp8_json *json;
     const char *name;
+    int wrapped; /* 1: the keys below are those of text_config, what is around it lies in outer */
     fp8_config_value top[FP8_NUM_TOP];
-    fp8_config_value rope[2][FP8_NUM_ROPE]; /* rope_parameters, rope_scaling */
-    int64_t eos[FP8_MAX_EOS];               /* eos_token_id when it is a list */
-    int32_t num_eos;
+    fp8_config_value rope[FP8_NUM_ROPES][FP8_NUM_ROPE];
+    float factors[FP8_NUM_ROPES][2][FP8_MAX_ROPE_FACTORS]; /* short_factor, long_factor */
+    int64_t num_factors[FP8_NUM_ROPES][2];
+    fp8_config_value outer[FP8_NUM_TOP];
+    fp8_config_eos eos, outer_eos;
     uint8_t slides[FP8_MAX_LAYERS]; /* layer_types: 1 where "sliding_attention" */
     int64_t num_layer_types;
     fp8_config_value other_layer_type; /* the first that is neither full nor sliding */
 } fp8_config_reader;
 
-/* r->json and r->name are set, the rest zero. Reads the whole document. */
+/* r->json, r->name and r->wrapped are set, the rest zero. Reads the whole document. Wrapped:
+ * quantization_config, tie_word_embeddings and the special tokens are the outer ones where
+ * text_config has none. */
 FP8_NODISCARD fp8_status fp8_config_read(fp8_config_reader *r);
 
 int fp8_value_has(const fp8_config_value *v); /* neither absent nor null */

@@ -5,9 +5,16 @@
 
 #include "model/model_impl.h"
 
+/* The prefixes after the first are those of multimodal models. */
+#define LLAMA_MODULES                                                                              \
+    .prefixes = {"model.", "language_model.model.", "model.language_model."},                      \
+    .embed = "embed_tokens", .layers = "layers", .final_norm = "norm", .norm1 = "input_layernorm", \
+    .attention = "self_attn"
+
 #define LLAMA_NAMES                                                                                \
-    .prefixes = {"model."}, .embed = "embed_tokens", .layers = "layers", .final_norm = "norm",     \
-    .norm1 = "input_layernorm", .norm2 = "post_attention_layernorm", .attention = "self_attn",     \
+    LLAMA_MODULES, .norm2 = "post_attention_layernorm", LLAMA_LINEARS
+
+#define LLAMA_LINEARS                                                                              \
     .linears = {                                                                                   \
         [FP8_LINEAR_Q] = "self_attn.q_proj",                                                       \
         [FP8_LINEAR_K] = "self_attn.k_proj",                                                       \
@@ -31,6 +38,51 @@ const fp8_family *fp8_family_of(fp8_arch arch) {
         .norm = FP8_NORM_RMS_PLUS,
         .layout = FP8_WEIGHT_OUT_IN,
         .scale_embeddings = 1,
+    };
+    static const fp8_family gemma2 = {
+        LLAMA_MODULES,
+        LLAMA_LINEARS,
+        .norm1_after = "post_attention_layernorm",
+        .norm2 = "pre_feedforward_layernorm",
+        .norm2_after = "post_feedforward_layernorm",
+        .q_norm = "self_attn.q_norm", /* Gemma 3 */
+        .k_norm = "self_attn.k_norm",
+        .norm = FP8_NORM_RMS_PLUS,
+        .layout = FP8_WEIGHT_OUT_IN,
+        .scale_embeddings = 1,
+    };
+    static const fp8_family phi3 = {
+        LLAMA_MODULES,
+        .norm2 = "post_attention_layernorm",
+        .linears = {
+            [FP8_LINEAR_QKV] = "self_attn.qkv_proj",
+            [FP8_LINEAR_O] = "self_attn.o_proj",
+            [FP8_LINEAR_GATE_UP] = "mlp.gate_up_proj",
+            [FP8_LINEAR_DOWN] = "mlp.down_proj",
+        },
+        .norm = FP8_NORM_RMS,
+        .layout = FP8_WEIGHT_OUT_IN,
+    };
+    static const fp8_family opt = {
+        .prefixes = {"model.decoder.", "decoder."},
+        .embed = "embed_tokens",
+        .positions = "embed_positions",
+        .layers = "layers",
+        .final_norm = "final_layer_norm",
+        .norm1 = "self_attn_layer_norm",
+        .norm2 = "final_layer_norm",
+        .attention = "self_attn",
+        .linears = {
+            [FP8_LINEAR_Q] = "self_attn.q_proj",
+            [FP8_LINEAR_K] = "self_attn.k_proj",
+            [FP8_LINEAR_V] = "self_attn.v_proj",
+            [FP8_LINEAR_O] = "self_attn.out_proj",
+            [FP8_LINEAR_UP] = "fc1",
+            [FP8_LINEAR_DOWN] = "fc2",
+        },
+        .norm = FP8_NORM_LAYER,
+        .layout = FP8_WEIGHT_OUT_IN,
+        .position_offset = 2,
     };
     static const fp8_family gpt2 = {
         .prefixes = {"transformer.", ""},
@@ -56,6 +108,10 @@ const fp8_family *fp8_family_of(fp8_arch arch) {
     case FP8_ARCH_QWEN2:
     case FP8_ARCH_QWEN3: return &llama;
     case FP8_ARCH_GEMMA: return &gemma;
+    case FP8_ARCH_GEMMA2:
+    case FP8_ARCH_GEMMA3: return &gemma2;
+    case FP8_ARCH_PHI3: return &phi3;
+    case FP8_ARCH_OPT: return &opt;
     case FP8_ARCH_GPT2: return &gpt2;
     }
     return &llama;
@@ -70,6 +126,10 @@ const char *fp8_family_prefix(const fp8_family *f, const fp8_checkpoint *c) {
     return f->prefixes[0];
 }
 
+const char *fp8_family_lm_head(const char *prefix) {
+    return strcmp(prefix, "language_model.model.") == 0 ? "language_model.lm_head" : "lm_head";
+}
+
 void fp8_family_layer_name(char *buf, const fp8_family *f, const char *prefix, int64_t layer,
                            const char *part) {
     snprintf(buf, FP8_NAME_BYTES, "%s%s.%lld.%s", prefix, f->layers, (long long)layer, part);
@@ -80,8 +140,9 @@ static fp8_point input_of(fp8_linear_kind kind) {
     static const fp8_point points[FP8_NUM_LINEAR_KINDS] = {
         [FP8_LINEAR_Q] = FP8_POINT_QKV_INPUT,   [FP8_LINEAR_K] = FP8_POINT_QKV_INPUT,
         [FP8_LINEAR_V] = FP8_POINT_QKV_INPUT,   [FP8_LINEAR_QKV] = FP8_POINT_QKV_INPUT,
-        [FP8_LINEAR_O] = FP8_POINT_O_INPUT,     [FP8_LINEAR_GATE] = FP8_POINT_UP_INPUT,
-        [FP8_LINEAR_UP] = FP8_POINT_UP_INPUT,   [FP8_LINEAR_DOWN] = FP8_POINT_DOWN_INPUT,
+        [FP8_LINEAR_O] = FP8_POINT_O_INPUT,     [FP8_LINEAR_GATE_UP] = FP8_POINT_UP_INPUT,
+        [FP8_LINEAR_GATE] = FP8_POINT_UP_INPUT, [FP8_LINEAR_UP] = FP8_POINT_UP_INPUT,
+        [FP8_LINEAR_DOWN] = FP8_POINT_DOWN_INPUT,
     };
     return points[kind];
 }
@@ -98,6 +159,7 @@ static void size_of(const fp8_model_config *c, fp8_linear_kind kind, int64_t *in
     case FP8_LINEAR_QKV: *out = q + 2 * kv; return;
     case FP8_LINEAR_O:
     case FP8_LINEAR_DOWN: *out = hidden; return;
+    case FP8_LINEAR_GATE_UP: *out = 2 * inner; return;
     case FP8_LINEAR_GATE:
     case FP8_LINEAR_UP: *out = inner; return;
     }

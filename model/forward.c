@@ -3,6 +3,7 @@
  *   x = embed(ids)
  *   for each layer:  x += o(attention(rope(q(n)), rope(k(n)), v(n)))   n = norm1(x)
  *                    x += down(act(gate(n)) * up(n))                   n = norm2(x)
+ *                    (Gemma 2 and 3 norm what is added, too)
  *   logits = lm_head(final_norm(x))
  *
  * Everything runs in the scratch that the model was loaded with. Two things may still grow,
@@ -92,6 +93,21 @@ done:
     return st;
 }
 
+/* The norm of what a block has brought, in place, before it is added. */
+static fp8_status norm_after(const pass *p, const fp8_tensor *weight) {
+    const fp8_sink sink = {.dense = p->y.data};
+    const fp8_norm n = {.kind = p->m->family->norm,
+                        .eps = (float)p->m->config.norm_eps,
+                        .rounded = 1,
+                        .dtype = p->m->type,
+                        .rows = p->tokens,
+                        .cols = p->m->config.hidden_size,
+                        .x = p->y.data,
+                        .weight = weight->data};
+    if (!weight->data) return FP8_OK;
+    return fp8_produce_norm(p->m->device, &sink, &n, FP8_LAUNCH_OVERLAP);
+}
+
 /* ys[i] = linears[i](x); NULL ones are left out. */
 static fp8_status linear_group(const pass *p, fp8_linear *const *linears, const fp8_tensor *ys,
                                int count, const input *in) {
@@ -140,6 +156,8 @@ static fp8_status place_heads(const pass *p, int64_t index, fp8_tensor qkv[3],
     const fp8_layer *layer = &m->layers[index];
     const float *scales = layer->kv_scales;
     const int turns = m->config.rope.type != FP8_ROPE_NONE;
+    const int local = m->config.layer_window[index] && m->config.rope_local.type != FP8_ROPE_NONE;
+    const fp8_rope_table *table = local ? &m->rope_local : &m->rope;
     const int codes = m->quant.attention != FP8_ATTENTION_NONE;
     fp8_qkv op = {.q = {.x = qkv[0].data, .norm_weight = layer->q_norm.data},
                   .k = {.x = qkv[1].data, .norm_weight = layer->k_norm.data},
@@ -148,9 +166,9 @@ static fp8_status place_heads(const pass *p, int64_t index, fp8_tensor qkv[3],
                   .code = FP8_DTYPE_E4M3,
                   .tokens = p->tokens,
                   .dim = m->config.head_dim,
-                  .rotary_dim = turns ? m->config.head_dim : 0,
-                  .cos = m->rope_cos,
-                  .sin = m->rope_sin,
+                  .rotary_dim = m->config.rotary_dim,
+                  .cos = table->cos,
+                  .sin = table->sin,
                   .positions = m->inputs.positions,
                   .norm = m->family->norm == FP8_NORM_RMS_PLUS ? FP8_NORM_RMS_PLUS : FP8_NORM_RMS,
                   .eps = (float)m->config.norm_eps,
@@ -188,6 +206,8 @@ static fp8_attention_options attention_options(const pass *p, int64_t layer) {
     o.layout = p->uniform ? FP8_LAYOUT_BSHD_BSHD_BSHD : FP8_LAYOUT_THD_THD_THD;
     o.mask = FP8_MASK_CAUSAL_BOTTOM_RIGHT;
     o.window_left = window > 0 ? window - 1 : -1; /* a model's window counts the query itself */
+    o.scale = (float)c->attention_scale;
+    o.softcap = (float)c->softcap;
     o.o_dtype = m->type;
     o.q_dtype = codes ? FP8_DTYPE_E4M3 : m->type;
     o.kv_dtype = m->quant.kv_fp8 ? FP8_DTYPE_E4M3 : m->type;
@@ -242,6 +262,7 @@ static fp8_status attention_block(pass *p, int64_t index) {
     FP8_TRY(attend(p, index, &io));
     FP8_TRY(tap(p, index, FP8_POINT_O_INPUT, &o));
     FP8_TRY(linear(p, layer->linears[FP8_LINEAR_O], &p->y, &o, NULL));
+    FP8_TRY(norm_after(p, &layer->norm1_after));
     p->pending = 1;
 done:
     return st;
@@ -273,6 +294,7 @@ static fp8_status mlp_block(pass *p, int64_t index) {
     FP8_TRY(fp8_produce_act(m->device, &in.sink, &act, FP8_LAUNCH_OVERLAP));
     FP8_TRY(tap(p, index, FP8_POINT_DOWN_INPUT, inner));
     FP8_TRY(linear(p, down, &p->y, &in.x, in.x_descale));
+    FP8_TRY(norm_after(p, &layer->norm2_after));
     p->pending = 1;
 done:
     return st;
@@ -336,6 +358,22 @@ static void measure(pass *p) {
     p->uniform = equal && !p->cache && (b->num_seqs > 1 || p->max_len % 64 == 0);
 }
 
+/* Keys that were turned by other frequencies than this batch asks for are of no use to it. YaRN and
+ * the like never change; dynamic RoPE keeps old keys as they are, as transformers does. */
+static fp8_status fit_rope(const pass *p) {
+    const fp8_rope_config *rope = &p->m->config.rope;
+    int64_t length = p->past + p->max_len;
+
+    if (p->cache && p->cache->intended > length) length = p->cache->intended;
+    if (p->past > 0 && rope->type == FP8_ROPE_LONGROPE &&
+        fp8_rope_key(rope, length) != p->m->rope.key)
+        return FP8_FAIL(FP8_EINVAL, "longrope: %lld cached tokens were turned for sequences up to "
+                        "%lld, found %lld: clear the cache and bring them again",
+                        (long long)p->past, (long long)rope->original_max_position,
+                        (long long)length);
+    return fp8_rope_fit(p->m, length);
+}
+
 static fp8_status embed(const pass *p) {
     const fp8_model *m = p->m;
     const fp8_embedding e = {.dtype = m->type,
@@ -363,6 +401,7 @@ fp8_status fp8_model_forward(fp8_model *m, const fp8_batch *batch, fp8_kv_cache 
     p.x = view(&p, m->scratch.x, m->config.hidden_size);
     p.y = view(&p, m->scratch.y, m->config.hidden_size);
     measure(&p);
+    FP8_TRY(fit_rope(&p));
 
     FP8_TRY(embed(&p));
     for (int64_t i = 0; i < m->config.num_layers; i++) {

@@ -1,4 +1,5 @@
 /* What is done with logits: scores on the device, and greedy generation. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "model/model_impl.h"
@@ -41,6 +42,7 @@ static fp8_status next_id(fp8_model *m, fp8_kv_cache *cache, const int32_t *ids,
     fp8_status st = FP8_OK;
     fp8_tensor logits;
 
+    cache->intended = cache->length + count;
     for (int64_t i = 0; i < count; i += m->max_tokens) {
         const int64_t n = count - i < m->max_tokens ? count - i : m->max_tokens;
         const int32_t starts[2] = {0, (int32_t)n};
@@ -60,6 +62,28 @@ static int is_eos(const fp8_model_config *c, int32_t id) {
     for (int32_t i = 0; i < c->num_eos; i++)
         if (c->eos_ids[i] == id) return 1;
     return 0;
+}
+
+/* Like next_id for `last`, the youngest of `made` ids; but where RoPE's frequencies change at this
+ * length the cache is of no use, and everything goes through it again. */
+static fp8_status go_on(fp8_model *m, fp8_kv_cache *cache, const int32_t *prompt,
+                        int64_t num_prompt, const fp8_ids *ids, int64_t made, int32_t *id) {
+    const fp8_rope_config *rope = &m->config.rope;
+    const int64_t count = num_prompt + made;
+    fp8_status st = FP8_OK;
+    int32_t *all = NULL;
+
+    if (rope->type != FP8_ROPE_LONGROPE ||
+        fp8_rope_key(rope, count) == fp8_rope_key(rope, count - 1))
+        return next_id(m, cache, id, 1, id);
+    all = malloc((size_t)count * sizeof *all);
+    if (!all) return FP8_FAIL(FP8_ENOMEM, "%lld ids", (long long)count);
+    memcpy(all, prompt, (size_t)num_prompt * sizeof *all);
+    memcpy(all + num_prompt, ids->data + ids->count - made, (size_t)made * sizeof *all);
+    fp8_kv_cache_clear(cache);
+    st = next_id(m, cache, all, count, id);
+    free(all);
+    return st;
 }
 
 fp8_status fp8_model_generate(fp8_model *m, fp8_ids *ids, const int32_t *prompt, int64_t num_prompt,
@@ -83,7 +107,7 @@ fp8_status fp8_model_generate(fp8_model *m, fp8_ids *ids, const int32_t *prompt,
         if (!ignore_eos && is_eos(&m->config, id)) break;
         FP8_TRY(fp8_ids_push(ids, id));
         if ((on && on(ctx, id)) || made == max_new) break;
-        FP8_TRY(next_id(m, cache, &id, 1, &id));
+        FP8_TRY(go_on(m, cache, prompt, num_prompt, ids, made, &id));
     }
 done:
     fp8_kv_cache_destroy(cache);

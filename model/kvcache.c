@@ -44,4 +44,4 @@ void fp8_kv_cache_destroy(fp8_kv_cache *c) {
 }
 
 int64_t fp8_kv_cache_length(const fp8_kv_cache *c) { return c->length; }
-void fp8_kv_cache_clear(fp8_kv_cache *c) { c->length = 0; }
+void fp8_kv_cache_clear(fp8_kv_cache *c) { c->length = c->intended = 0; }

@@ -56,6 +56,8 @@ fp8_status fp8_model_lm_head(fp8_model *m, const fp8_tensor *logits, const fp8_t
     g.d = logits->data;
     FP8_TRY(fp8_gemm_run(m->device, &g, m->workspace.data, m->workspace.bytes));
     FP8_TRY(m->ops->round(m->device, logits, m->type));
+    if (m->config.logit_softcap > 0)
+        FP8_TRY(m->ops->softcap(m->device, logits, (float)m->config.logit_softcap, m->type));
 done:
     return st;
 }
@@ -107,7 +109,7 @@ static fp8_status create_scratch(fp8_model *m) {
         {&s->k, kv, 0, 1},
         {&s->v, kv, 0, 1},
         {&s->attn, q, 0, 1},
-        {&s->gate, c->intermediate_size, 0, m->family->linears[FP8_LINEAR_GATE] != NULL},
+        {&s->gate, c->intermediate_size, 0, m->layers[0].linears[FP8_LINEAR_GATE] != NULL},
         {&s->up, c->intermediate_size, 0, 1},
         {(void **)&s->codes, widest, 1, quantized},
         {(void **)&s->descales, descales, sizeof(float), quantized},
@@ -204,7 +206,8 @@ void fp8_model_destroy(fp8_model *m) {
         for (int k = 0; k < FP8_NUM_LINEAR_KINDS; k++) fp8_linear_destroy(m->layers[i].linears[k]);
     for (int64_t i = 0; i < m->num_owned; i++) fp8_device_free(m->device, m->owned[i]);
     fp8_inputs_destroy(m);
-    fp8_device_free(m->device, m->rope.data);
+    fp8_device_free(m->device, m->rope.memory.data);
+    fp8_device_free(m->device, m->rope_local.memory.data);
     fp8_device_free(m->device, m->workspace.data);
     fp8_device_free(m->device, m->logits.data);
     fp8_device_free(m->device, m->scores.data);

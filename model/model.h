@@ -42,8 +42,9 @@ int64_t fp8_model_max_tokens(const fp8_model *m); /* most that one forward may b
 
 /* Names on disk of the Linears of a layer, in wiring order; what calibration and export work on. */
 typedef enum fp8_linear_kind {
-    FP8_LINEAR_Q, FP8_LINEAR_K, FP8_LINEAR_V, FP8_LINEAR_QKV, /* GPT-2: one fused QKV */
-    FP8_LINEAR_O, FP8_LINEAR_GATE, FP8_LINEAR_UP, FP8_LINEAR_DOWN /* GPT-2: UP is c_fc */
+    FP8_LINEAR_Q, FP8_LINEAR_K, FP8_LINEAR_V, FP8_LINEAR_QKV, /* GPT-2, Phi-3: one fused QKV */
+    FP8_LINEAR_O, FP8_LINEAR_GATE_UP,                         /* Phi-3: both in one, gate first */
+    FP8_LINEAR_GATE, FP8_LINEAR_UP, FP8_LINEAR_DOWN           /* GPT-2: UP is c_fc */
 } fp8_linear_kind;
 
 /* Where an activation is seen. Layer -1 for LM_HEAD_INPUT. */

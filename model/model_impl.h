@@ -15,18 +15,23 @@ enum { FP8_NUM_LINEAR_KINDS = FP8_LINEAR_DOWN + 1, FP8_NAME_BYTES = 256 };
 /* Names on disk, and the quirks of the forward that config.json does not spell out. NULL: the
  * family has no such thing. A layer's tensor is PREFIX LAYERS "." i "." NAME ".weight". */
 typedef struct fp8_family {
-    const char *prefixes[2]; /* the first under which the embedding is found */
+    const char *prefixes[4]; /* the first under which the embedding is found */
     const char *embed, *positions, *layers, *final_norm;
     const char *norm1, *norm2, *attention, *q_norm, *k_norm;
+    const char *norm1_after, *norm2_after; /* of what attention and the MLP bring, before it is
+                                            * added: Gemma 2 and 3 */
     const char *linears[FP8_NUM_LINEAR_KINDS];
     fp8_norm_kind norm;
     fp8_weight_layout layout;
     int scale_embeddings; /* times sqrt(hidden_size), rounded to the compute type */
+    int64_t position_offset; /* the row of position 0 in the table of positions */
 } fp8_family;
 
 const fp8_family *fp8_family_of(fp8_arch arch);
 /* The prefix in use; the first one when the embedding is not found at all. */
 const char *fp8_family_prefix(const fp8_family *f, const fp8_checkpoint *c);
+/* The module of the output layer: "lm_head", or what it is called beside that prefix. */
+const char *fp8_family_lm_head(const char *prefix);
 /* "model.layers.3.input_layernorm" into buf [FP8_NAME_BYTES]. */
 void fp8_family_layer_name(char *buf, const fp8_family *f, const char *prefix, int64_t layer,
                            const char *part);
@@ -41,7 +46,8 @@ typedef struct fp8_buffer {
 
 typedef struct fp8_layer {
     fp8_tensor norm1, norm1_bias, norm2, norm2_bias, q_norm, k_norm; /* data NULL: none */
-    fp8_linear *linears[FP8_NUM_LINEAR_KINDS]; /* a fused QKV is split when loaded */
+    fp8_tensor norm1_after, norm2_after;
+    fp8_linear *linears[FP8_NUM_LINEAR_KINDS]; /* fused ones are split when loaded */
     int share_qkv, share_up; /* q/k/v, gate/up take one quantized input */
     /* place: scale and descale of Q, K, V in turn, 1 float each; NULL without FP8 keys */
     float *kv_scales;
@@ -73,6 +79,14 @@ typedef struct fp8_plan_slot {
     uint64_t used; /* the tick of its last use: the oldest gives way */
 } fp8_plan_slot;
 
+/* cos and sin of a RoPE; place. Two kinds of RoPE depend on how long the longest sequence is:
+ * `key` says what the table was made for (fp8_rope_key). */
+typedef struct fp8_rope_table {
+    float *cos, *sin; /* [positions, rotary_dim / 2], in one buffer */
+    fp8_buffer memory;
+    int64_t positions, key;
+} fp8_rope_table;
+
 struct fp8_model {
     fp8_device *device;
     const fp8_ops *ops;
@@ -86,9 +100,7 @@ struct fp8_model {
     fp8_layer *layers;
     float embed_multiplier;
 
-    float *rope_cos, *rope_sin; /* place; [rope_positions, head_dim / 2], in one buffer */
-    fp8_buffer rope;
-    int64_t rope_positions;
+    fp8_rope_table rope, rope_local; /* rope_local: config.rope_local's, where it has a type */
 
     fp8_inputs inputs;
     fp8_scratch scratch;
@@ -103,6 +115,7 @@ struct fp8_model {
 struct fp8_kv_cache {
     fp8_model *model;
     int64_t capacity, length;
+    int64_t intended;    /* tokens it is known to get, for RoPE that follows the length */
     size_t row_bytes;    /* one token of K, or of V, of a layer */
     size_t plane_bytes;  /* all tokens of one: capacity rows, and up to 256 bytes of alignment */
     unsigned char *data; /* place; [num_layers][2: K, V] planes [capacity][kv_heads * head_dim] */
@@ -122,8 +135,12 @@ FP8_NODISCARD fp8_status fp8_model_lm_head(fp8_model *m, const fp8_tensor *logit
 
 /* Position tables up to `positions` (rope.c); does nothing when they are there, or not needed. */
 FP8_NODISCARD fp8_status fp8_rope_extend(fp8_model *m, int64_t positions);
-/* Frequencies [dim / 2] as transformers computes them, in F32. */
-void fp8_rope_frequencies(float *out, const fp8_rope_config *rope, int64_t dim);
+/* Tables whose frequencies depend on the length of the longest sequence are made for this one. */
+FP8_NODISCARD fp8_status fp8_rope_fit(fp8_model *m, int64_t length);
+/* Sequences of equal keys have the same frequencies; 0 where the length does not matter. */
+int64_t fp8_rope_key(const fp8_rope_config *rope, int64_t length);
+/* Frequencies [dim / 2] as transformers computes them, in F32, for sequences of that key. */
+void fp8_rope_frequencies(float *out, const fp8_rope_config *rope, int64_t dim, int64_t key);
 
 FP8_NODISCARD fp8_status fp8_inputs_create(fp8_model *m);
 void fp8_inputs_destroy(fp8_model *m);

@@ -15,6 +15,8 @@ typedef struct fp8_ops {
     /* logits F32 [rows, vocab] rounded to the compute type's values (HF's logits are of that
      * type). */
     fp8_status (*round)(fp8_device *d, const fp8_tensor *x, fp8_dtype to);
+    /* x F32 = round(cap * round(tanh(round(x / cap)))), rounded to the values of `to`. */
+    fp8_status (*softcap)(fp8_device *d, const fp8_tensor *x, float cap, fp8_dtype to);
     /* See fp8_model_score; all pointers in the device's place; kl, top1, reference may be NULL. */
     fp8_status (*score)(fp8_device *d, const fp8_tensor *logits, const fp8_tensor *reference,
                         const int32_t *targets, float *nll, float *kl, uint8_t *top1);

@@ -147,6 +147,7 @@ static int has_bias(const fp8_model_config *c, fp8_linear_kind kind) {
     case FP8_LINEAR_V:
     case FP8_LINEAR_QKV: return c->qkv_bias;
     case FP8_LINEAR_O: return c->o_bias;
+    case FP8_LINEAR_GATE_UP:
     case FP8_LINEAR_GATE:
     case FP8_LINEAR_UP:
     case FP8_LINEAR_DOWN: return c->mlp_bias;
@@ -269,7 +270,7 @@ done:
     return st;
 }
 
-/* Loads one Linear; a fused QKV becomes three, so that the wiring knows one form only. */
+/* Loads one Linear; fused ones are taken apart, so that the wiring knows one form only. */
 static fp8_status load_linear(fp8_model *m, const fp8_checkpoint *c, const fp8_linear_info *info) {
     const int64_t q = m->config.num_heads * m->config.head_dim;
     const int64_t kv = m->config.num_kv_heads * m->config.head_dim;
@@ -278,7 +279,10 @@ static fp8_status load_linear(fp8_model *m, const fp8_checkpoint *c, const fp8_l
     disk_linear l = {0};
 
     FP8_TRY(read_linear(m, c, info, &l));
-    if (info->kind != FP8_LINEAR_QKV) {
+    if (info->kind == FP8_LINEAR_GATE_UP) {
+        FP8_TRY(make_linear(m, &l, 0, info->out / 2, &linears[FP8_LINEAR_GATE]));
+        FP8_TRY(make_linear(m, &l, info->out / 2, info->out, &linears[FP8_LINEAR_UP]));
+    } else if (info->kind != FP8_LINEAR_QKV) {
         FP8_TRY(make_linear(m, &l, 0, info->out, &linears[info->kind]));
     } else {
         FP8_TRY(make_linear(m, &l, 0, q, &linears[FP8_LINEAR_Q]));
@@ -347,6 +351,12 @@ static fp8_status load_layer(fp8_model *m, const fp8_checkpoint *c, const char *
     FP8_TRY(load_norm(m, c, module, config->hidden_size, &layer->norm1, &layer->norm1_bias));
     fp8_family_layer_name(module, f, prefix, index, f->norm2);
     FP8_TRY(load_norm(m, c, module, config->hidden_size, &layer->norm2, &layer->norm2_bias));
+    if (f->norm1_after) {
+        fp8_family_layer_name(module, f, prefix, index, f->norm1_after);
+        FP8_TRY(load_norm(m, c, module, config->hidden_size, &layer->norm1_after, NULL));
+        fp8_family_layer_name(module, f, prefix, index, f->norm2_after);
+        FP8_TRY(load_norm(m, c, module, config->hidden_size, &layer->norm2_after, NULL));
+    }
     if (config->qk_norm && f->q_norm) {
         fp8_family_layer_name(module, f, prefix, index, f->q_norm);
         FP8_TRY(load_norm(m, c, module, config->head_dim, &layer->q_norm, NULL));
@@ -414,15 +424,21 @@ static fp8_status load_ends(fp8_model *m, const fp8_checkpoint *c, const char *p
     FP8_TRY(load_dense(m, c, name, vocab, hidden, &m->embed));
     if (f->positions) {
         snprintf(name, sizeof name, "%s%s.weight", prefix, f->positions);
-        FP8_TRY(load_dense(m, c, name, m->config.max_position, hidden, &m->positions));
+        FP8_TRY(load_dense(m, c, name, m->config.max_position + f->position_offset, hidden,
+                           &m->positions));
+        m->positions.data = (char *)m->positions.data +
+                            (size_t)(f->position_offset * hidden) * fp8_dtype_size(m->type);
+        m->positions.shape[0] = m->config.max_position;
     }
     snprintf(name, sizeof name, "%s%s", prefix, f->final_norm);
     FP8_TRY(load_norm(m, c, name, hidden, &m->final_norm, &m->final_norm_bias));
     /* Tied means tied: transformers uses the embedding even where a lm_head.weight lies beside
      * it. */
     m->lm_head = m->embed;
-    if (!m->config.tie_embeddings)
-        FP8_TRY(load_dense(m, c, "lm_head.weight", vocab, hidden, &m->lm_head));
+    if (!m->config.tie_embeddings) {
+        snprintf(name, sizeof name, "%s.weight", fp8_family_lm_head(prefix));
+        FP8_TRY(load_dense(m, c, name, vocab, hidden, &m->lm_head));
+    }
 done:
     return st;
 }

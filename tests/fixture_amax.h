@@ -82,9 +82,10 @@ static void test_fixture(const char *device, const char *folder, fp8_compute com
 
 /* 0, or TEST_SKIP without fixtures. Failures are counted. */
 static int test_fixtures(const char *device, fp8_compute compute, double bound) {
-    static const char *const fixtures[] = {"llama", "llama-mha-bias", "llama-rope-linear",
-                                           "llama3-rope", "mistral-window", "qwen2", "qwen3",
-                                           "gemma", "gemma-odd", "gpt2"};
+    static const char *const fixtures[] = {
+        "llama", "llama-mha-bias", "llama-rope-linear", "llama3-rope", "llama-rope-dynamic",
+        "llama-yarn", "mistral-window", "qwen2", "qwen3", "gemma", "gemma-odd", "gemma2",
+        "gemma3", "phi3", "phi3-longrope", "phi3-partial-rotary", "opt", "gpt2"};
     tolerance = bound;
     for (size_t i = 0; i < sizeof fixtures / sizeof *fixtures; i++) {
         char relative[64], folder[4096];

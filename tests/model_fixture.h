@@ -10,7 +10,8 @@
 #include "tests/tiny_checkpoint.h"
 
 enum { FIXTURE_SEQS = 2, FIXTURE_LEN = 47, FIXTURE_TOKENS = FIXTURE_SEQS * FIXTURE_LEN,
-       FIXTURE_VOCAB = 512, FIXTURE_GREEDY = 24, FIXTURE_PROMPT = 9, FIXTURE_MAX_AMAX = 64 };
+       FIXTURE_VOCAB = 512, FIXTURE_GREEDY = 24, FIXTURE_PROMPT = 9, FIXTURE_MAX_AMAX = 64,
+       FIXTURE_MAX_LAYERS = 8 };
 
 typedef struct fixture_amax {
     char name[128];
@@ -25,8 +26,8 @@ typedef struct fixture {
     const float *logits;   /* [2, 47, 512] */
     fixture_amax amax[FIXTURE_MAX_AMAX];
     int num_amax;
-    double k_amax[4], v_amax[4]; /* by layer */
-    int64_t kv_len;              /* last positions of each sequence that they cover */
+    double k_amax[FIXTURE_MAX_LAYERS], v_amax[FIXTURE_MAX_LAYERS]; /* by layer */
+    int64_t kv_len[FIXTURE_MAX_LAYERS]; /* last positions of each sequence that they cover */
     int32_t greedy[FIXTURE_GREEDY];
     double nll; /* mean over sequence 0's 46 predictions */
 } fixture;
@@ -51,7 +52,7 @@ static inline int fixture_parse_kv_layer(fixture *f, fp8_json *j, int layer) {
         if (fp8_json_is(&e, "k_shape")) {
             if (fp8_json_next(j, &e) != FP8_OK) return 0;
             for (int i = 0; fp8_json_next(j, &e) == FP8_OK && e.type == FP8_JSON_INT; i++)
-                if (i == 2) f->kv_len = e.i64;
+                if (i == 2) f->kv_len[layer] = e.i64;
         } else {
             double *to = fp8_json_is(&e, "k_amax") ? f->k_amax : f->v_amax;
             if (fp8_json_get_number(j, "amax", &to[layer]) != FP8_OK) return 0;

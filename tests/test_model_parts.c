@@ -10,24 +10,45 @@ static fp8_device *cpu;
 /* Wavelengths 2 pi 100^(i/2): 6.28, 62.8, 628, 6283. With low 1, high 4, original 512 those
  * above 512 are stretched, those below 128 stay, none is between; original 1024 puts 628
  * between. */
+#define LLAMA3(length)                                                                             \
+    {.type = FP8_ROPE_LLAMA3, .theta = 1e4, .factor = 8, .low_freq_factor = 1,                     \
+     .high_freq_factor = 4, .original_max_position = length}
+#define YARN(whole)                                                                                \
+    {.type = FP8_ROPE_YARN, .theta = 1e4, .factor = 4, .original_max_position = 512,               \
+     .beta_fast = 32, .beta_slow = 1, .truncate = whole}
+#define DYNAMIC                                                                                    \
+    {.type = FP8_ROPE_DYNAMIC, .theta = 1e4, .factor = 2, .original_max_position = 32}
+#define LONGROPE                                                                                   \
+    {.type = FP8_ROPE_LONGROPE, .theta = 1e4, .short_factor = {1, 2, 1, 1},                        \
+     .long_factor = {2, 4, 3, 5}}
+
 static void test_frequencies(void) {
     static const struct {
         const char *name;
         fp8_rope_config rope;
         double want[4];
+        int64_t key;
     } cases[] = {
-        {"default", {.type = FP8_ROPE_DEFAULT, .theta = 1e4}, {1, 0.1, 0.01, 0.001}},
+        {"default", {.type = FP8_ROPE_DEFAULT, .theta = 1e4}, {1, 0.1, 0.01, 0.001}, 0},
         {"linear", {.type = FP8_ROPE_LINEAR, .theta = 1e4, .factor = 4},
-         {0.25, 0.025, 0.0025, 0.00025}},
-        {"llama3", {FP8_ROPE_LLAMA3, 1e4, 8, 1, 4, 512}, {1, 0.1, 0.00125, 0.000125}},
+         {0.25, 0.025, 0.0025, 0.00025}, 0},
+        {"llama3", LLAMA3(512), {1, 0.1, 0.00125, 0.000125}, 0},
         /* smooth = (1024 / 628.3185 - 1) / 3 = 0.2099155 */
-        {"llama3 between", {FP8_ROPE_LLAMA3, 1e4, 8, 1, 4, 1024},
-         {1, 0.1, 0.01 * (0.2099155 + 0.7900845 / 8), 0.000125}},
+        {"llama3 between", LLAMA3(1024),
+         {1, 0.1, 0.01 * (0.2099155 + 0.7900845 / 8), 0.000125}, 0},
+        /* 32 turns in 512 at element 0.406, 1 at 1.911: the ramp is from 0 to 2 */
+        {"yarn", YARN(1), {1, 0.0625, 0.0025, 0.00025}, 0},
+        {"yarn, not truncated", YARN(0), {1, 0.070398637, 0.0025, 0.00025}, 0},
+        /* base 1e4 * (2 * 47 / 32 - 1)^(8/6) */
+        {"dynamic", DYNAMIC, {1, 0.080214478, 0.0064343625, 0.000516129032}, 47},
+        {"dynamic, short", DYNAMIC, {1, 0.1, 0.01, 0.001}, 32},
+        {"longrope, short", LONGROPE, {1, 0.05, 0.01, 0.001}, 0},
+        {"longrope, long", LONGROPE, {0.5, 0.025, 0.01 / 3, 0.0002}, 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         float got[4];
         check_case = cases[i].name;
-        fp8_rope_frequencies(got, &cases[i].rope, 8);
+        fp8_rope_frequencies(got, &cases[i].rope, 8, cases[i].key);
         for (int k = 0; k < 4; k++)
             CHECK(fabs((double)got[k] - cases[i].want[k]) <= 1e-6 * cases[i].want[k]);
     }
@@ -38,17 +59,17 @@ static void test_tables(fp8_model *m, int bf16) {
     float frequencies[8];
 
     check_case = bf16 ? "tables in BF16" : "tables in F32";
-    CHECK(half == 8 && m->rope_positions == 64);
-    fp8_rope_frequencies(frequencies, &m->config.rope, m->config.head_dim);
+    CHECK(half == 8 && m->rope.positions == 64);
+    fp8_rope_frequencies(frequencies, &m->config.rope, m->config.head_dim, 0);
     CHECK_STATUS(fp8_rope_extend(m, 10), FP8_OK); /* shorter: nothing to do */
-    CHECK(m->rope_positions == 64);
+    CHECK(m->rope.positions == 64);
     CHECK_STATUS(fp8_rope_extend(m, 200), FP8_OK);
-    CHECK(m->rope_positions == 200);
+    CHECK(m->rope.positions == 200);
     for (int64_t i = 0; i < 200 * half; i++) {
         const float angle = (float)(i / half) * frequencies[i % half];
         const float c = (float)cos((double)angle), s = (float)sin((double)angle);
-        CHECK(m->rope_cos[i] == (bf16 ? fp8_round_bf16(c) : c));
-        CHECK(m->rope_sin[i] == (bf16 ? fp8_round_bf16(s) : s));
+        CHECK(m->rope.cos[i] == (bf16 ? fp8_round_bf16(c) : c));
+        CHECK(m->rope.sin[i] == (bf16 ? fp8_round_bf16(s) : s));
     }
 }
 
