@@ -70,6 +70,18 @@ FP8_NODISCARD fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8
 
 /* ---- scales and export --------------------------------------------------------------------- */
 
+/* What a recipe makes of one point of a record: amax = fp8_recipe_amax over its history, scale and
+ * descale = fp8_recipe_scale of that to E4M3. */
+typedef struct fp8_scale {
+    float amax, amax_without_first; /* the second: of the history without sequences' first rows */
+    float scale, descale;           /* 1 and 1 where amax is 0: only zeros were seen */
+    uint64_t nonfinite;             /* over the whole history */
+} fp8_scale;
+
+/* Point `point`, 0 <= point < record->num_points, over the rows that are done: no model, no
+ * forward. A log warning names a point that saw only zeros. */
+fp8_scale fp8_scale_of_point(const fp8_record *record, int64_t point, const fp8_recipe *recipe);
+
 typedef struct fp8_export_options {
     fp8_dialect dialect;
     fp8_scheme scheme;            /* one that the dialect has; NONE: KV scales alone */

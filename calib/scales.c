@@ -39,6 +39,22 @@ static int64_t find_point(const fp8_record *r, const char *name, int64_t hint) {
     return -1;
 }
 
+fp8_scale fp8_scale_of_point(const fp8_record *record, int64_t point, const fp8_recipe *recipe) {
+    const int64_t row = point * record->steps_total;
+    fp8_scale s = {.scale = 1, .descale = 1};
+
+    s.amax = fp8_recipe_amax(recipe, record->amax + row, record->steps);
+    s.amax_without_first =
+        fp8_recipe_amax(recipe, record->amax_without_first + row, record->steps);
+    for (int64_t step = 0; step < record->steps; step++)
+        s.nonfinite += record->nonfinite[row + step];
+    fp8_recipe_scale(recipe, FP8_DTYPE_E4M3, s.amax, &s.scale, &s.descale);
+    if (s.amax == 0)
+        fp8_log(FP8_LOG_WARNING, "%s: only zeros were seen: its scale stays 1",
+                record->points[point]);
+    return s;
+}
+
 fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
                              const fp8_checkpoint *source, const fp8_points *points,
                              const fp8_recipe *recipe) {
@@ -49,23 +65,12 @@ fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
     if (!scales) return FP8_FAIL(FP8_ENOMEM, "calibration scales");
     FP8_TRY(check_record(record, source));
     for (int64_t i = 0; i < points->count; i++) {
-        fp8_scale *s = &scales[points->slots[i]];
         const int64_t at = find_point(record, points->names[i], i);
         if (at < 0) {
             st = FP8_FAIL(FP8_EDATA, "calibration record: no point '%s'", points->names[i]);
             goto done;
         }
-        const int64_t row = at * record->steps_total;
-        *s = (fp8_scale){.scale = 1, .descale = 1};
-        s->amax = fp8_recipe_amax(recipe, record->amax + row, record->steps);
-        s->amax_without_first =
-            fp8_recipe_amax(recipe, record->amax_without_first + row, record->steps);
-        for (int64_t step = 0; step < record->steps; step++)
-            s->nonfinite += record->nonfinite[row + step];
-        fp8_recipe_scale(recipe, FP8_DTYPE_E4M3, s->amax, &s->scale, &s->descale);
-        if (s->amax == 0)
-            fp8_log(FP8_LOG_WARNING, "%s: only zeros were seen: its scale stays 1",
-                    points->names[i]);
+        scales[points->slots[i]] = fp8_scale_of_point(record, at, recipe);
     }
     *out = scales;
     scales = NULL;

@@ -3,17 +3,11 @@
 #define FP8_CALIB_SCALES_H
 #include <stdint.h>
 
+#include "calib/calib.h"
 #include "calib/points.h"
-#include "quant/recipe.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-typedef struct fp8_scale {
-    float amax, amax_without_first; /* what the recipe takes from the history */
-    float scale, descale;
-    uint64_t nonfinite; /* over the whole history */
-} fp8_scale;
 
 /* (*out)[slot] for every slot; free(). Linears that share an input share its scale. FP8_EDATA: the
  * record is unfinished, of another source, or lacks a point (named). */

@@ -72,8 +72,9 @@ typedef struct cli_command {
     fp8_status (*run)(const void *options, const cli_list *operands);
 } cli_command;
 
-extern const cli_command cli_cmd_run, cli_cmd_convert, cli_cmd_inspect, cli_cmd_eval,
-    cli_cmd_generate, cli_cmd_logits, cli_cmd_tokenize, cli_cmd_explain, cli_cmd_bench;
+extern const cli_command cli_cmd_run, cli_cmd_convert, cli_cmd_scales, cli_cmd_inspect,
+    cli_cmd_eval, cli_cmd_generate, cli_cmd_logits, cli_cmd_tokenize, cli_cmd_explain,
+    cli_cmd_bench;
 
 extern const cli_option cli_common_options[];
 extern const int32_t cli_num_common_options;

@@ -1,4 +1,5 @@
-/* cli/recipe_options.h - private: how scales come from a history, as `run` and `convert` ask it. */
+/* cli/recipe_options.h - private: how scales come from a history, as `run`, `convert` and
+ * `scales` ask it. */
 #ifndef FP8_CLI_RECIPE_OPTIONS_H
 #define FP8_CLI_RECIPE_OPTIONS_H
 #include "cli/cli.h"
@@ -9,8 +10,9 @@ typedef struct recipe_options {
     int64_t history, margin;
 } recipe_options;
 #define RECIPE_ALGO "max"
+#define RECIPE_FORMAT "e4m3"
 #define RECIPE_HISTORY 1024
-#define RECIPE_DEFAULTS {NULL, NULL, "e4m3", RECIPE_ALGO, RECIPE_HISTORY, 0}
+#define RECIPE_DEFAULTS {NULL, NULL, RECIPE_FORMAT, RECIPE_ALGO, RECIPE_HISTORY, 0}
 
 /* Rows of an option table; `at` is the offset of the recipe_options. */
 #define RECIPE_OPTIONS(at, kv_default)                                                             \

@@ -73,6 +73,9 @@ config=m/config.json
 weights=m/model.safetensors
 "$fp8calib" convert "$good" -o "$good8" $cpu >/dev/null || { echo "convert failed" >&2; exit 1; }
 
+"$fp8calib" run "$good" -o "$work/ran" $cpu --samples 2 --seq 32 --no-eval >/dev/null &&
+    cp "$work/ran/calibration.safetensors" "$work/record" || { echo "run failed" >&2; exit 1; }
+
 # ---- the command line ---------------------------------------------------------------------------
 row 'no command' 2 'no command' :
 row 'unknown command' 2 "unknown command 'frob'" : frob
@@ -255,6 +258,44 @@ row 'ids not integers' 3 'line 1' 'echo "{\"ids\": [1.5]}" >l' tokenize m --deco
 row 'ids negative' 3 'line 1' 'echo "{\"ids\": [-1]}" >l' tokenize m --decode --data l
 row 'id of no token' 4 '99999' 'echo "{\"ids\": [99999]}" >l' tokenize m --decode --data l
 row 'no lines file' 3 'nothing' : tokenize m --data nothing
+
+# ---- records ------------------------------------------------------------------------------------
+scales="scales r $cpu"
+take='cp $work/record r'
+row 'no record' 3 'r: cannot open' : $scales
+row 'folder without a record' 3 'm/calibration.safetensors' : scales m $cpu
+row 'record of weights, scales' 3 "expected 'fp8calib.record'" : scales $weights $cpu
+row 'record empty' 3 'r' ': >r' $scales
+row 'record cut in its header' 3 'r' "$take; cut_to r 100" $scales
+row 'record cut in its rows' 3 'r' "$take; cut_to r $(($(stat -c %s "$work/record") - 1))" $scales
+row 'record of another version' 3 "version: expected '1'" \
+    "$take; sub r '\"version\":\"1\"' '\"version\":\"9\"'" $scales
+row 'record whose recipe is no JSON' 3 'r: recipe' "$take; sub r '{\"tool\":' '[\"tool\":'" $scales
+row 'record without a point' 3 "'lm_head.input.amax_history' is missing" \
+    "$take; sub r 'lm_head.input.amax_history\"' 'lm_head.input.amax_hystory\"'" $scales
+row 'record with a NaN amax' 3 "'lm_head.input.amax_history'[0]" \
+    "$take; poke r lm_head.input.amax_history '\x00\x00\xc0\x7f'" $scales
+row 'record with a negative amax' 3 'is no amax' \
+    "$take; poke r lm_head.input.amax_history '\x00\x00\x80\xbf'" $scales
+row 'record with negative tokens' 3 "'tokens'[0]" \
+    "$take; poke r tokens '\xff\xff\xff\xff\xff\xff\xff\xff'" $scales
+row 'record of no steps' 3 'r' "$take; sub r '\"steps_done\":\"1\"' '\"steps_done\":\"0\"'" $scales
+row 'record of another model' 4 'another checkpoint' \
+    "$take; sub r '\"source_bytes\":\"2' '\"source_bytes\":\"3'" $scales --model m -o out
+row 'unfinished record' 4 'resume' \
+    "$take; sub r '\"steps_total\":\"1\"' '\"steps_total\":\"2\"'" $scales --model m -o out
+row 'record for an FP8 model' 3 'already quantized' "$take; $fp8" $scales --model m -o out
+row 'model without output' 2 '--output is required' "$take" $scales --model m
+row 'choices without a model' 2 'need --model' "$take" $scales --kv none
+row 'mode without a model' 2 'need --model' "$take" $scales --fp8-format hybrid
+row 'attention without scales of KV' 2 '--fp8-attention mha' "$take" \
+    $scales --model m -o out --kv none --fp8-attention mha
+row 'scales over a file' 5 't.txt: exists already' "$take" $scales -o t.txt
+row 'scales over their record' 2 'replace their record' "$take" $scales -o r --force
+row 'scales over their record by another name' 2 'replace their record' "$take; ln -s r l" \
+    $scales -o l --force
+row 'scales over the model' 2 'model itself' "$take" $scales --model m -o m --force
+row 'scales into no folder' 1 "no folder 'deep'" "$take" $scales -o deep/s.json
 
 # ---- where output goes --------------------------------------------------------------------------
 row 'output exists' 5 'out: exists already' 'mkdir out' $run

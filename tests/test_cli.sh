@@ -33,7 +33,7 @@ sys.exit(0 if eval(sys.argv[1]) else 1)' "$1" 2>python.err || fail "not so: $1: 
 }
 
 step=help
-for command in run convert inspect eval generate logits tokenize explain bench; do
+for command in run convert scales inspect eval generate logits tokenize explain bench; do
     "$fp8calib" help $command >out 2>err || fail "help $command"
     [ -s err ] && fail "help $command: stderr"
     "$fp8calib" $command --help | cmp -s - out || fail "$command --help differs"
