@@ -13,7 +13,7 @@
  *            rcp.approx: 2 units in the last place, subnormals kept): e^y is off by 2^-22 + |y|
  *            2^-23, far below half a step of E4M3 or BF16. erff is the accurate one
  */
-#include "quant/produce_device.cuh"
+#include "quant/produce_ops.cuh"
 
 using namespace fp8;
 
@@ -26,57 +26,6 @@ enum {
 };
 
 /* ---- device helpers ------------------------------------------------------------------------- */
-
-template <typename T> struct act_args {
-    const T *x, *up;
-    int64_t x_stride, up_stride, rows, cols;
-    fp8_activation act;
-    bool rounded;
-};
-
-/* x / (1 + 2^z) */
-static __device__ __forceinline__ float gate(float x, float z) {
-    float e, r;
-    asm("ex2.approx.f32 %0, %1;" : "=f"(e) : "f"(z));
-    asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(1.0f + e));
-    return x * r;
-}
-
-/* The forms of core/mathfn.h: no cancellation near -1, -0 and NaN kept. */
-template <int N>
-static __device__ __forceinline__ void activate(float *v, fp8_activation act) {
-    const float log2e = 1.44269504088896341f;
-    switch (act) {
-    case FP8_ACT_SILU:
-#pragma unroll
-        for (int k = 0; k < N; k++) v[k] = gate(v[k], -log2e * v[k]);
-        return;
-    case FP8_ACT_GELU_TANH:
-#pragma unroll
-        for (int k = 0; k < N; k++) {
-            const float twice = -2.0f * 0.7978845608028654f * log2e;
-            v[k] = gate(v[k], v[k] * fmaf(twice * 0.044715f, v[k] * v[k], twice));
-        }
-        return;
-    case FP8_ACT_GELU_ERF:
-#pragma unroll
-        for (int k = 0; k < N; k++) v[k] *= 0.5f * (1.0f + erff(v[k] * 0.70710678118654752f));
-        return;
-    case FP8_ACT_RELU:
-#pragma unroll
-        for (int k = 0; k < N; k++) v[k] = v[k] < 0.0f ? 0.0f : v[k];
-        return;
-    }
-}
-
-template <typename T, int N>
-static __device__ __forceinline__ void act_values(float *v, const float *up,
-                                                  const act_args<T> &a) {
-    activate<N>(v, a.act);
-    if (!a.up) return;
-#pragma unroll
-    for (int k = 0; k < N; k++) v[k] = (a.rounded ? round_to<T>(v[k]) : v[k]) * up[k];
-}
 
 /* Values of the pieces first .. first + 1 (or one) of a thread; those not there become 0. */
 template <bool CAST, int N, typename T>
@@ -189,6 +138,11 @@ static fp8_status launch_act(fp8_device *d, const fp8_sink *out, const act_args<
 
 extern "C" fp8_status fp8_cuda_produce_act(fp8_device *d, const fp8_sink *out, const fp8_act *act,
                                            fp8_launch launch) {
+    int served = 0;
+    fp8_status st = FP8_OK;
+
+    if (fp8_rings_wanted()) st = fp8_cuda_rings_act(d, out, act, launch, &served);
+    if (st != FP8_OK || served) return st;
     FP8_FOR_REAL(act->dtype,
                  const act_args<T> a = {static_cast<const T *>(act->x),
                                         static_cast<const T *>(act->up), act->x_stride,
@@ -200,6 +154,12 @@ extern "C" fp8_status fp8_cuda_produce_act(fp8_device *d, const fp8_sink *out, c
 extern "C" fp8_status fp8_cuda_produce_cast(fp8_device *d, const fp8_sink *out, const void *x,
                                             fp8_dtype dtype, int64_t rows, int64_t cols,
                                             int64_t x_stride, fp8_launch launch) {
+    int served = 0;
+    fp8_status st = FP8_OK;
+
+    if (fp8_rings_wanted())
+        st = fp8_cuda_rings_cast(d, out, x, dtype, rows, cols, x_stride, launch, &served);
+    if (st != FP8_OK || served) return st;
     FP8_FOR_REAL(dtype,
                  const act_args<T> a = {static_cast<const T *>(x), nullptr, x_stride, 0, rows,
                                         cols, FP8_ACT_RELU, false};

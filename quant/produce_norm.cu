@@ -12,7 +12,7 @@
  * Numerics   F32, the variance about the mean; sums in a fixed order; IEEE division and root. No
  *            product is contracted with a sum, as on the CPU
  */
-#include "quant/produce_device.cuh"
+#include "quant/produce_ops.cuh"
 
 using namespace fp8;
 
@@ -26,28 +26,6 @@ enum {
 };
 
 /* ---- device helpers ------------------------------------------------------------------------- */
-
-template <typename T> struct norm_args {
-    const T *x, *residual, *weight, *bias;
-    T *h;
-    int64_t x_stride, residual_stride, h_stride, rows, cols;
-    fp8_norm_kind kind;
-    float eps;
-    bool rounded;
-};
-
-template <typename T>
-static __device__ __forceinline__ float normalize(const norm_args<T> &a, float h, float w, float b,
-                                                  float mean, float rstd) {
-    if (a.kind == FP8_NORM_RMS) {
-        const float v = __fmul_rn(h, rstd);
-        return __fmul_rn(a.rounded ? round_to<T>(v) : v, w);
-    }
-    if (a.kind == FP8_NORM_RMS_PLUS)
-        return __fmul_rn(__fmul_rn(h, rstd), __fadd_rn(1.0f, w));
-    h = __fmul_rn(__fmul_rn(__fsub_rn(h, mean), rstd), w);
-    return a.bias ? __fadd_rn(h, b) : h;
-}
 
 /* Pieces of h into v: x, or the sum, which is stored. Pieces that are not there stay zero. */
 template <int N, typename T>
@@ -205,5 +183,10 @@ static fp8_status launch_norm(fp8_device *d, const fp8_sink *out, const fp8_norm
 
 extern "C" fp8_status fp8_cuda_produce_norm(fp8_device *d, const fp8_sink *out,
                                             const fp8_norm *norm, fp8_launch launch) {
+    int served = 0;
+    fp8_status st = FP8_OK;
+
+    if (fp8_rings_wanted()) st = fp8_cuda_rings_norm(d, out, norm, launch, &served);
+    if (st != FP8_OK || served) return st;
     FP8_FOR_REAL(norm->dtype, return launch_norm<T>(d, out, norm, launch));
 }
