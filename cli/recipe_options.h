@@ -26,8 +26,10 @@ typedef struct recipe_options {
      "hybrid is E4M3 forward, E5M2 gradients: the same inference checkpoint, and noted in it"},    \
     {"--amax-history", 0, CLI_INT, (at) + offsetof(recipe_options, history), "N", 1, 1 << 30,      \
      "the newest N steps count for a scale"},                                                      \
-    {"--amax-algo", 0, CLI_CHOICE, (at) + offsetof(recipe_options, algo), "max|most_recent", 0, 0, \
-     "which amax of the history makes the scale"},                                                 \
+    {"--amax-algo", 0, CLI_CHOICE, (at) + offsetof(recipe_options, algo),                          \
+     "max|most_recent|moving_average", 0, 0,                                                       \
+     "which amax of the history makes the scale; moving_average: the first step's, which each "    \
+     "later one pulls 1 % towards itself"},                                                        \
     {"--margin", 0, CLI_INT, (at) + offsetof(recipe_options, margin), "N", 0, 32,                  \
      "leave room: divide scales by 2^N"}
 

@@ -36,6 +36,9 @@ fp8_status fp8_delayed_update(fp8_device *d, const fp8_delayed *state, const fp8
         return FP8_FAIL(FP8_EINVAL, "delayed_update: %lld points of %lld steps, history_len %lld, "
                         "margin %d, to %s", (long long)s->count, (long long)s->length,
                         (long long)recipe->history_len, recipe->margin, fp8_dtype_name(to));
+    if (recipe->algo != FP8_AMAX_MAX && recipe->algo != FP8_AMAX_MOST_RECENT)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "delayed_update: amax algorithm %s: expected max or "
+                        "most_recent", fp8_amax_algo_name(recipe->algo));
     if (s->count == 0) return FP8_OK;
     if (!s->slots || !s->history || !s->steps || !s->scale || !s->descale)
         return FP8_FAIL(FP8_EINVAL, "delayed_update: an array is NULL");

@@ -26,7 +26,8 @@ typedef struct fp8_delayed {
 /* For every point: history gets slot.amax, steps goes up by one, and scale and descale become what
  * fp8_recipe_scale makes of fp8_recipe_amax over the newest steps (at most `length`, and at most
  * the recipe's history_len). One kernel; can be captured in a graph. FP8_EINVAL: NULL, count < 0,
- * length < 1, a recipe out of range; FP8_ECUDA. */
+ * length < 1, a recipe out of range; FP8_EUNSUPPORTED: an algorithm other than max and
+ * most_recent; FP8_ECUDA. */
 FP8_NODISCARD fp8_status fp8_delayed_update(fp8_device *d, const fp8_delayed *state,
                                             const fp8_recipe *recipe, fp8_dtype to,
                                             fp8_launch launch);

@@ -10,7 +10,19 @@
 extern "C" {
 #endif
 
-typedef enum fp8_amax_algo { FP8_AMAX_MAX, FP8_AMAX_MOST_RECENT } fp8_amax_algo;
+/* What a history a[0 .. n), oldest first, is worth; rows that do not count are left out before.
+ *   MAX             max a[i]
+ *   MOST_RECENT     a[n-1]
+ *   MOVING_AVERAGE  m = a[0]; then m += FP8_AMAX_AVERAGING * (a[i] - m) for i = 1 .. n-1, in F32:
+ *                   torch.ao's MovingAverageMinMaxObserver and llm-compressor's minmax observer,
+ *                   but of amax, where they average minimum and maximum each. Lies below the
+ *                   largest row unless all are equal: larger values saturate. */
+typedef enum fp8_amax_algo {
+    FP8_AMAX_MAX,
+    FP8_AMAX_MOST_RECENT,
+    FP8_AMAX_MOVING_AVERAGE
+} fp8_amax_algo;
+#define FP8_AMAX_AVERAGING 0.01f /* weight of a new row; the default of both named above */
 
 typedef struct fp8_recipe {
     fp8_amax_algo algo;
@@ -19,8 +31,8 @@ typedef struct fp8_recipe {
 } fp8_recipe;
 #define FP8_RECIPE_DEFAULT {FP8_AMAX_MAX, 0, 1024}
 
-/* amax that the recipe takes from history[0 .. steps), oldest first. Rows that are 0 or not finite
- * are passed over; 0 when none is left. */
+/* amax that the recipe takes from history[0 .. steps), oldest first. Only the newest
+ * history_len rows count, and of them those that are positive and finite; 0 when none is left. */
 float fp8_recipe_amax(const fp8_recipe *r, const float *history, int64_t steps);
 
 /* *scale = max_of(to) / 2^margin / amax, *descale = amax / (max_of(to) / 2^margin), in F32.

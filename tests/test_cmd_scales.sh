@@ -36,7 +36,10 @@ algorithm, length, margin = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 def amax(history):
     kept = [a for a in history[-length:] if math.isfinite(a) and a > 0]
     if algorithm == "max": return max(kept, default=0.0)
-    return kept[-1] if kept else 0.0
+    if algorithm == "most_recent": return kept[-1] if kept else 0.0
+    mean = kept[0] if kept else 0.0
+    for a in kept[1:]: mean = f32(mean + f32(f32(0.01) * f32(a - mean)))
+    return mean
 d = json.load(open("out", encoding="utf-8"))
 points = header["__metadata__"]["points"].split("\n")
 assert [p["name"] for p in d["points"]] == points
@@ -46,8 +49,9 @@ assert d["record"]["made_with"] == json.loads(bytes(rows("recipe", "B")))
 for p in d["points"]:
     a = amax(rows(p["name"] + ".amax_history", "f"))
     top = 448 / 2 ** margin
-    assert p["amax"] == a > 0, (p, a)
-    assert p["amax_without_first"] == amax(rows(p["name"] + ".amax_history_without_first", "f")), p
+    assert f32(p["amax"]) == a > 0, (p, a)
+    later = amax(rows(p["name"] + ".amax_history_without_first", "f"))
+    assert f32(p["amax_without_first"]) == later, (p, later)
     assert f32(p["scale"]) == f32(top / a) and f32(p["descale"]) == f32(a / top), p
     assert p["nonfinite"] == sum(rows(p["name"] + ".nonfinite", "I")), p
 END
@@ -62,7 +66,8 @@ record=one/calibration.safetensors
 cp $record before
 
 step=print
-for how in 'max 1024 0' 'max 3 0' 'most_recent 1024 0' 'most_recent 1 2' 'max 12 32'; do
+for how in 'max 1024 0' 'max 3 0' 'most_recent 1024 0' 'most_recent 1 2' 'max 12 32' \
+    'moving_average 1024 0' 'moving_average 5 1' 'moving_average 1 0'; do
     set -- $how
     quiet scales $record --amax-algo $1 --amax-history $2 --margin $3 --json
     oracle $record $1 $2 $3
@@ -96,6 +101,14 @@ quiet scales one --model model -o one --margin 1 --force --kv none
 cmp -s $record before || fail 'replacing its own folder changes the record'
 quiet inspect one --json
 says out '"kv":	"none"'
+
+step=average
+quiet run model -o averaged --samples 24 --batch 2 --seq 48 --no-eval --amax-algo moving_average --json
+says out '"amax_algo":	"moving_average"'
+cmp -s averaged/calibration.safetensors before || fail 'the algorithm is in the history'
+cmp -s averaged/model.safetensors again/model.safetensors && fail 'the algorithm changes nothing'
+quiet scales again --model model -o averaged_too --amax-algo moving_average
+diff -r averaged averaged_too >/dev/null || fail 'run and scales average otherwise'
 
 step=unfinished
 sed 's/"steps_total":"12"/"steps_total":"99"/' $record >unfinished

@@ -26,6 +26,11 @@ static void test_refusals(fp8_device *d) {
     recipe.margin = 33;
     CHECK_STATUS(fp8_delayed_update(d, &state, &recipe, FP8_DTYPE_E4M3, FP8_LAUNCH_ORDERED),
                  FP8_EINVAL);
+    recipe = (fp8_recipe){FP8_AMAX_MOVING_AVERAGE, 0, 8};
+    CHECK_STATUS(fp8_delayed_update(d, &state, &recipe, FP8_DTYPE_E4M3, FP8_LAUNCH_ORDERED),
+                 FP8_EUNSUPPORTED);
+    CHECK(strstr(fp8_last_message(), "moving_average") != NULL);
+    CHECK(steps == 0);
 }
 
 int main(void) {

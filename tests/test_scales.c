@@ -7,7 +7,8 @@
 
 enum { STEPS = 4, TOTAL = 6 }; /* rows that are done, and room for more: its rows never count */
 
-static const char *const names[] = {"rising", "spike", "zeros", "infinite", "last is zero"};
+static const char *const names[] = {"rising", "spike", "zeros", "infinite", "last is zero",
+                                    "leaps"};
 enum { POINTS = sizeof names / sizeof *names };
 static const float history[POINTS][TOTAL] = {
     {1, 2, 3, 4, 900, 900},
@@ -15,9 +16,11 @@ static const float history[POINTS][TOTAL] = {
     {0, 0, 0, 0, 900, 900},
     {2, INFINITY, 4, INFINITY, 900, 900},
     {4, 0, 8, 0, 900, 900},
+    {9, 9, 1, 101, 900, 900}, /* of the newest two: 1 + 1 % of 100 = 2 */
 };
 static const float without_first[POINTS][TOTAL] = {
-    {1, 1, 2, 2, 800}, {2, 2, 2, 2, 800}, {0}, {2, 2, 2, INFINITY, 800}, {0, 0, 0, 0, 800}};
+    {1, 1, 2, 2, 800}, {2, 2, 2, 2, 800}, {0}, {2, 2, 2, INFINITY, 800}, {0, 0, 0, 0, 800},
+    {9, 9, 1, 1, 800}};
 static const uint32_t nonfinite[POINTS][TOTAL] = {[3] = {0, 3, 0, UINT32_MAX, 7}};
 
 #define LOST (UINT32_MAX + UINT64_C(3)) /* more than 32 bits: of rows that are done alone */
@@ -45,6 +48,8 @@ static void test_points(void) {
         {"max of the newest two", {FP8_AMAX_MAX, 0, 2}, 1, {4, 2, 112, 0x1p-4f / 7, 0}},
         {"max of all", {FP8_AMAX_MAX, 0, 4}, 1, {8, 2, 56, 0x1p-3f / 7, 0}},
         {"most recent", {FP8_AMAX_MOST_RECENT, 0, 1024}, 1, {4, 2, 112, 0x1p-4f / 7, 0}},
+        {"average", {FP8_AMAX_MOVING_AVERAGE, 0, 2}, 5, {2, 1, 224, 0x1p-5f / 7, 0}},
+        {"average, margin", {FP8_AMAX_MOVING_AVERAGE, 1, 2}, 5, {2, 1, 112, 0x1p-4f / 7, 0}},
         {"only zeros", {FP8_AMAX_MAX, 0, 1024}, 2, {0, 0, 1, 1, 0}},
         {"only zeros, margin", {FP8_AMAX_MAX, 5, 1024}, 2, {0, 0, 1, 1, 0}},
         {"Inf passed over", {FP8_AMAX_MAX, 0, 1024}, 3, {4, 2, 112, 0x1p-4f / 7, LOST}},
@@ -70,7 +75,8 @@ static void test_points(void) {
 
 /* A record that went through a file gives the same scales, bit for bit. */
 static void test_saved(void) {
-    static const fp8_recipe recipes[] = {{FP8_AMAX_MAX, 0, 1024}, {FP8_AMAX_MOST_RECENT, 3, 2}};
+    static const fp8_recipe recipes[] = {
+        {FP8_AMAX_MAX, 0, 1024}, {FP8_AMAX_MOST_RECENT, 3, 2}, {FP8_AMAX_MOVING_AVERAGE, 0, 3}};
     char path[] = "/tmp/fp8calib-scales-XXXXXX";
     const int fd = mkstemp(path);
     fp8_record *r = make_record(), *again = NULL;
