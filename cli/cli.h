@@ -95,7 +95,7 @@ void cli_print_overview(const cli_command *const *commands, int32_t count);
 
 /* ---- signals and progress (progress.c) ------------------------------------------------------- */
 
-/* Installs the handlers of SIGINT and SIGTERM and the sink of the library's warnings. */
+/* Installs the handlers of SIGINT, SIGTERM and SIGBUS and the sink of the library's warnings. */
 void cli_progress_start(const cli_common *common);
 fp8_progress cli_progress(void); /* a bar on a terminal, lines elsewhere; stops on a signal */
 int cli_interrupted(void);

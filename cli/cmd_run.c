@@ -67,6 +67,7 @@ typedef struct job {
     fp8_export_options export;
     fp8_record *record;
     char *output, *record_path; /* OUT, OUT.calibration.safetensors */
+    fp8_path_lock *lock;        /* on both */
     run_result result;
 } job;
 
@@ -110,6 +111,7 @@ static fp8_status prepare_output(job *j, const char *model) {
     memcpy(j->record_path + len, suffix, sizeof suffix);
     FP8_TRY(cli_check_output_folder(j->output, o->force,
                                     fp8_checkpoint_folder(j->source.checkpoint)));
+    FP8_TRY(fp8_path_lock_take(&j->lock, j->output));
     if (!o->resume && !o->force && fp8_path_exists(j->record_path))
         st = FP8_FAIL(FP8_EEXIST, "%s: left by an interrupted run; --resume goes on from it, "
                       "--force begins anew", j->record_path);
@@ -273,6 +275,7 @@ done:
     cli_source_close(&j->source);
     run_result_free(&j->result);
     fp8_device_destroy(j->device);
+    fp8_path_lock_release(j->lock);
     free(j->output);
     free(j->record_path);
     free(j);
@@ -300,7 +303,8 @@ const cli_command cli_cmd_run = {
         "\n"
         "OUT appears whole at the end, or not at all. While it runs, and after an\n"
         "interruption, the history so far is in OUT.calibration.safetensors beside it;\n"
-        "--resume goes on from there with the same model, data and options. The default\n"
+        "--resume goes on from there with the same model, data and options. What a killed\n"
+        "run leaves in OUT.fp8-partial and OUT.lock, the next one removes. The default\n"
         "OUT of MODEL 'dir/llama', 'dir/llama/model.safetensors' and\n"
         "'dir/llama.safetensors' is 'dir/llama-FP8'.\n"
         "\n"

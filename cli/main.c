@@ -95,7 +95,8 @@ done:
 }
 
 int main(int argc, char **argv) {
-    fp8_status st = dispatch(argc - 1, argv + 1);
+    fp8_status st = dispatch(argc - 1, argv + 1), lost = fp8_file_check_lost();
+    if (lost != FP8_OK) st = lost; /* whatever came of it: this is the reason */
     errno = 0;
     if ((fflush(stdout) != 0 || ferror(stdout)) && st == FP8_OK)
         st = FP8_FAIL(FP8_EIO, "standard output: %s", errno ? strerror(errno) : "write failed");

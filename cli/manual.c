@@ -12,7 +12,8 @@ static const char exit_codes[] =
     "  2    bad command line\n"
     "  3    an input file is missing, malformed or not supported\n"
     "  4    unusable data: empty, not finite, or not of the model's vocabulary\n"
-    "  5    the output exists already (--force replaces it)\n"
+    "  5    the output exists already (--force replaces it), or another process is\n"
+    "       writing it\n"
     "  130  interrupted\n"
     "A failure prints one line on stderr, 'fp8calib: what, where, expected, found',\n"
     "and leaves no half-written output.\n";

@@ -31,6 +31,13 @@ static void on_signal(int sig) {
     signal(SIGTERM, SIG_DFL);
 }
 
+/* A model's file that someone shortens, or a disk that fails, under our mapping: the work goes on
+ * with zeros to its next commit, which fails. */
+static void on_bus_error(int sig, siginfo_t *info, void *context) {
+    (void)context;
+    if (!fp8_file_lost(info->si_addr)) signal(sig, SIG_DFL); /* not ours: it comes again */
+}
+
 static double now(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -61,6 +68,12 @@ void cli_progress_start(const cli_common *common) {
     action.sa_handler = on_signal;
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
+    action.sa_handler = SIG_IGN; /* past the limit of a file's size: write() says so */
+    sigaction(SIGXFSZ, &action, NULL);
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = on_bus_error;
+    action.sa_flags = SA_SIGINFO;
+    sigaction(SIGBUS, &action, NULL);
     state.quiet = common->quiet;
     state.terminal = isatty(STDERR_FILENO);
     state.last = now();

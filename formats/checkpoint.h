@@ -52,8 +52,9 @@ typedef struct fp8_checkpoint_writer_options {
 
 /* specs[i] and groups[i]: tensors of equal consecutive group number stay in one shard (a weight
  * with its scales); groups NULL = each alone. Builds everything in a temporary sibling folder of
- * `folder`. FP8_EEXIST when `folder` exists without force, or is nothing that force replaces;
- * FP8_ENOTFOUND when its parent does not exist; FP8_EINVAL: names, shapes; FP8_EIO. */
+ * `folder`. FP8_EEXIST when `folder` exists without force, is nothing that force replaces, or
+ * another process is writing it. FP8_ENOTFOUND when its parent does not exist; FP8_EINVAL: names,
+ * shapes; FP8_EIO. What a killed process left of `folder` beside it is removed. */
 FP8_NODISCARD fp8_status fp8_checkpoint_writer_create(fp8_checkpoint_writer **out,
                                                       const char *folder, const fp8_st_spec *specs,
                                                       const int64_t *groups, int64_t num_specs,
@@ -67,8 +68,8 @@ FP8_NODISCARD fp8_status fp8_checkpoint_writer_add(fp8_checkpoint_writer *w, con
                                                    const void *data, size_t bytes);
 /* Writes the index if sharded, syncs, and puts the folder in its place in one rename (an old one is
  * exchanged, then removed). Frees the writer whatever it returns. FP8_EINVAL: a tensor was never
- * put; if only the last rename fails (FP8_EEXIST, FP8_EIO) the whole folder stays where the message
- * says, else nothing does. */
+ * put; if only the last rename fails (FP8_EEXIST, FP8_EIO) the whole folder is kept under the name
+ * the message says, else nothing stays. */
 FP8_NODISCARD fp8_status fp8_checkpoint_writer_commit(fp8_checkpoint_writer *w);
 void fp8_checkpoint_writer_abort(fp8_checkpoint_writer *w);
 /* Path of the temporary folder, for another writer to put a file into before the commit. */

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "core/arena.h"
 #include "core/log.h"
@@ -26,6 +27,7 @@ typedef struct shard {
 struct fp8_checkpoint_writer {
     char *folder;    /* where it will be */
     char *temporary; /* where it is built */
+    int lock;        /* descriptor of the temporary folder, or -1 */
     int replace, index;
     fp8_st_spec *specs;
     unsigned char *put; /* [num_specs] */
@@ -164,6 +166,7 @@ fp8_status fp8_checkpoint_writer_create(fp8_checkpoint_writer **out, const char 
                         (long long)num_metadata);
     w = calloc(1, sizeof *w);
     if (!w) return FP8_FAIL(FP8_ENOMEM, "%s: no memory to write it", folder);
+    w->lock = -1;
     w->replace = o->force;
     w->index = o->index;
     FP8_TRY(resolve(w, folder, o->force));
@@ -172,7 +175,7 @@ fp8_status fp8_checkpoint_writer_create(fp8_checkpoint_writer **out, const char 
     if (st != FP8_OK) FP8_TRY(FP8_FAIL(st, "%s: %s", folder, fp8_last_message()));
     FP8_TRY(copy_plan(w, specs, num_specs, metadata, num_metadata));
     FP8_TRY(cut_shards(w, groups, o->max_shard_bytes));
-    FP8_TRY(fp8_folder_create(&w->temporary, w->folder));
+    FP8_TRY(fp8_folder_create(&w->temporary, &w->lock, w->folder));
     *out = w;
     return FP8_OK;
 done:
@@ -304,6 +307,7 @@ done:
 }
 
 static void release(fp8_checkpoint_writer *w) {
+    if (w->lock >= 0) close(w->lock);
     fp8_arena_free(&w->arena);
     free(w->temporary);
     free(w->folder);
@@ -317,7 +321,7 @@ fp8_status fp8_checkpoint_writer_commit(fp8_checkpoint_writer *w) {
         fp8_checkpoint_writer_abort(w);
         return st;
     }
-    /* The temporary folder is whole now: if this fails it stays. */
+    /* The temporary folder is whole now: if this fails it is kept. */
     st = fp8_folder_publish(w->temporary, w->folder, w->replace);
     release(w);
     return st;

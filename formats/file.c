@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "formats/file_guard.h"
 #include "formats/new_file.h"
 
 static const unsigned char nothing[1]; /* what an empty file maps to */
@@ -39,13 +40,21 @@ fp8_status fp8_file_map(fp8_file *out, const char *path) {
         goto done;
     }
     *out = (fp8_file){data, (size_t)info.st_size};
+    st = fp8_file_watch(out, path);
+    if (st != FP8_OK) {
+        munmap(data, out->bytes);
+        *out = (fp8_file){NULL, 0};
+    }
 done:
     close(fd);
     return st;
 }
 
 void fp8_file_unmap(fp8_file *f) {
-    if (f->bytes > 0) munmap((void *)(uintptr_t)f->data, f->bytes);
+    if (f->bytes > 0) {
+        fp8_file_unwatch(f);
+        munmap((void *)(uintptr_t)f->data, f->bytes);
+    }
     *f = (fp8_file){NULL, 0};
 }
 

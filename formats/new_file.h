@@ -1,5 +1,9 @@
 /* formats/new_file.h - a file that appears whole or not at all: written under a temporary name
- * beside its path, then renamed. Private. */
+ * beside its path, then renamed. Private.
+ *
+ * The temporary name is always the same, "PATH.fp8-partial", and locked (flock) by the process that
+ * writes it. What a killed process left under it is therefore known as such, and the next one that
+ * writes PATH removes it; one that finds it locked leaves it alone and fails with FP8_EEXIST. */
 #ifndef FP8_FORMATS_NEW_FILE_H
 #define FP8_FORMATS_NEW_FILE_H
 #include <stddef.h>
@@ -12,7 +16,8 @@ typedef struct fp8_new_file {
     int fd;
 } fp8_new_file;
 
-/* FP8_ENOTFOUND (no such folder), FP8_EIO, FP8_ENOMEM; then there is nothing to abort. */
+/* FP8_ENOTFOUND (no such folder), FP8_EEXIST (another process is writing it), FP8_EIO, FP8_ENOMEM;
+ * then there is nothing to abort. */
 FP8_NODISCARD fp8_status fp8_new_file_create(fp8_new_file *f, const char *path);
 
 /* Bytes at an offset, in any order. Safe from several threads. */
@@ -23,8 +28,13 @@ FP8_NODISCARD fp8_status fp8_new_file_write(const fp8_new_file *f, int64_t offse
 FP8_NODISCARD fp8_status fp8_new_file_commit(fp8_new_file *f);
 void fp8_new_file_abort(fp8_new_file *f); /* removes the temporary file */
 
-/* "path.tmp-PID-N" with a new N at each call; free(). NULL: memory. */
-char *fp8_temporary_name(const char *path);
+/* Takes `name`, in which `path` is built, as a new empty file or folder, removing what a killed
+ * process left there. It is this process's while *fd is open. Errors as above, *fd then is -1. */
+FP8_NODISCARD fp8_status fp8_take_name(int *fd, const char *name, const char *path, int folder);
+
+/* path and suffix in one string; free(). NULL: memory. */
+char *fp8_name_beside(const char *path, const char *suffix);
+#define FP8_PARTIAL ".fp8-partial"
 
 /* The folder part of a path, "." when it has none; free(). NULL: memory. */
 char *fp8_path_folder(const char *path);

@@ -388,7 +388,9 @@ static void test_late_comer(void) {
     put_all(w, 0);
     CHECK(mkdir(in_root("out"), 0777) == 0);
     CHECK_STATUS(fp8_checkpoint_writer_commit(w), FP8_EEXIST);
-    CHECK(strstr(fp8_last_message(), "/out: exists already (the new folder stays at '"));
+    CHECK(strstr(fp8_last_message(), "/out: exists already (the new folder is kept as '"));
+    CHECK(!fp8_path_exists(temporary)); /* a name that the next writer clears */
+    snprintf(temporary, sizeof temporary, "%s.kept-1", in_root("out"));
     CHECK(strstr(fp8_last_message(), temporary));
     CHECK(count_names(in_root("out")) == 0);
     check_written(temporary, 1, (const int32_t[NUM_SPECS]){0});

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include "formats/file.h"
+#include "formats/new_file.h"
 #include "tests/check.h"
 
 static char root[] = "/tmp/fp8-test-file-XXXXXX";
@@ -85,6 +86,63 @@ static void test_paths(void) {
     CHECK(!fp8_path_exists("/nonexistent/x") && !fp8_path_is_dir("/nonexistent/x"));
 }
 
+/* What a killed process left is removed; what a living one writes is left alone. */
+static void test_partial(void) {
+    char *path = fp8_path_join(root, "p.bin"), *left = fp8_path_join(root, "p.bin.fp8-partial");
+    fp8_path_lock *l = NULL, *second = NULL;
+    fp8_new_file f, g;
+    FILE *old;
+
+    check_case = "partial";
+    old = fopen(left, "w");
+    CHECK(old && fputs("left by a killed process, and longer", old) > 0 && fclose(old) == 0);
+    CHECK_STATUS(fp8_file_write(path, "x", 1), FP8_OK);
+    CHECK(count_names(root) == 1);
+    CHECK_STATUS(fp8_new_file_create(&f, path), FP8_OK);
+    CHECK_STATUS(fp8_new_file_create(&g, path), FP8_EEXIST);
+    CHECK(strstr(fp8_last_message(), "/p.bin: another process is writing it"));
+    CHECK_STATUS(fp8_new_file_write(&f, 0, "yz", 2), FP8_OK);
+    CHECK_STATUS(fp8_new_file_commit(&f), FP8_OK);
+    CHECK_STATUS(fp8_path_lock_take(&l, path), FP8_OK);
+    CHECK_STATUS(fp8_path_lock_take(&second, path), FP8_EEXIST);
+    CHECK(second == NULL && count_names(root) == 2);
+    fp8_path_lock_release(l);
+    fp8_path_lock_release(NULL);
+    CHECK_STATUS(fp8_path_lock_take(&l, path), FP8_OK);
+    fp8_path_lock_release(l);
+    CHECK(unlink(path) == 0 && count_names(root) == 0);
+    free(path);
+    free(left);
+}
+
+/* As a SIGBUS handler would: zeros from the lost page on, and no commit any more. The last test. */
+static void test_lost(void) {
+    enum { BYTES = 5 * 4096 + 17 };
+    char *path = fp8_path_join(root, "lost.bin"), *other = fp8_path_join(root, "other.bin");
+    unsigned char *ones = malloc(BYTES);
+    fp8_file f, g;
+
+    check_case = "lost";
+    memset(ones, 1, BYTES);
+    CHECK_STATUS(fp8_file_write(path, ones, BYTES), FP8_OK);
+    CHECK_STATUS(fp8_file_map(&f, path), FP8_OK);
+    CHECK_STATUS(fp8_file_map(&g, path), FP8_OK);
+    CHECK(fp8_file_lost(ones) == 0);
+    CHECK_STATUS(fp8_file_check_lost(), FP8_OK);
+    fp8_file_unmap(&g);
+    CHECK(truncate(path, 4096) == 0);
+    CHECK_STATUS(fp8_file_write(other, f.data + 4096, 4096), FP8_EIO); /* write() says EFAULT */
+    CHECK(strstr(fp8_last_message(), "/lost.bin: became shorter"));
+    CHECK(f.data[4095] == 1 && f.data[4096] == 0 && f.data[BYTES - 1] == 0);
+    fp8_file_unmap(&f);
+    CHECK_STATUS(fp8_file_write(other, "x", 1), FP8_EIO);
+    CHECK(strstr(fp8_last_message(), "/lost.bin: became shorter"));
+    CHECK(unlink(path) == 0 && count_names(root) == 0);
+    free(ones);
+    free(path);
+    free(other);
+}
+
 int main(void) {
     if (!mkdtemp(root)) {
         fprintf(stderr, "%s: %s\n", root, strerror(errno));
@@ -93,6 +151,8 @@ int main(void) {
     test_write_and_map();
     test_failures();
     test_paths();
+    test_partial();
+    test_lost();
     CHECK(rmdir(root) == 0);
     return CHECK_DONE();
 }
