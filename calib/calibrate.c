@@ -44,7 +44,8 @@ static fp8_status make_recipe(char **out, const fp8_samples *s, const fp8_calib_
         cJSON_AddNumberToObject(json, "tokens", (double)s->num_ids) &&
         cJSON_AddNumberToObject(json, "batch", (double)options->batch) &&
         cJSON_AddNumberToObject(json, "seq", (double)options->seq) &&
-        cJSON_AddStringToObject(json, "compute", compute == FP8_COMPUTE_F32 ? "fp32" : "bf16"))
+        cJSON_AddStringToObject(json, "compute", compute == FP8_COMPUTE_F32 ? "fp32" : "bf16") &&
+        (!options->histograms || cJSON_AddTrueToObject(json, "histograms")))
         *out = cJSON_PrintUnformatted(json);
     cJSON_Delete(json);
     return *out ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "calibration recipe");
@@ -89,14 +90,25 @@ static fp8_status launch(run *r, int64_t step) {
     return fp8_observer_launch(r->observer, r->model, &batch);
 }
 
+_Static_assert((int)FP8_RECORD_BINS == (int)FP8_ERROR_BINS, "a record keeps the bins as counted");
+
+static void add_counts(const run *r, const fp8_error_stats *stats) {
+    for (int64_t i = 0; i < r->points.count; i++) {
+        const uint64_t *bins = stats[r->points.slots[i]].bins;
+        int64_t *sums = r->record->histograms + i * FP8_RECORD_BINS;
+        for (int64_t b = 0; b < FP8_RECORD_BINS; b++) sums[b] += (int64_t)bins[b];
+    }
+}
+
 /* Stores the row of the oldest step in flight. */
 static fp8_status collect(run *r) {
     const fp8_progress *progress = &r->options->progress;
     fp8_record *rec = r->record;
     const fp8_amax_slot *row = NULL;
+    const fp8_error_stats *stats = NULL;
     fp8_status st = FP8_OK;
 
-    FP8_TRY(fp8_observer_collect(r->observer, &row));
+    FP8_TRY(fp8_observer_collect(r->observer, &row, &stats));
     FP8_TRY(check_finite(r, row));
     for (int64_t i = 0; i < r->points.count; i++) {
         const fp8_amax_slot *slot = &row[r->points.slots[i]];
@@ -105,6 +117,7 @@ static fp8_status collect(run *r) {
         rec->amax_without_first[at] = slot->amax_without_first;
         rec->nonfinite[at] = slot->nonfinite;
     }
+    if (stats) add_counts(r, stats);
     rec->steps++;
     if (progress->on && progress->on(progress->ctx, "calibrating", rec->steps, rec->steps_total))
         r->canceled = 1;
@@ -156,6 +169,7 @@ fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8_checkpoint *s
     FP8_TRY(fp8_points_create(&r.points, fp8_model_get_config(m), source));
     FP8_TRY(fp8_record_create(&r.record, r.points.names, r.points.count,
                               fp8_steps_count(samples, options->batch), recipe));
+    if (options->histograms) FP8_TRY(fp8_record_add_histograms(r.record));
     FP8_TRY(fp8_source_identify(r.record, source));
     FP8_TRY(resume(&r));
     r.starts = malloc((size_t)(options->batch + 1) * sizeof *r.starts);
@@ -164,7 +178,7 @@ fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8_checkpoint *s
         goto done;
     }
     FP8_TRY(fp8_observer_create(&r.observer, fp8_model_device(m), r.points.num_layers,
-                                options->batch * options->seq));
+                                options->batch * options->seq, options->histograms));
     FP8_TRY(run_steps(&r));
     *out = r.record;
     r.record = NULL;

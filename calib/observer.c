@@ -8,6 +8,7 @@
 /* One step in flight. */
 typedef struct stage {
     fp8_amax_slot *slots, *row; /* [num_slots] on the device; its copy in pinned host memory */
+    fp8_error_stats *counts, *stats; /* likewise, of the histograms; NULL: not gathered */
     uint8_t *first;             /* [max_tokens] on the device: 1 where a sequence begins */
     fp8_event *done;
 } stage;
@@ -17,11 +18,31 @@ struct fp8_observer {
     int64_t num_layers, max_tokens;
     int64_t launched, collected;
     uint8_t *first; /* [max_tokens], host */
+    float *one;     /* on the device: scale and descale of a histogram; NULL: none is gathered */
+    void *workspace;
     stage stages[FP8_OBSERVER_DEPTH];
 };
 
+/* A pair of histograms a stage, so that a step's counts come with its row and an interrupted record
+ * has those of its own rows alone. */
+static fp8_status allocate_histograms(fp8_observer *o) {
+    static const float one = 1;
+    const size_t bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_error_stats);
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_device_alloc(o->d, (void **)&o->one, sizeof one));
+    FP8_TRY(fp8_device_upload(o->d, o->one, &one, sizeof one));
+    FP8_TRY(fp8_device_alloc(o->d, &o->workspace, fp8_measure_error_workspace(o->d)));
+    for (stage *s = o->stages; s < o->stages + FP8_OBSERVER_DEPTH; s++) {
+        FP8_TRY(fp8_device_alloc(o->d, (void **)&s->counts, bytes));
+        FP8_TRY(fp8_device_alloc_host(o->d, (void **)&s->stats, bytes));
+    }
+done:
+    return st;
+}
+
 fp8_status fp8_observer_create(fp8_observer **out, fp8_device *d, int64_t num_layers,
-                               int64_t max_tokens) {
+                               int64_t max_tokens, int histograms) {
     const size_t row_bytes = fp8_num_slots(num_layers) * sizeof(fp8_amax_slot);
     fp8_status st = FP8_OK;
     fp8_observer *o = calloc(1, sizeof *o);
@@ -42,6 +63,7 @@ fp8_status fp8_observer_create(fp8_observer **out, fp8_device *d, int64_t num_la
         FP8_TRY(fp8_device_alloc(d, (void **)&s->first, (size_t)max_tokens));
         FP8_TRY(fp8_event_create(d, &s->done));
     }
+    if (histograms) FP8_TRY(allocate_histograms(o));
     *out = o;
     o = NULL;
 done:
@@ -53,10 +75,14 @@ void fp8_observer_destroy(fp8_observer *o) {
     if (!o) return;
     for (stage *s = o->stages; s < o->stages + FP8_OBSERVER_DEPTH; s++) {
         fp8_device_free(o->d, s->slots); /* waits, so that no copy into `row` is under way */
+        fp8_device_free(o->d, s->counts);
         fp8_device_free(o->d, s->first);
         fp8_device_free_host(o->d, s->row);
+        fp8_device_free_host(o->d, s->stats);
         fp8_event_destroy(s->done);
     }
+    fp8_device_free(o->d, o->one);
+    fp8_device_free(o->d, o->workspace);
     free(o->first);
     free(o);
 }
@@ -67,11 +93,18 @@ static fp8_status observe(void *ctx, int32_t layer, fp8_point point, const fp8_t
     const int32_t slot = fp8_point_slot(o->num_layers, layer, point);
     if (slot < 0) return FP8_OK;
     const int64_t rows = x->shape[0], cols = fp8_tensor_count(x) / rows;
-    return fp8_observe(o->d, s->slots + slot, x->data, x->dtype, rows, cols, cols, s->first);
+    fp8_status st = FP8_OK;
+    FP8_TRY(fp8_observe(o->d, s->slots + slot, x->data, x->dtype, rows, cols, cols, s->first));
+    if (s->counts)
+        FP8_TRY(fp8_measure_error(o->d, s->counts + slot, x->data, x->dtype, rows, cols, cols,
+                                  FP8_DTYPE_E4M3, o->one, o->one, o->workspace));
+done:
+    return st;
 }
 
 fp8_status fp8_observer_launch(fp8_observer *o, fp8_model *m, const fp8_batch *batch) {
     const size_t row_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_amax_slot);
+    const size_t stats_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_error_stats);
     const fp8_tap tap = {observe, o};
     stage *s = &o->stages[o->launched % FP8_OBSERVER_DEPTH];
     fp8_status st = FP8_OK;
@@ -85,22 +118,27 @@ fp8_status fp8_observer_launch(fp8_observer *o, fp8_model *m, const fp8_batch *b
     for (int64_t i = 0; i < batch->num_seqs; i++) o->first[batch->starts[i]] = 1;
     FP8_TRY(fp8_device_upload(o->d, s->first, o->first, (size_t)batch->num_tokens));
     FP8_TRY(fp8_device_fill(o->d, s->slots, 0, row_bytes));
+    if (s->counts) FP8_TRY(fp8_device_fill(o->d, s->counts, 0, stats_bytes));
     FP8_TRY(fp8_model_forward(m, batch, NULL, &tap, FP8_LOGITS_NONE, NULL));
     FP8_TRY(fp8_device_download_async(o->d, s->row, s->slots, row_bytes));
+    if (s->counts) FP8_TRY(fp8_device_download_async(o->d, s->stats, s->counts, stats_bytes));
     FP8_TRY(fp8_event_record(s->done));
     o->launched++;
 done:
     return st;
 }
 
-fp8_status fp8_observer_collect(fp8_observer *o, const fp8_amax_slot **row) {
+fp8_status fp8_observer_collect(fp8_observer *o, const fp8_amax_slot **row,
+                                const fp8_error_stats **stats) {
     const stage *s = &o->stages[o->collected % FP8_OBSERVER_DEPTH];
     fp8_status st = FP8_OK;
 
     *row = NULL;
+    *stats = NULL;
     if (o->collected == o->launched) return FP8_FAIL(FP8_EINVAL, "observer: no step is in flight");
     FP8_TRY(fp8_event_wait(s->done));
     *row = s->row;
+    *stats = s->stats;
     o->collected++;
 done:
     return st;

@@ -14,16 +14,19 @@ extern "C" {
 enum { FP8_OBSERVER_DEPTH = 2 };
 typedef struct fp8_observer fp8_observer;
 
-/* max_tokens: most tokens a step may hold. */
+/* max_tokens: most tokens a step may hold. histograms: whether they are gathered, too. */
 FP8_NODISCARD fp8_status fp8_observer_create(fp8_observer **out, fp8_device *d, int64_t num_layers,
-                                             int64_t max_tokens);
+                                             int64_t max_tokens, int histograms);
 void fp8_observer_destroy(fp8_observer *o); /* NULL is fine; waits on CUDA */
 
 /* Runs one observed forward, asynchronously. FP8_EINVAL: FP8_OBSERVER_DEPTH steps are in flight. */
 FP8_NODISCARD fp8_status fp8_observer_launch(fp8_observer *o, fp8_model *m, const fp8_batch *batch);
 
-/* *row [num_slots] = the oldest step in flight (waits for it), valid until the next launch. */
-FP8_NODISCARD fp8_status fp8_observer_collect(fp8_observer *o, const fp8_amax_slot **row);
+/* *row [num_slots] = the oldest step in flight (waits for it), *stats [num_slots] = its histograms
+ * (its other figures mean nothing), NULL where none are gathered; both valid until the next
+ * launch. */
+FP8_NODISCARD fp8_status fp8_observer_collect(fp8_observer *o, const fp8_amax_slot **row,
+                                              const fp8_error_stats **stats);
 
 #ifdef __cplusplus
 }

@@ -14,10 +14,11 @@
 
 #define FORMAT "fp8calib.record"
 #define VERSION "1"
+#define HISTOGRAMS "histograms"
 
 /* The tensors of a point, then those of the whole run. */
 enum { HISTORY, WITHOUT_FIRST, NONFINITE, NUM_KINDS };
-enum { NUM_COMMON = 2 }; /* tokens, recipe */
+enum { NUM_COMMON = 2 }; /* tokens, recipe; histograms come after them, if at all */
 
 static const struct {
     const char *suffix;
@@ -107,6 +108,14 @@ done:
     return st;
 }
 
+fp8_status fp8_record_add_histograms(fp8_record *r) {
+    const size_t rows = (size_t)r->num_points + 1; /* one to spare: never 0 bytes */
+    if (r->histograms) return FP8_FAIL(FP8_EINVAL, "record: has histograms already");
+    r->histograms = calloc(rows, FP8_RECORD_BINS * sizeof *r->histograms);
+    return r->histograms ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "histograms of %lld points",
+                                             (long long)r->num_points);
+}
+
 void fp8_record_destroy(fp8_record *r) {
     if (!r) return;
     for (int64_t i = 0; i < r->num_points; i++) free(r->points[i]);
@@ -115,6 +124,7 @@ void fp8_record_destroy(fp8_record *r) {
     free(r->amax_without_first);
     free(r->nonfinite);
     free(r->tokens);
+    free(r->histograms);
     free(r->recipe);
     free(r);
 }
@@ -143,7 +153,8 @@ static fp8_status write_record(const fp8_record *r, const char *path, const fp8_
         {"source_mtime", mtime},      {"source_crc32", crc32}, {"steps_done", done_text},
         {"steps_total", total},       {"points", points},
     };
-    const size_t rows = (size_t)r->steps;
+    const size_t rows = (size_t)r->steps, row_bytes = FP8_RECORD_BINS * sizeof *r->histograms;
+    const int64_t common = r->num_points * NUM_KINDS;
     fp8_st_writer *w = NULL;
     fp8_status st = FP8_OK;
 
@@ -154,11 +165,13 @@ static fp8_status write_record(const fp8_record *r, const char *path, const fp8_
     snprintf(total, sizeof total, "%lld", (long long)r->steps_total);
     FP8_TRY(fp8_st_writer_create(&w, path, specs, num, metadata,
                                  (int64_t)(sizeof metadata / sizeof *metadata)));
-    for (int64_t i = 0; i < r->num_points * NUM_KINDS; i++)
+    for (int64_t i = 0; i < common; i++)
         FP8_TRY(fp8_st_writer_put(w, i, rows_of(r, i / NUM_KINDS, (int)(i % NUM_KINDS)),
                                   rows * sizeof(float)));
-    FP8_TRY(fp8_st_writer_put(w, num - 2, r->tokens, rows * sizeof *r->tokens));
-    FP8_TRY(fp8_st_writer_put(w, num - 1, r->recipe, strlen(r->recipe)));
+    FP8_TRY(fp8_st_writer_put(w, common, r->tokens, rows * sizeof *r->tokens));
+    FP8_TRY(fp8_st_writer_put(w, common + 1, r->recipe, strlen(r->recipe)));
+    if (r->histograms)
+        FP8_TRY(fp8_st_writer_put(w, common + 2, r->histograms, (size_t)r->num_points * row_bytes));
     return fp8_st_writer_commit(w);
 done:
     fp8_st_writer_abort(w);
@@ -167,7 +180,8 @@ done:
 
 fp8_status fp8_record_save(const fp8_record *r, const char *path) {
     enum { NAME_BYTES = FP8_ST_MAX_NAME + 32 };
-    const int64_t num = r->num_points * NUM_KINDS + NUM_COMMON;
+    const int64_t common = r->num_points * NUM_KINDS;
+    const int64_t num = common + NUM_COMMON + (r->histograms != NULL);
     fp8_st_spec *specs = NULL;
     char *names = NULL, *points = NULL;
     fp8_status st = FP8_OK;
@@ -179,13 +193,16 @@ fp8_status fp8_record_save(const fp8_record *r, const char *path) {
     names = calloc((size_t)num, NAME_BYTES);
     points = join_points(r);
     if (!specs || !names || !points) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "%s: names", path));
-    for (int64_t i = 0; i < num - NUM_COMMON; i++) {
+    for (int64_t i = 0; i < common; i++) {
         char *name = names + i * NAME_BYTES;
         snprintf(name, NAME_BYTES, "%s%s", r->points[i / NUM_KINDS], kinds[i % NUM_KINDS].suffix);
         specs[i] = (fp8_st_spec){name, kinds[i % NUM_KINDS].dtype, 1, {r->steps}};
     }
-    specs[num - 2] = (fp8_st_spec){"tokens", FP8_DTYPE_I64, 1, {r->steps}};
-    specs[num - 1] = (fp8_st_spec){"recipe", FP8_DTYPE_U8, 1, {(int64_t)strlen(r->recipe)}};
+    specs[common] = (fp8_st_spec){"tokens", FP8_DTYPE_I64, 1, {r->steps}};
+    specs[common + 1] = (fp8_st_spec){"recipe", FP8_DTYPE_U8, 1, {(int64_t)strlen(r->recipe)}};
+    if (r->histograms)
+        specs[common + 2] =
+            (fp8_st_spec){HISTOGRAMS, FP8_DTYPE_I64, 2, {r->num_points, FP8_RECORD_BINS}};
     st = write_record(r, path, specs, num, points);
 done:
     free(specs);
@@ -275,7 +292,7 @@ static fp8_status load_frame(fp8_record **out, const fp8_safetensors *s, int64_t
     const fp8_st_entry *e = NULL;
     const char *joined = NULL, **points = NULL;
     char *text = NULL, *recipe = NULL;
-    int64_t num = 0;
+    int64_t num = 0, want;
     fp8_status st = FP8_OK;
 
     FP8_TRY(get_text(s, "points", &joined));
@@ -286,10 +303,10 @@ static fp8_status load_frame(fp8_record **out, const fp8_safetensors *s, int64_t
     memcpy(recipe, e->tensor.data, e->bytes);
     if (strlen(recipe) != e->bytes) FP8_TRY(FP8_FAIL(FP8_EINVAL, "recipe: holds a NUL byte"));
     FP8_TRY(split_points(text, &points, &num));
-    if (num * NUM_KINDS + NUM_COMMON != fp8_safetensors_count(s))
+    want = num * NUM_KINDS + NUM_COMMON + (fp8_safetensors_find(s, HISTOGRAMS) != NULL);
+    if (want != fp8_safetensors_count(s))
         FP8_TRY(FP8_FAIL(FP8_EINVAL, "%lld points need %lld tensors, the file has %lld",
-                         (long long)num, (long long)(num * NUM_KINDS + NUM_COMMON),
-                         (long long)fp8_safetensors_count(s)));
+                         (long long)num, (long long)want, (long long)fp8_safetensors_count(s)));
     st = fp8_record_create(out, points, num, steps_total, recipe);
 done:
     free(text);
@@ -331,6 +348,31 @@ done:
     return st;
 }
 
+static fp8_status load_histograms(fp8_record *r, const fp8_safetensors *s) {
+    const fp8_st_entry *e = fp8_safetensors_find(s, HISTOGRAMS);
+    const int64_t most = INT64_MAX / FP8_RECORD_BINS;
+    char shape[64];
+    fp8_status st = FP8_OK;
+
+    if (!e) return FP8_OK;
+    if (e->tensor.dtype != FP8_DTYPE_I64 || e->tensor.ndim != 2 ||
+        e->tensor.shape[0] != r->num_points || e->tensor.shape[1] != FP8_RECORD_BINS) {
+        fp8_shape_text(shape, sizeof shape, e->tensor.shape, e->tensor.ndim);
+        return FP8_FAIL(FP8_EFORMAT, "%s: '" HISTOGRAMS "': expected I64 [%lld, %d], found %s %s",
+                        fp8_safetensors_path(s), (long long)r->num_points, FP8_RECORD_BINS,
+                        fp8_dtype_name(e->tensor.dtype), shape);
+    }
+    FP8_TRY(fp8_record_add_histograms(r));
+    memcpy(r->histograms, e->tensor.data, e->bytes);
+    for (int64_t i = 0; i < r->num_points * FP8_RECORD_BINS; i++)
+        if (r->histograms[i] < 0 || r->histograms[i] > most)
+            return FP8_FAIL(FP8_EFORMAT, "%s: '" HISTOGRAMS "'[%lld, %lld]: %lld is no count",
+                            fp8_safetensors_path(s), (long long)(i / FP8_RECORD_BINS),
+                            (long long)(i % FP8_RECORD_BINS), (long long)r->histograms[i]);
+done:
+    return st;
+}
+
 fp8_status fp8_record_load(fp8_record **out, const char *path) {
     fp8_safetensors *s = NULL;
     fp8_record *r = NULL;
@@ -352,6 +394,7 @@ fp8_status fp8_record_load(fp8_record **out, const char *path) {
     r->source_mtime = mtime;
     r->source_crc32 = (uint32_t)crc32;
     FP8_TRY(load_rows(r, s));
+    FP8_TRY(load_histograms(r, s));
     *out = r;
     r = NULL;
 done:
@@ -379,6 +422,10 @@ fp8_status fp8_record_check(const fp8_record *old, const fp8_record *now, const 
         return FP8_FAIL(FP8_EDATA, "%s: made with another recipe: '%.80s', now '%.80s'", path,
                         old->recipe + at, now->recipe + at);
     }
+    if (!old->histograms != !now->histograms)
+        return FP8_FAIL(FP8_EDATA, "%s: %s", path, old->histograms
+                        ? "has histograms, which are not asked for now"
+                        : "has no histograms, which are asked for now");
     if (old->steps_total != now->steps_total || old->num_points != now->num_points)
         return FP8_FAIL(FP8_EDATA, "%s: has %lld points and %lld steps, now %lld and %lld", path,
                         (long long)old->num_points, (long long)old->steps_total,

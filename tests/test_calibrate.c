@@ -22,6 +22,7 @@ typedef struct plain {
     const int32_t *starts;
     int64_t num_seqs;
     float amax[64][FP8_NUM_POINTS], without_first[64][FP8_NUM_POINTS]; /* [layer + 1] */
+    int64_t (*bins)[FP8_NUM_POINTS][FP8_RECORD_BINS]; /* [layer + 1], of all steps */
 } plain;
 
 static float value_at(const fp8_tensor *x, int64_t i) {
@@ -37,6 +38,9 @@ static fp8_status look(void *ctx, int32_t layer, fp8_point point, const fp8_tens
         for (int64_t s = 0; s < p->num_seqs; s++) first |= p->starts[s] == r;
         for (int64_t c = 0; c < cols; c++) {
             const float a = fabsf(value_at(x, r * cols + c));
+            uint32_t bits;
+            memcpy(&bits, &a, sizeof bits);
+            p->bins[layer + 1][point][bits >> 20]++;
             if (a > p->amax[layer + 1][point]) p->amax[layer + 1][point] = a;
             if (!first && a > p->without_first[layer + 1][point])
                 p->without_first[layer + 1][point] = a;
@@ -57,6 +61,13 @@ static void check_point(const fp8_record *r, const char *name, const plain *p, i
     CHECK(r->amax[at] > 0 && r->nonfinite[at] == 0);
 }
 
+static void check_bins(const fp8_record *r, const char *name, const int64_t *want) {
+    const int64_t i = point_index(r, name);
+    check_case = name;
+    CHECK(i >= 0 && memcmp(r->histograms + i * FP8_RECORD_BINS, want,
+                           FP8_RECORD_BINS * sizeof *want) == 0);
+}
+
 static void test_history(fp8_compute compute) {
     static const struct { const char *suffix; fp8_point point; } in_layer[] = {
         {"self_attn.q_proj.input", FP8_POINT_QKV_INPUT},
@@ -68,11 +79,15 @@ static void test_history(fp8_compute compute) {
     enum { IN_LAYER = sizeof in_layer / sizeof *in_layer };
     sample s = sample_open(NULL, 0, BATCH * SEQ, compute);
     fp8_samples data = sample_samples(SEQ, 2 * BATCH + 1); /* the last step has one sample */
-    const fp8_calib_options options = options_for(NULL);
+    fp8_calib_options options = options_for(NULL);
+    int64_t (*bins)[FP8_NUM_POINTS][FP8_RECORD_BINS] = calloc(64, sizeof *bins);
+    char name[256];
     const int64_t layers = fp8_model_get_config(s.m)->num_layers;
     fp8_record *r = NULL;
 
+    if (!bins) exit(1);
     check_case = "history";
+    options.histograms = 1;
     CHECK_STATUS(fp8_calibrate(&r, s.m, s.c, &data, &options), FP8_OK);
     CHECK(r->steps == 3 && r->steps_total == 3);
     CHECK(r->num_points == IN_LAYER * layers + 1);
@@ -80,7 +95,7 @@ static void test_history(fp8_compute compute) {
         const int64_t begin = step * BATCH, left = data.count - begin;
         const int64_t n = left < BATCH ? left : BATCH;
         int32_t starts[BATCH + 1];
-        plain p = {.starts = starts, .num_seqs = n};
+        plain p = {.starts = starts, .num_seqs = n, .bins = bins};
         for (int64_t i = 0; i <= n; i++)
             starts[i] = (int32_t)(data.starts[begin + i] - data.starts[begin]);
         const fp8_batch batch = {data.ids + data.starts[begin], starts[n], starts, n};
@@ -89,7 +104,6 @@ static void test_history(fp8_compute compute) {
         CHECK(r->tokens[step] == starts[n]);
         for (int32_t layer = 0; layer < layers; layer++)
             for (size_t i = 0; i < IN_LAYER; i++) {
-                char name[256];
                 snprintf(name, sizeof name, "model.layers.%d.%s", layer, in_layer[i].suffix);
                 check_point(r, name, &p, step, layer, in_layer[i].point);
                 check_case = "wiring order";
@@ -97,6 +111,13 @@ static void test_history(fp8_compute compute) {
             }
         check_point(r, "lm_head.input", &p, step, -1, FP8_POINT_LM_HEAD_INPUT);
     }
+    for (int32_t layer = 0; layer < layers; layer++)
+        for (size_t i = 0; i < IN_LAYER; i++) {
+            snprintf(name, sizeof name, "model.layers.%d.%s", layer, in_layer[i].suffix);
+            check_bins(r, name, bins[layer + 1][in_layer[i].point]);
+        }
+    check_bins(r, "lm_head.input", bins[0][FP8_POINT_LM_HEAD_INPUT]);
+    free(bins);
     fp8_record_destroy(r);
     fp8_samples_free(&data);
     sample_close(&s);
@@ -120,12 +141,13 @@ static fp8_status run(const char *folder, int32_t threads, const fp8_samples *da
     return st;
 }
 
-static void test_resume(void) {
+static void test_resume(int histograms) {
     fp8_samples data = sample_samples(SEQ, 6 * BATCH), fewer = sample_samples(SEQ, 5 * BATCH);
     const char *whole = sample_file("whole"), *again = sample_file("again");
     const char *cut = sample_file("cut");
     fp8_calib_options options = options_for(whole);
 
+    options.histograms = histograms;
     check_case = "two runs, one and two threads";
     CHECK_STATUS(run(NULL, 1, &data, &options), FP8_OK);
     options.record_path = again;
@@ -135,6 +157,7 @@ static void test_resume(void) {
     for (int64_t k = 1; k <= 6; k++) {
         check_case = "cancelled at step k, then resumed";
         options = options_for(cut);
+        options.histograms = histograms;
         options.progress = (fp8_progress){stop_at, &k};
         const int whole_run = k > 4; /* the steps in flight were the last ones */
         CHECK_STATUS(run(NULL, 0, &data, &options), whole_run ? FP8_OK : FP8_ECANCELED);
@@ -150,9 +173,16 @@ static void test_resume(void) {
     options.record_path = sample_file("absent");
     CHECK_STATUS(run(NULL, 0, &data, &options), FP8_OK);
     CHECK(sample_same_file(whole, options.record_path));
+    remove(options.record_path);
 
     check_case = "resume of other data";
     options.record_path = cut;
+    CHECK_STATUS(run(NULL, 0, &data, &options), FP8_OK);
+    check_case = "resume with the other choice of histograms";
+    options.histograms = !histograms;
+    CHECK_STATUS(run(NULL, 0, &data, &options), FP8_EDATA);
+    options.histograms = histograms;
+    check_case = "resume of other data";
     CHECK_STATUS(run(NULL, 0, &fewer, &options), FP8_EDATA);
     data.ids[data.num_ids - 1] ^= 1;
     CHECK_STATUS(run(NULL, 0, &data, &options), FP8_EDATA);
@@ -268,7 +298,8 @@ int main(void) {
     sample_begin();
     test_history(FP8_COMPUTE_BF16);
     test_history(FP8_COMPUTE_F32);
-    test_resume();
+    test_resume(0);
+    test_resume(1);
     test_other_source();
     test_nonfinite();
     test_arguments();

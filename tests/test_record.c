@@ -45,20 +45,31 @@ static void compare(const fp8_record *a, const fp8_record *b) {
     CHECK(memcmp(a->amax_without_first, b->amax_without_first, cells * 4) == 0);
     CHECK(memcmp(a->nonfinite, b->nonfinite, cells * 4) == 0);
     CHECK(memcmp(a->tokens, b->tokens, (size_t)total * 8) == 0);
+    CHECK(!a->histograms == !b->histograms);
+    if (!a->histograms || !b->histograms) return;
+    CHECK(memcmp(a->histograms, b->histograms, (size_t)a->num_points * FP8_RECORD_BINS * 8) == 0);
 }
 
 static void test_round_trip(void) {
     static const struct {
         const char *name;
         int64_t points, steps, total;
+        int histograms;
     } cases[] = {
-        {"usual", 3, 5, 7}, {"done", 3, 7, 7},     {"nothing done", 2, 0, 9},
-        {"one", 1, 1, 1},   {"no points", 0, 3, 3}, {"no steps", 3, 0, 0},
+        {"usual", 3, 5, 7, 0}, {"done", 3, 7, 7, 0},      {"nothing done", 2, 0, 9, 0},
+        {"one", 1, 1, 1, 0},   {"no points", 0, 3, 3, 0}, {"no steps", 3, 0, 0, 0},
+        {"histograms", 3, 5, 7, 1}, {"histograms of none", 0, 3, 3, 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         fp8_record *r = make(cases[i].points, cases[i].steps, cases[i].total), *back = NULL;
         const char *path = path_of("round");
         check_case = cases[i].name;
+        if (cases[i].histograms) {
+            CHECK_STATUS(fp8_record_add_histograms(r), FP8_OK);
+            CHECK_STATUS(fp8_record_add_histograms(r), FP8_EINVAL);
+            for (int64_t k = 0; k < r->num_points * FP8_RECORD_BINS; k++)
+                r->histograms[k] = (k % 7) << 40;
+        }
         CHECK_STATUS(fp8_record_save(r, path), FP8_OK);
         CHECK_STATUS(fp8_record_load(&back, path), FP8_OK);
         if (back) compare(r, back);
@@ -123,6 +134,12 @@ static void test_check(void) {
     b->points[2] = point;
     CHECK_STATUS(fp8_record_check(a, b, "r"), FP8_EDATA);
     b->points[2] = recipe;
+    CHECK_STATUS(fp8_record_check(a, b, "r"), FP8_OK);
+    CHECK_STATUS(fp8_record_add_histograms(a), FP8_OK);
+    CHECK_STATUS(fp8_record_check(a, b, "r"), FP8_EDATA);
+    CHECK_STATUS(fp8_record_check(b, a, "r"), FP8_EDATA);
+    CHECK(strstr(fp8_last_message(), "no histograms") != NULL);
+    CHECK_STATUS(fp8_record_add_histograms(b), FP8_OK);
     CHECK_STATUS(fp8_record_check(a, b, "r"), FP8_OK);
     fp8_record_destroy(a);
     fp8_record_destroy(b);
@@ -231,6 +248,9 @@ static void test_bad_metadata(void) {
 }
 
 static void test_bad_tensors(void) {
+    static const int64_t counts[2 * FP8_RECORD_BINS] = {INT64_MAX / FP8_RECORD_BINS};
+    static const int64_t negative_count[FP8_RECORD_BINS] = {0, 0, -1};
+    static const int64_t large_count[FP8_RECORD_BINS] = {0, INT64_MAX / FP8_RECORD_BINS + 1};
     static const float nan_row[2] = {0.0f, NAN}, negative[2] = {-1.0f, 0.0f},
                        minus_inf[2] = {0.0f, -INFINITY};
     static const int64_t lost[2] = {1, -1};
@@ -260,6 +280,19 @@ static void test_bad_tensors(void) {
          "'recipe': expected U8"},
         {"no recipe", 4, {"recipes", FP8_DTYPE_U8, 1, {2}}, "{}", FP8_EFORMAT,
          "'recipe' is missing"},
+        {"histograms", 5, {"histograms", FP8_DTYPE_I64, 2, {1, 2048}}, counts, FP8_OK, ""},
+        {"histograms flat", 5, {"histograms", FP8_DTYPE_I64, 1, {2048}}, counts, FP8_EFORMAT,
+         "'histograms': expected I64 [1, 2048], found I64 [2048]"},
+        {"histograms of two", 5, {"histograms", FP8_DTYPE_I64, 2, {2, 2048}}, counts, FP8_EFORMAT,
+         "found I64 [2, 2048]"},
+        {"histograms narrow", 5, {"histograms", FP8_DTYPE_I64, 2, {1, 2047}}, counts, FP8_EFORMAT,
+         "found I64 [1, 2047]"},
+        {"histograms dtype", 5, {"histograms", FP8_DTYPE_F32, 2, {1, 2048}}, counts, FP8_EFORMAT,
+         "found F32 [1, 2048]"},
+        {"count negative", 5, {"histograms", FP8_DTYPE_I64, 2, {1, 2048}}, negative_count,
+         FP8_EFORMAT, "'histograms'[0, 2]: -1 is no count"},
+        {"count large", 5, {"histograms", FP8_DTYPE_I64, 2, {1, 2048}}, large_count, FP8_EFORMAT,
+         "'histograms'[0, 1]: 4503599627370496 is no count"},
         {"one more", 5, {"x", FP8_DTYPE_U8, 1, {1}}, "", FP8_EFORMAT,
          "1 points need 5 tensors, the file has 6"},
     };
