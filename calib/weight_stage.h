@@ -65,8 +65,8 @@ FP8_NODISCARD fp8_status fp8_weight_stage_load(fp8_weight_stage *s, const fp8_we
 fp8_scale fp8_weight_stage_scale(const fp8_weight_stage *s, int64_t i);
 const void *fp8_weight_stage_data(const fp8_weight_stage *s, int64_t i);
 
-/* Weight i of the loaded group: its codes and descales ([1]; DYNAMIC [channels]; BLOCK one a square,
- * row-major), on the host, until the next call. */
+/* Weight i of the loaded group: its codes and descales ([1]; DYNAMIC [channels]; BLOCK one a
+ * square, row-major), on the host, until the next call. */
 FP8_NODISCARD fp8_status fp8_weight_stage_quantize(fp8_weight_stage *s, int64_t i,
                                                    fp8_scheme scheme, const uint8_t **codes,
                                                    const float **descales);

@@ -125,7 +125,7 @@ done:
 
 /* ---- removal --------------------------------------------------------------------------------- */
 
-/* [*begin, *end) is the member with what parts it from its neighbour; empty when it is not there. */
+/* [*begin, *end) is the member with what parts it from its neighbour; empty when it is absent. */
 static fp8_status find_member(size_t *begin, size_t *end, const char *name, const char *json,
                               size_t len) {
     fp8_status st = FP8_OK;

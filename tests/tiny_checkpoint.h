@@ -17,7 +17,8 @@ typedef enum tiny_scheme {
     TINY_TENSOR_DYNAMIC
 } tiny_scheme;
 
-enum { TINY_HIDDEN = 32, TINY_INNER = 48, TINY_VOCAB = 64, TINY_LAYERS = 2, TINY_MAX_TENSORS = 96 };
+enum { TINY_HIDDEN = 32, TINY_INNER = 48, TINY_VOCAB = 64, TINY_LAYERS = 2 };
+enum { TINY_MAX_TENSORS = 512 };
 
 typedef struct tiny_tensor {
     fp8_st_spec spec;
@@ -61,9 +62,13 @@ static inline tiny_tensor *tiny_find(tiny *t, const char *name) {
 static inline tiny_tensor *tiny_add(tiny *t, const char *name, fp8_dtype dtype, int64_t rows,
                                     int64_t cols) {
     const fp8_tensor view = fp8_tensor_view(NULL, dtype, FP8_PLACE_CPU, rows, cols);
-    tiny_tensor *x = &t->tensors[t->count++];
+    tiny_tensor *x;
 
-    CHECK(strlen(name) < sizeof x->name);
+    if (t->count == TINY_MAX_TENSORS || strlen(name) >= sizeof x->name) {
+        fprintf(stderr, "tiny_checkpoint.h: no room for '%s'\n", name);
+        abort();
+    }
+    x = &t->tensors[t->count++];
     memcpy(x->name, name, strlen(name) + 1);
     x->spec = (fp8_st_spec){.name = x->name, .dtype = dtype, .ndim = view.ndim};
     memcpy(x->spec.shape, view.shape, sizeof view.shape);
