@@ -7,6 +7,7 @@
 #include "calib/observer.h"
 #include "calib/points.h"
 #include "calib/steps.h"
+#include "core/log.h"
 
 enum { SAVE_SECONDS = 30 }; /* what an interruption by the system may cost at most */
 
@@ -153,6 +154,27 @@ done:
     return st;
 }
 
+/* Experts that no token chose: the scale of what their down Linear reads is that of the others. */
+static void note_experts(const fp8_model *m) {
+    const fp8_model_config *c = fp8_model_get_config(m);
+
+    for (int64_t layer = 0; layer < c->num_layers; layer++) {
+        const int64_t *tokens = fp8_model_expert_tokens(m, layer);
+        int64_t least = INT64_MAX, idle = 0;
+        for (int64_t e = 0; tokens && e < c->num_experts; e++) {
+            least = tokens[e] < least ? tokens[e] : least;
+            idle += tokens[e] == 0;
+        }
+        if (!tokens) continue;
+        if (idle)
+            fp8_log(FP8_LOG_WARNING, "layer %lld: %lld of %lld experts saw no token: they take the "
+                    "input scales of the others; more data would reach them", (long long)layer,
+                    (long long)idle, (long long)c->num_experts);
+        else fp8_log(FP8_LOG_INFO, "layer %lld: every expert saw %lld tokens or more",
+                     (long long)layer, (long long)least);
+    }
+}
+
 fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8_checkpoint *source,
                          const fp8_samples *samples, const fp8_calib_options *options) {
     run r = {.model = m, .samples = samples, .options = options};
@@ -180,6 +202,7 @@ fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8_checkpoint *s
     FP8_TRY(fp8_observer_create(&r.observer, fp8_model_device(m), r.points.num_layers,
                                 options->batch * options->seq, options->histograms));
     FP8_TRY(run_steps(&r));
+    note_experts(m);
     *out = r.record;
     r.record = NULL;
 done:

@@ -5,6 +5,7 @@
 #include "calib/calib.h"
 #include "calib/export_files.h"
 #include "calib/export_plan.h"
+#include "core/log.h"
 
 /* One export under way. */
 typedef struct job {
@@ -81,6 +82,10 @@ static fp8_status decide(job *j) {
         FP8_TRY(read_config(j));
         FP8_TRY(fp8_points_create(&j->points, &j->config, j->source));
         FP8_TRY(fp8_weights_of_model(&j->weights, &j->points, j->source));
+        if (j->config.multimodal)
+            fp8_log(FP8_LOG_WARNING, "%s: a multimodal model: its text part is quantized, all else "
+                    "(%d matrices) stays as it is", fp8_checkpoint_path(j->source),
+                    (int)j->weights.num_ignore - 1);
     } else {
         FP8_TRY(fp8_weights_of_file(&j->weights, j->source, o));
     }

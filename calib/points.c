@@ -4,13 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SLOTS_A_LAYER = FP8_POINT_DOWN_INPUT - FP8_POINT_QKV_INPUT + 1 };
+enum { SLOTS_A_LAYER = FP8_POINT_SHARED_DOWN_INPUT - FP8_POINT_QKV_INPUT + 1 };
 
 size_t fp8_num_slots(int64_t num_layers) { return (size_t)num_layers * SLOTS_A_LAYER + 1; }
 
 int32_t fp8_point_slot(int64_t num_layers, int32_t layer, fp8_point point) {
     if (point == FP8_POINT_LM_HEAD_INPUT) return (int32_t)(num_layers * SLOTS_A_LAYER);
-    if (point < FP8_POINT_QKV_INPUT || point > FP8_POINT_DOWN_INPUT) return -1;
+    if (point < FP8_POINT_QKV_INPUT || point > FP8_POINT_SHARED_DOWN_INPUT) return -1;
     return layer * SLOTS_A_LAYER + (int32_t)(point - FP8_POINT_QKV_INPUT);
 }
 

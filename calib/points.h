@@ -1,6 +1,6 @@
 /* calib/points.h - private: what a calibration observes. A slot is one tensor seen by the forward
- * (7 a layer and the lm_head's input); a point is a name of the record. Linears that share an input
- * share its slot, and their points its history. */
+ * (8 a layer, not all of them in use, and the lm_head's input); a point is a name of the record.
+ * Linears that share an input share its slot, and their points its history. */
 #ifndef FP8_CALIB_POINTS_H
 #define FP8_CALIB_POINTS_H
 #include <stdint.h>

@@ -133,7 +133,8 @@ static int is_scaled(const fp8_export_options *o, fp8_point point) {
     case FP8_POINT_QKV_INPUT:
     case FP8_POINT_O_INPUT:
     case FP8_POINT_UP_INPUT:
-    case FP8_POINT_DOWN_INPUT: return o->scheme == FP8_SCHEME_TENSOR;
+    case FP8_POINT_DOWN_INPUT:
+    case FP8_POINT_SHARED_DOWN_INPUT: return o->scheme == FP8_SCHEME_TENSOR;
     default: return 0;
     }
 }

@@ -85,27 +85,54 @@ static fp8_status reserve(fp8_weights *w, int64_t count) {
     return w->data && w->ignore ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "list of %zu weights", n);
 }
 
+static int matches(const char *const *patterns, size_t count, const char *name) {
+    for (size_t i = 0; i < count; i++)
+        if (fnmatch(patterns[i], name, 0) == 0) return 1;
+    return 0;
+}
+
+/* lm_head, and every other module with a 2-D weight that is no Linear of ours, for engines that
+ * take each Linear they meet for a quantized one: routers, gates, and what lies beside the text
+ * part of a multimodal model. Embeddings are no Linears to anybody. */
+static fp8_status ignore_others(fp8_weights *w, const fp8_checkpoint *source) {
+    static const char *const embeddings[] = {"*embed_tokens.*", "*embed_positions.*", "wte.*",
+                                             "*.wte.*", "wpe.*", "*.wpe.*", "lm_head.*"};
+    const int64_t count = fp8_checkpoint_count(source);
+    uint8_t *ours = fp8_arena_alloc(&w->arena, (size_t)count + 1);
+    fp8_status st = FP8_OK;
+
+    if (!ours) return FP8_FAIL(FP8_ENOMEM, "list of %lld tensors", (long long)count);
+    memset(ours, 0, (size_t)count + 1);
+    for (int64_t i = 0; i < w->count; i++) ours[w->data[i].entry_idx] = 1;
+    FP8_TRY(ignore(w, "lm_head", strlen("lm_head")));
+    for (int64_t i = 0; i < count; i++) {
+        const fp8_st_entry *e = fp8_checkpoint_at(source, i);
+        const size_t len = strlen(e->name), suffix = sizeof weight_suffix - 1;
+        if (ours[i] || e->tensor.ndim != 2 || len <= suffix ||
+            strcmp(e->name + len - suffix, weight_suffix) != 0 ||
+            matches(embeddings, sizeof embeddings / sizeof *embeddings, e->name))
+            continue;
+        FP8_TRY(ignore(w, e->name, len - suffix));
+    }
+done:
+    return st;
+}
+
 fp8_status fp8_weights_of_model(fp8_weights *out, const fp8_points *points,
                                 const fp8_checkpoint *source) {
     fp8_weights w = {0};
     fp8_status st = FP8_OK;
 
     *out = w;
-    FP8_TRY(reserve(&w, points->num_linears));
+    FP8_TRY(reserve(&w, points->num_linears + fp8_checkpoint_count(source)));
     for (int64_t i = 0; i < points->num_linears; i++)
         FP8_TRY(add_linear(&w, points, &points->linears[i], source));
-    FP8_TRY(ignore(&w, "lm_head", strlen("lm_head")));
+    FP8_TRY(ignore_others(&w, source));
     *out = w;
     w = (fp8_weights){0};
 done:
     fp8_weights_free(&w);
     return st;
-}
-
-static int matches(const char *const *patterns, size_t count, const char *name) {
-    for (size_t i = 0; i < count; i++)
-        if (fnmatch(patterns[i], name, 0) == 0) return 1;
-    return 0;
 }
 
 static int is_chosen(const char *name, const fp8_export_options *o) {

@@ -157,6 +157,8 @@ static fp8_status resolve_biases(const reader *r, const fp8_arch_row *row, fp8_m
     if (attention && row->qkv == FP8_BIAS_NEVER) return fp8_value_refuse(r, TOP(attention_bias));
     if (mlp && row->mlp == FP8_BIAS_NEVER) return fp8_value_refuse(r, TOP(mlp_bias));
     c->qkv_bias = biased(row->qkv, attention);
+    if (row->arch == FP8_ARCH_QWEN2_MOE)
+        FP8_TRY(fp8_value_bool(r, TOP(qkv_bias), 1, &c->qkv_bias));
     c->o_bias = biased(row->o, attention);
     c->mlp_bias = biased(row->mlp, mlp);
 done:
@@ -263,6 +265,51 @@ done:
     return st;
 }
 
+/* ---- mixtures of experts --------------------------------------------------------------------- */
+
+static fp8_status read_experts(const reader *r, const fp8_arch_row *row, fp8_model_config *c) {
+    const value *count = TOP(num_local_experts);
+    fp8_status st = FP8_OK;
+
+    if (!fp8_value_has(count)) count = TOP(num_experts);
+    FP8_TRY(fp8_value_size(r, count, row->experts, &c->num_experts));
+    FP8_TRY(fp8_value_size(r, TOP(num_experts_per_tok), row->per_token, &c->experts_per_token));
+    if (c->num_experts > FP8_MAX_EXPERTS)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "%s: %lld experts: at most %d are supported", r->name,
+                        (long long)c->num_experts, (int)FP8_MAX_EXPERTS);
+    if (c->experts_per_token > c->num_experts)
+        return FP8_FAIL(FP8_EFORMAT, "%s: num_experts_per_tok: %lld of %lld experts", r->name,
+                        (long long)c->experts_per_token, (long long)c->num_experts);
+done:
+    return st;
+}
+
+static fp8_status resolve_experts(const reader *r, const fp8_arch_row *row, fp8_model_config *c) {
+    const int mixtral = row->arch == FP8_ARCH_MIXTRAL;
+    const value *dense = TOP(mlp_only_layers);
+    fp8_status st = FP8_OK;
+    int64_t step = 1;
+
+    if (row->experts == 0) return FP8_OK;
+    FP8_TRY(read_experts(r, row, c));
+    c->expert_size = c->intermediate_size;
+    c->norm_top_k = 1;
+    if (!mixtral) {
+        FP8_TRY(fp8_value_size(r, TOP(moe_intermediate_size), row->expert_size, &c->expert_size));
+        FP8_TRY(fp8_value_bool(r, TOP(norm_topk_prob), 0, &c->norm_top_k));
+        FP8_TRY(fp8_value_size(r, TOP(decoder_sparse_step), 1, &step));
+    }
+    if (row->shared_size > 0)
+        FP8_TRY(fp8_value_size(r, TOP(shared_expert_intermediate_size), row->shared_size,
+                               &c->shared_size));
+    if (fp8_value_has(dense) && dense->type != FP8_JSON_ARRAY)
+        return fp8_value_mismatch(r, dense, "an array");
+    for (int64_t i = 0; i < c->num_layers; i++)
+        c->layer_is_mixed[i] = (i + 1) % step == 0 && !r->is_dense[i];
+done:
+    return st;
+}
+
 /* ---- public ---------------------------------------------------------------------------------- */
 
 static fp8_status resolve(const reader *r, fp8_model_config *c) {
@@ -281,9 +328,11 @@ static fp8_status resolve(const reader *r, fp8_model_config *c) {
     FP8_TRY(resolve_biases(r, row, c));
     FP8_TRY(resolve_windows(r, row, c));
     FP8_TRY(resolve_scores(r, row, c));
+    FP8_TRY(resolve_experts(r, row, c));
     FP8_TRY(resolve_tokens(r, row, c));
     FP8_TRY(fp8_value_bool(r, TOP(tie_word_embeddings), row->tie, &c->tie_embeddings));
-    c->qk_norm = row->arch == FP8_ARCH_QWEN3 || row->arch == FP8_ARCH_GEMMA3;
+    c->qk_norm = row->arch == FP8_ARCH_QWEN3 || row->arch == FP8_ARCH_GEMMA3 ||
+                 row->arch == FP8_ARCH_QWEN3_MOE;
     c->multimodal = r->wrapped;
     c->has_quantization = fp8_value_has(TOP(quantization_config));
 done:

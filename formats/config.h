@@ -22,7 +22,10 @@ typedef enum fp8_arch {
     FP8_ARCH_GEMMA2,
     FP8_ARCH_GEMMA3, /* its text part: gemma3_text */
     FP8_ARCH_PHI3,
-    FP8_ARCH_OPT
+    FP8_ARCH_OPT,
+    FP8_ARCH_MIXTRAL,
+    FP8_ARCH_QWEN2_MOE,
+    FP8_ARCH_QWEN3_MOE
 } fp8_arch;
 
 typedef enum fp8_rope_type {
@@ -51,7 +54,7 @@ typedef struct fp8_rope_config {
     float short_factor[FP8_MAX_ROPE_FACTORS], long_factor[FP8_MAX_ROPE_FACTORS];
 } fp8_rope_config;
 
-enum { FP8_MAX_EOS = 16, FP8_MAX_LAYERS = 1024 };
+enum { FP8_MAX_EOS = 16, FP8_MAX_LAYERS = 1024, FP8_MAX_EXPERTS = 4096 };
 
 typedef struct fp8_model_config {
     fp8_arch arch;
@@ -68,6 +71,12 @@ typedef struct fp8_model_config {
     int qkv_bias, o_bias, mlp_bias; /* biases the architecture's Linears carry */
     int qk_norm;                    /* RMSNorm of each head's q and k before RoPE */
     int tie_embeddings;
+    /* A mixture of experts; num_experts 0: none. A token takes the best experts_per_token by the
+     * softmax of all; norm_top_k: their weights are made to sum to 1. shared_size 0: none is
+     * shared */
+    int64_t num_experts, experts_per_token, expert_size, shared_size;
+    int norm_top_k;
+    uint8_t layer_is_mixed[FP8_MAX_LAYERS]; /* 1: its MLP is the mixture */
     int64_t layer_window[FP8_MAX_LAYERS]; /* keys each query sees, itself included; 0 = all */
     int64_t bos_id;                       /* -1: none */
     int64_t eos_ids[FP8_MAX_EOS];

@@ -49,6 +49,13 @@ static const fp8_arch_row rows[] = {
      NEVER, NEVER, NEVER, .vocab = 32064, .partial_rotary = 1},
     {"opt", FP8_ARCH_OPT, &of_opt, 0, 0, 2048, 2, 2, 1e-5, "relu", 1, FP8_WINDOW_NONE, ALWAYS,
      ALWAYS, ALWAYS, .theta = 0},
+    {"mixtral", FP8_ARCH_MIXTRAL, &usual, 8, 0, 131072, 1, 2, 1e-5, "silu", 0, FP8_WINDOW_EVERY,
+     NEVER, NEVER, NEVER, .theta = 1e6, .experts = 8, .per_token = 2},
+    {"qwen2_moe", FP8_ARCH_QWEN2_MOE, &usual, 16, 0, 32768, -1, -1, 1e-6, "silu", 0,
+     FP8_WINDOW_REFUSED, ALWAYS, NEVER, NEVER, .experts = 60, .per_token = 4, .expert_size = 1408,
+     .shared_size = 5632},
+    {"qwen3_moe", FP8_ARCH_QWEN3_MOE, &usual, 4, 0, 32768, -1, -1, 1e-6, "silu", 0,
+     FP8_WINDOW_REFUSED, ASKED, ASKED, NEVER, .experts = 128, .per_token = 8, .expert_size = 768},
 };
 enum { NUM_ROWS = sizeof rows / sizeof *rows };
 

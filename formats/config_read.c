@@ -187,6 +187,23 @@ done:
     return st;
 }
 
+static fp8_status read_dense_layers(fp8_config_reader *r) {
+    fp8_status st = FP8_OK;
+    fp8_json_event e;
+    fp8_config_value v = {.key = "mlp_only_layers"};
+
+    for (;;) {
+        FP8_TRY(fp8_json_next(r->json, &e));
+        if (e.type == FP8_JSON_ARRAY_END) break;
+        keep(&v, &e);
+        if (e.type != FP8_JSON_INT || e.i64 < 0 || e.i64 >= FP8_MAX_LAYERS)
+            return fp8_value_mismatch(r, &v, "indices of layers");
+        r->is_dense[e.i64] = 1;
+    }
+done:
+    return st;
+}
+
 static fp8_status read_value(fp8_config_reader *r, int key) {
     fp8_status st = FP8_OK;
     fp8_json_event e;
@@ -199,6 +216,8 @@ static fp8_status read_value(fp8_config_reader *r, int key) {
         FP8_TRY(read_rope(r, FP8_ROPE_OF_V4));
     else if (e.type == FP8_JSON_ARRAY && key == FP8_TOP_eos_token_id) FP8_TRY(read_eos(r, &r->eos));
     else if (e.type == FP8_JSON_ARRAY && key == FP8_TOP_layer_types) FP8_TRY(read_layer_types(r));
+    else if (e.type == FP8_JSON_ARRAY && key == FP8_TOP_mlp_only_layers)
+        FP8_TRY(read_dense_layers(r));
     else FP8_TRY(fp8_json_skip(r->json, &e, NULL));
 done:
     return st;

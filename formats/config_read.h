@@ -59,7 +59,16 @@
     X(do_layer_norm_before)                                                                        \
     X(_remove_final_layer_norm)                                                                    \
     X(layer_norm_elementwise_affine)                                                               \
-    X(enable_bias)
+    X(enable_bias)                                                                                 \
+    X(num_experts)                                                                                 \
+    X(num_local_experts)                                                                           \
+    X(num_experts_per_tok)                                                                         \
+    X(moe_intermediate_size)                                                                       \
+    X(shared_expert_intermediate_size)                                                             \
+    X(norm_topk_prob)                                                                              \
+    X(decoder_sparse_step)                                                                         \
+    X(mlp_only_layers)                                                                             \
+    X(qkv_bias)
 
 #define FP8_ROPE_KEYS(X)                                                                           \
     X(rope_type)                                                                                   \
@@ -118,6 +127,7 @@ typedef struct fp8_config_reader {
     fp8_config_eos eos, outer_eos;
     uint8_t slides[FP8_MAX_LAYERS]; /* layer_types: 1 where "sliding_attention" */
     int64_t num_layer_types;
+    uint8_t is_dense[FP8_MAX_LAYERS]; /* mlp_only_layers */
     fp8_config_value other_layer_type; /* the first that is neither full nor sliding */
 } fp8_config_reader;
 

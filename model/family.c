@@ -33,6 +33,26 @@ const fp8_family *fp8_family_of(fp8_arch arch) {
         .norm = FP8_NORM_RMS,
         .layout = FP8_WEIGHT_OUT_IN,
     };
+    static const fp8_family mixtral = {
+        LLAMA_NAMES,
+        .router = "block_sparse_moe.gate",
+        .experts = "block_sparse_moe.experts",
+        .expert_linears = {"w1", "w3", "w2"},
+        .norm = FP8_NORM_RMS,
+        .layout = FP8_WEIGHT_OUT_IN,
+    };
+    static const fp8_family qwen_moe = {
+        LLAMA_NAMES,
+        .q_norm = "self_attn.q_norm",
+        .k_norm = "self_attn.k_norm",
+        .router = "mlp.gate",
+        .experts = "mlp.experts",
+        .expert_linears = {"gate_proj", "up_proj", "down_proj"},
+        .shared = "mlp.shared_expert",
+        .shared_gate = "mlp.shared_expert_gate",
+        .norm = FP8_NORM_RMS,
+        .layout = FP8_WEIGHT_OUT_IN,
+    };
     static const fp8_family gemma = {
         LLAMA_NAMES,
         .norm = FP8_NORM_RMS_PLUS,
@@ -107,6 +127,9 @@ const fp8_family *fp8_family_of(fp8_arch arch) {
     case FP8_ARCH_MISTRAL:
     case FP8_ARCH_QWEN2:
     case FP8_ARCH_QWEN3: return &llama;
+    case FP8_ARCH_MIXTRAL: return &mixtral;
+    case FP8_ARCH_QWEN2_MOE:
+    case FP8_ARCH_QWEN3_MOE: return &qwen_moe;
     case FP8_ARCH_GEMMA: return &gemma;
     case FP8_ARCH_GEMMA2:
     case FP8_ARCH_GEMMA3: return &gemma2;
@@ -165,33 +188,80 @@ static void size_of(const fp8_model_config *c, fp8_linear_kind kind, int64_t *in
     }
 }
 
+/* A list of Linears being made. */
+typedef struct lister {
+    const fp8_model_config *config;
+    const fp8_family *family;
+    const char *prefix;
+    fp8_linear_info *list;
+    int64_t count;
+} lister;
+
+/* The next Linear; its name is already in place. Those that share a point share a group. */
+static fp8_linear_info *add(lister *l, int32_t layer, fp8_linear_kind kind, int32_t expert) {
+    fp8_linear_info *info = &l->list[l->count], *before = l->count ? info - 1 : NULL;
+
+    info->layer = layer;
+    info->kind = kind;
+    info->expert = expert;
+    info->input = input_of(kind);
+    info->in_out = l->family->layout == FP8_WEIGHT_IN_OUT;
+    size_of(l->config, kind, &info->in, &info->out);
+    info->group = before ? before->group : 0;
+    if (before && (before->layer != layer || before->expert != expert ||
+                   before->input != info->input))
+        info->group++;
+    l->count++;
+    return info;
+}
+
+static void add_expert(lister *l, int32_t layer, int32_t expert) {
+    static const fp8_linear_kind kinds[3] = {FP8_LINEAR_GATE, FP8_LINEAR_UP, FP8_LINEAR_DOWN};
+    const fp8_family *f = l->family;
+    const int shared = expert == FP8_SHARED_EXPERT;
+    const int64_t inner = shared ? l->config->shared_size : l->config->expert_size;
+
+    for (int k = 0; k < 3; k++) {
+        fp8_linear_info *info = &l->list[l->count];
+        char part[FP8_NAME_BYTES / 2];
+        if (shared) snprintf(part, sizeof part, "%s.%s", f->shared, f->expert_linears[k]);
+        else snprintf(part, sizeof part, "%s.%d.%s", f->experts, expert, f->expert_linears[k]);
+        fp8_family_layer_name(info->name, f, l->prefix, layer, part);
+        info = add(l, layer, kinds[k], expert);
+        *(kinds[k] == FP8_LINEAR_DOWN ? &info->in : &info->out) = inner;
+        if (shared && kinds[k] == FP8_LINEAR_DOWN) info->input = FP8_POINT_SHARED_DOWN_INPUT;
+    }
+}
+
+static void add_layer(lister *l, int32_t layer) {
+    const int mixed = l->config->layer_is_mixed[layer];
+
+    for (int kind = 0; kind < FP8_NUM_LINEAR_KINDS; kind++) {
+        if (!l->family->linears[kind] || (mixed && kind > FP8_LINEAR_O)) continue;
+        fp8_family_layer_name(l->list[l->count].name, l->family, l->prefix, layer,
+                              l->family->linears[kind]);
+        add(l, layer, (fp8_linear_kind)kind, FP8_NO_EXPERT);
+    }
+    if (!mixed) return;
+    for (int32_t e = 0; e < l->config->num_experts; e++) add_expert(l, layer, e);
+    if (l->config->shared_size) add_expert(l, layer, FP8_SHARED_EXPERT);
+}
+
 fp8_status fp8_model_list_linears(fp8_linear_info **out, int64_t *count,
                                   const fp8_model_config *config, const fp8_checkpoint *c) {
     const fp8_family *f = fp8_family_of(config->arch);
-    const char *prefix = fp8_family_prefix(f, c);
-    fp8_linear_info *list = calloc((size_t)config->num_layers * FP8_NUM_LINEAR_KINDS, sizeof *list);
-    int64_t n = 0;
+    const int64_t most = FP8_NUM_LINEAR_KINDS + 3 * (config->num_experts + 1);
+    lister l = {.config = config, .family = f, .prefix = fp8_family_prefix(f, c)};
 
     *out = NULL;
     *count = 0;
-    if (!list)
+    l.list = calloc((size_t)(config->num_layers * most), sizeof *l.list);
+    if (!l.list)
         return FP8_FAIL(FP8_ENOMEM, "list of Linears of %lld layers",
                         (long long)config->num_layers);
-    for (int32_t layer = 0; layer < config->num_layers; layer++)
-        for (int kind = 0; kind < FP8_NUM_LINEAR_KINDS; kind++) {
-            fp8_linear_info *info = &list[n];
-            if (!f->linears[kind]) continue;
-            fp8_family_layer_name(info->name, f, prefix, layer, f->linears[kind]);
-            info->layer = layer;
-            info->kind = (fp8_linear_kind)kind;
-            info->input = input_of(info->kind);
-            info->in_out = f->layout == FP8_WEIGHT_IN_OUT;
-            size_of(config, info->kind, &info->in, &info->out);
-            info->group = layer * FP8_NUM_POINTS + (int32_t)info->input;
-            n++;
-        }
-    *out = list;
-    *count = n;
+    for (int32_t layer = 0; layer < config->num_layers; layer++) add_layer(&l, layer);
+    *out = l.list;
+    *count = l.count;
     return FP8_OK;
 }
 
@@ -213,7 +283,7 @@ fp8_status fp8_model_attention_name(char *buf, size_t bytes, const fp8_model_con
 const char *fp8_point_name(fp8_point p) {
     static const char *const names[FP8_NUM_POINTS] = {
         "hidden",  "qkv_input", "q",          "k",           "v",
-        "o_input", "up_input",  "down_input", "lm_head_input",
+        "o_input", "up_input",  "down_input", "shared_down_input", "lm_head_input",
     };
     return (unsigned)p < FP8_NUM_POINTS ? names[p] : "?";
 }

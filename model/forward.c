@@ -270,6 +270,20 @@ done:
 
 /* ---- MLP, logits ----------------------------------------------------------------------------- */
 
+static fp8_status mixture_block(pass *p, int64_t index) {
+    const fp8_layer *layer = &p->m->layers[index];
+    fp8_status st = FP8_OK;
+    input in;
+
+    FP8_TRY(norm(p, &in, NULL, &layer->norm2, &layer->norm2_bias));
+    FP8_TRY(tap(p, index, FP8_POINT_UP_INPUT, &p->y));
+    FP8_TRY(fp8_mixture_run(p->m, index, &p->y, p->tap));
+    FP8_TRY(norm_after(p, &layer->norm2_after));
+    p->pending = 1;
+done:
+    return st;
+}
+
 static fp8_status mlp_block(pass *p, int64_t index) {
     const fp8_model *m = p->m;
     const fp8_layer *layer = &m->layers[index];
@@ -406,7 +420,7 @@ fp8_status fp8_model_forward(fp8_model *m, const fp8_batch *batch, fp8_kv_cache 
     FP8_TRY(embed(&p));
     for (int64_t i = 0; i < m->config.num_layers; i++) {
         FP8_TRY(attention_block(&p, i));
-        FP8_TRY(mlp_block(&p, i));
+        FP8_TRY(m->layers[i].mixture.experts ? mixture_block(&p, i) : mlp_block(&p, i));
     }
     FP8_TRY(finish(&p, want, logits));
     if (cache) cache->length = past + batch->num_tokens;

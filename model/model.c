@@ -72,6 +72,10 @@ static size_t workspace_bytes(const fp8_model *m) {
             const size_t bytes = l ? fp8_linear_workspace_size(l, m->max_tokens) : 0;
             if (bytes > most) most = bytes;
         }
+    for (int64_t i = 0; i < m->config.num_layers; i++) {
+        const size_t bytes = fp8_mixture_workspace(m, &m->layers[i].mixture);
+        if (bytes > most) most = bytes;
+    }
     return most;
 }
 
@@ -87,7 +91,11 @@ done:
 static fp8_status create_scratch(fp8_model *m) {
     const fp8_model_config *c = &m->config;
     const int64_t q = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;
-    const int64_t inner = c->intermediate_size > q ? c->intermediate_size : q;
+    const int64_t expert = c->expert_size > c->shared_size ? c->expert_size : c->shared_size;
+    const int64_t mlp = c->intermediate_size > expert ? c->intermediate_size : expert;
+    const int64_t inner = mlp > q ? mlp : q;
+    const char *const *linears = m->family->linears;
+    const int gated = linears[FP8_LINEAR_GATE] || linears[FP8_LINEAR_GATE_UP];
     const int64_t widest = c->hidden_size > inner ? c->hidden_size : inner;
     const int quantized = m->quant.scheme != FP8_SCHEME_NONE;
     /* BLOCK: one a group of columns, for tokens up to a multiple of 4. */
@@ -109,8 +117,8 @@ static fp8_status create_scratch(fp8_model *m) {
         {&s->k, kv, 0, 1},
         {&s->v, kv, 0, 1},
         {&s->attn, q, 0, 1},
-        {&s->gate, c->intermediate_size, 0, m->layers[0].linears[FP8_LINEAR_GATE] != NULL},
-        {&s->up, c->intermediate_size, 0, 1},
+        {&s->gate, mlp, 0, gated},
+        {&s->up, mlp, 0, 1},
         {(void **)&s->codes, widest, 1, quantized},
         {(void **)&s->descales, descales, sizeof(float), quantized},
         {(void **)&s->q_codes, q, 1, m->quant.attention != FP8_ATTENTION_NONE},
@@ -127,6 +135,7 @@ static fp8_status create_scratch(fp8_model *m) {
         memcpy(buffers[i].out, &data, sizeof data);
     }
     FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace, workspace_bytes(m)));
+    FP8_TRY(fp8_mixture_scratch(m));
     FP8_TRY(fp8_inputs_create(m));
     FP8_TRY(fp8_rope_extend(m, m->max_tokens));
 done:
@@ -184,6 +193,11 @@ fp8_status fp8_model_load(fp8_model **out, fp8_device *d, const fp8_checkpoint *
     m->max_tokens = o.max_tokens ? o.max_tokens : DEFAULT_MAX_TOKENS;
     FP8_TRY(choose_ops(m));
     FP8_TRY(read_config(m, c, o.config_json));
+    if (m->config.num_experts && fp8_device_place(d) != FP8_PLACE_CPU) {
+        st = FP8_FAIL(FP8_EUNSUPPORTED, "%s: a mixture of experts runs on the CPU alone so far, "
+                      "found device %s", m->config.model_type, fp8_device_name(d));
+        goto done;
+    }
     m->family = fp8_family_of(m->config.arch);
     m->embed_multiplier = 1.0f;
     if (m->family->scale_embeddings) { /* the multiplier itself is of the compute type */
@@ -202,6 +216,8 @@ done:
 void fp8_model_destroy(fp8_model *m) {
     if (!m) return;
     fp8_plans_destroy(m);
+    for (int64_t i = 0; m->layers && i < m->config.num_layers; i++)
+        fp8_mixture_destroy(m, &m->layers[i].mixture);
     for (int64_t i = 0; m->layers && i < m->config.num_layers; i++)
         for (int k = 0; k < FP8_NUM_LINEAR_KINDS; k++) fp8_linear_destroy(m->layers[i].linears[k]);
     for (int64_t i = 0; i < m->num_owned; i++) fp8_device_free(m->device, m->owned[i]);

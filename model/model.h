@@ -57,10 +57,14 @@ typedef enum fp8_point {
     FP8_POINT_V,
     FP8_POINT_O_INPUT,    /* the attention output */
     FP8_POINT_UP_INPUT,   /* input of gate and up */
-    FP8_POINT_DOWN_INPUT,
+    FP8_POINT_DOWN_INPUT, /* of a mixture: [tokens, experts_per_token * expert_size], the experts'
+                           * in the order of their weights */
+    FP8_POINT_SHARED_DOWN_INPUT, /* of the shared expert, beside a mixture */
     FP8_POINT_LM_HEAD_INPUT,
     FP8_NUM_POINTS
 } fp8_point;
+
+enum { FP8_NO_EXPERT = -1, FP8_SHARED_EXPERT = -2 };
 
 typedef struct fp8_linear_info {
     char name[256];   /* "model.layers.0.self_attn.q_proj": + ".weight" is the tensor */
@@ -69,7 +73,9 @@ typedef struct fp8_linear_info {
     fp8_point input;  /* the point that is its input */
     int in_out;       /* weight is kept [in, out] */
     int64_t in, out;
-    int32_t group;    /* Linears of one group share one weight amax: q/k/v, gate/up of a layer */
+    int32_t group;    /* Linears of one group share one weight amax: q/k/v, gate/up of a layer, or
+                       * of an expert; neighbours in the list */
+    int32_t expert;   /* FP8_NO_EXPERT, FP8_SHARED_EXPERT, or which */
 } fp8_linear_info;
 
 /* Every Linear that is quantized (lm_head and embeddings are not among them), for the architecture
@@ -81,6 +87,10 @@ FP8_NODISCARD fp8_status fp8_model_list_linears(fp8_linear_info **out, int64_t *
 FP8_NODISCARD fp8_status fp8_model_attention_name(char *buf, size_t bytes,
                                                   const fp8_model_config *config,
                                                   const fp8_checkpoint *c, int32_t layer);
+
+/* Tokens that each expert of a mixture was given since the model was loaded: [num_experts]; NULL:
+ * the layer is none. The model's own memory. */
+const int64_t *fp8_model_expert_tokens(const fp8_model *m, int64_t layer);
 
 /* Called as the forward passes each point; x [tokens, width] in the device's place, valid until the
  * call returns (on CUDA: until the stream passes). Anything but FP8_OK ends the forward. */

@@ -21,6 +21,9 @@ typedef struct fp8_family {
     const char *norm1_after, *norm2_after; /* of what attention and the MLP bring, before it is
                                             * added: Gemma 2 and 3 */
     const char *linears[FP8_NUM_LINEAR_KINDS];
+    /* Of a mixture: the router's module, the experts' (+ ".7."), gate, up and down of one, and
+     * the shared expert with its gate. */
+    const char *router, *experts, *expert_linears[3], *shared, *shared_gate;
     fp8_norm_kind norm;
     fp8_weight_layout layout;
     int scale_embeddings; /* times sqrt(hidden_size), rounded to the compute type */
@@ -44,7 +47,15 @@ typedef struct fp8_buffer {
     size_t bytes;
 } fp8_buffer;
 
+/* A mixture of experts; the shared one, if any, comes after the others. */
+typedef struct fp8_mixture {
+    fp8_tensor router, shared_gate;   /* [num_experts, hidden], [1, hidden] */
+    fp8_linear *(*experts)[3];        /* gate, up, down */
+    int64_t *tokens;                  /* [num_experts], host: given so far */
+} fp8_mixture;
+
 typedef struct fp8_layer {
+    fp8_mixture mixture; /* experts NULL: the MLP is that of `linears` */
     fp8_tensor norm1, norm1_bias, norm2, norm2_bias, q_norm, k_norm; /* data NULL: none */
     fp8_tensor norm1_after, norm2_after;
     fp8_linear *linears[FP8_NUM_LINEAR_KINDS]; /* fused ones are split when loaded */
@@ -69,6 +80,11 @@ typedef struct fp8_scratch { /* place; [max_tokens, ...] */
     uint8_t *codes;          /* hidden or intermediate: the quantized input of Linears */
     float *descales;         /* of codes: [max_tokens], or one a token and 128 columns */
     uint8_t *q_codes, *k_codes, *v_codes;
+    /* of a mixture, on the CPU: router logits, sums; chosen experts and their weights; tokens by
+     * expert; rows of an expert; what the down Linears read, [experts_per_token, expert_size] */
+    float *router, *sums, *top_weights;
+    int32_t *top, *rows;
+    void *expert_x, *expert_y, *inner;
 } fp8_scratch;
 
 /* Attention plans, found again by what a batch looks like (plans.c). */
@@ -128,6 +144,13 @@ FP8_NODISCARD fp8_status fp8_buffer_reserve(fp8_device *d, fp8_buffer *b, size_t
 
 /* Weights of `c` into m, whose config, quant, family and device are set (weights.c). */
 FP8_NODISCARD fp8_status fp8_model_load_weights(fp8_model *m, const fp8_checkpoint *c);
+
+FP8_NODISCARD fp8_status fp8_mixture_scratch(fp8_model *m); /* nothing without experts */
+void fp8_mixture_destroy(const fp8_model *m, fp8_mixture *x);
+size_t fp8_mixture_workspace(const fp8_model *m, const fp8_mixture *x);
+/* x [tokens, hidden] = the mixture of x, in place (moe.c); taps DOWN_INPUT, SHARED_DOWN_INPUT. */
+FP8_NODISCARD fp8_status fp8_mixture_run(fp8_model *m, int64_t index, const fp8_tensor *x,
+                                         const fp8_tap *tap);
 
 /* logits F32 [rows, vocab] = x lm_head^T, rounded to the compute type (model.c). */
 FP8_NODISCARD fp8_status fp8_model_lm_head(fp8_model *m, const fp8_tensor *logits,

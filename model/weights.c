@@ -233,7 +233,10 @@ static fp8_status slice_weight(const disk_linear *l, int64_t begin, int64_t end,
 /* A bias or descale list is cut alongside. */
 static fp8_status make_linear(fp8_model *m, const disk_linear *l, int64_t begin, int64_t end,
                               fp8_linear **out) {
-    const int blocks = l->input == FP8_INPUT_GROUPS; /* then the Linear is whole */
+    const int blocks = l->input == FP8_INPUT_GROUPS;
+    const int64_t side = FP8_DIALECT_BLOCK, across = (l->info->in + side - 1) / side;
+    const int64_t first = blocks ? begin / side * across : begin; /* of many descales */
+    const int64_t count = blocks ? (end - begin + side - 1) / side * across : end - begin;
     void *weight_copy = NULL, *bias_copy = NULL;
     fp8_status st = FP8_OK;
     fp8_linear_spec spec = {
@@ -242,14 +245,18 @@ static fp8_status make_linear(fp8_model *m, const disk_linear *l, int64_t begin,
         .out = end - begin,
         .layout = l->info->in_out ? FP8_WEIGHT_IN_OUT : FP8_WEIGHT_OUT_IN,
         .weight_scaling = blocks ? FP8_WEIGHT_BLOCKS : FP8_WEIGHT_AS_GIVEN,
-        .weight_descale = l->num_descales > 1 && !blocks ? l->descales + begin : l->descales,
-        .num_weight_descales = l->num_descales > 1 && !blocks ? end - begin : l->num_descales,
+        .weight_descale = l->num_descales > 1 ? l->descales + first : l->descales,
+        .num_weight_descales = l->num_descales > 1 ? count : l->num_descales,
         .input = l->input,
         .input_descale = l->input_descale,
         .bias = l->bias,
         .compute = m->type,
     };
 
+    if (blocks && (begin % side || (end % side && end < l->info->out)))
+        return FP8_FAIL(FP8_EUNSUPPORTED, "'%s': rows %lld to %lld are a part of their own, but "
+                        "its scales are of blocks of %d rows", l->info->name, (long long)begin,
+                        (long long)end, FP8_DIALECT_BLOCK);
     FP8_TRY(slice_weight(l, begin, end, &spec.weight, &weight_copy));
     spec.borrow_weight = !weight_copy && fp8_device_place(m->device) == FP8_PLACE_CPU;
     if (l->bias.data) {
@@ -274,12 +281,17 @@ done:
 static fp8_status load_linear(fp8_model *m, const fp8_checkpoint *c, const fp8_linear_info *info) {
     const int64_t q = m->config.num_heads * m->config.head_dim;
     const int64_t kv = m->config.num_kv_heads * m->config.head_dim;
-    fp8_linear **linears = m->layers[info->layer].linears;
+    fp8_layer *layer = &m->layers[info->layer];
+    fp8_linear **linears = layer->linears;
     fp8_status st = FP8_OK;
     disk_linear l = {0};
 
     FP8_TRY(read_linear(m, c, info, &l));
-    if (info->kind == FP8_LINEAR_GATE_UP) {
+    if (info->expert != FP8_NO_EXPERT) {
+        const int64_t at = info->expert == FP8_SHARED_EXPERT ? m->config.num_experts : info->expert;
+        FP8_TRY(make_linear(m, &l, 0, info->out,
+                            &layer->mixture.experts[at][info->kind - FP8_LINEAR_GATE]));
+    } else if (info->kind == FP8_LINEAR_GATE_UP) {
         FP8_TRY(make_linear(m, &l, 0, info->out / 2, &linears[FP8_LINEAR_GATE]));
         FP8_TRY(make_linear(m, &l, info->out / 2, info->out, &linears[FP8_LINEAR_UP]));
     } else if (info->kind != FP8_LINEAR_QKV) {
@@ -339,6 +351,31 @@ done:
     return st;
 }
 
+/* Router, gate of the shared expert, and room for the experts, who come with the other Linears. */
+static fp8_status load_mixture(fp8_model *m, const fp8_checkpoint *c, const char *prefix,
+                               int64_t index) {
+    const fp8_family *f = m->family;
+    const int64_t hidden = m->config.hidden_size, count = m->config.num_experts;
+    fp8_mixture *x = &m->layers[index].mixture;
+    char module[FP8_NAME_BYTES], name[FP8_NAME_BYTES + 32];
+    fp8_status st = FP8_OK;
+
+    x->experts = calloc((size_t)count + 1, sizeof *x->experts);
+    x->tokens = calloc((size_t)count, sizeof *x->tokens);
+    if (!x->experts || !x->tokens)
+        return FP8_FAIL(FP8_ENOMEM, "%lld experts", (long long)count);
+    fp8_family_layer_name(module, f, prefix, index, f->router);
+    snprintf(name, sizeof name, "%s.weight", module);
+    FP8_TRY(load_dense(m, c, name, count, hidden, &x->router));
+    if (m->config.shared_size > 0) {
+        fp8_family_layer_name(module, f, prefix, index, f->shared_gate);
+        snprintf(name, sizeof name, "%s.weight", module);
+        FP8_TRY(load_dense(m, c, name, 1, hidden, &x->shared_gate));
+    }
+done:
+    return st;
+}
+
 static fp8_status load_layer(fp8_model *m, const fp8_checkpoint *c, const char *prefix,
                              int64_t index) {
     const fp8_family *f = m->family;
@@ -351,6 +388,7 @@ static fp8_status load_layer(fp8_model *m, const fp8_checkpoint *c, const char *
     FP8_TRY(load_norm(m, c, module, config->hidden_size, &layer->norm1, &layer->norm1_bias));
     fp8_family_layer_name(module, f, prefix, index, f->norm2);
     FP8_TRY(load_norm(m, c, module, config->hidden_size, &layer->norm2, &layer->norm2_bias));
+    if (config->layer_is_mixed[index]) FP8_TRY(load_mixture(m, c, prefix, index));
     if (f->norm1_after) {
         fp8_family_layer_name(module, f, prefix, index, f->norm1_after);
         FP8_TRY(load_norm(m, c, module, config->hidden_size, &layer->norm1_after, NULL));

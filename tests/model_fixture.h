@@ -127,6 +127,10 @@ static inline int fixture_open(fixture *f, const char *name) {
     return 1;
 }
 
+static inline int fixture_is_mixed(const fixture *f) {
+    return strstr(f->folder, "mixtral") || strstr(f->folder, "_moe");
+}
+
 /* The fixture's two sequences as one batch. */
 static inline fp8_batch fixture_batch(const fixture *f) {
     static const int32_t starts[] = {0, FIXTURE_LEN, FIXTURE_TOKENS};

@@ -81,7 +81,7 @@ static const char *const fixtures[] = {
     "llama", "llama-mha-bias", "llama3-rope", "llama-rope-linear", "mistral-window",
     "qwen2", "qwen3",          "gemma",       "gemma-odd",         "gpt2",
     "gemma2", "gemma3", "phi3", "phi3-longrope", "phi3-partial-rotary", "opt", "llama-yarn",
-    "llama-rope-dynamic",
+    "llama-rope-dynamic", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_moe-normtopk",
 };
 
 /* Frequencies that follow the length: what went through a cache in pieces is not one forward. */

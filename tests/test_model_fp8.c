@@ -119,7 +119,7 @@ static void test_family(const char *name, tiny_scheme scheme, const char *strip)
         run(&dense, &f, FP8_COMPUTE_F32, &tap, oracle);
         run(&fp8, &f, FP8_COMPUTE_F32, NULL, got);
         compare(modes[i], oracle, 0.0, i == 0 ? 2e-2 : 0.15);
-        compare("against no quantization", f.logits, 0.02, 0.3);
+        compare("against no quantization", f.logits, 0.02, 0.4);
         run(&fp8, &f, FP8_COMPUTE_BF16, NULL, got);
         compare("in BF16", oracle, 1e-3, 0.2);
         tiny_free(&fp8);
