@@ -32,7 +32,11 @@ static void check_config(const char *text, size_t size) {
     MUST(is_size(c.num_heads) && is_size(c.num_kv_heads) && is_size(c.head_dim));
     MUST(is_size(c.max_position) && is_size(c.num_layers) && c.num_layers <= FP8_MAX_LAYERS);
     MUST(c.num_heads % c.num_kv_heads == 0 && c.norm_eps > 0);
-    MUST(c.rope.type == FP8_ROPE_NONE || (c.head_dim % 2 == 0 && c.rope.theta > 0));
+    MUST(c.rope.type == FP8_ROPE_NONE || c.rope.theta > 0);
+    MUST(c.rope.type == FP8_ROPE_NONE || (c.rotary_dim >= 2 && c.rotary_dim <= c.head_dim));
+    MUST(c.rotary_dim % 2 == 0 && c.rotary_dim / 2 <= FP8_MAX_ROPE_FACTORS);
+    MUST(c.num_experts <= FP8_MAX_EXPERTS && c.experts_per_token <= c.num_experts);
+    MUST(c.attention_scale >= 0 && c.softcap >= 0 && c.logit_softcap >= 0);
     MUST(c.num_eos >= 0 && c.num_eos <= FP8_MAX_EOS && c.bos_id >= -1);
     for (int64_t i = 0; i < c.num_layers; i++) MUST(c.layer_window[i] >= 0);
 }

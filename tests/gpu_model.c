@@ -156,6 +156,20 @@ static void test_f32(const fixture *f) {
     CHECK(m == NULL);
 }
 
+/* Mixtures of experts are refused in words. */
+static void test_mixture(void) {
+    const fp8_model_options options = {FP8_COMPUTE_BF16, 64, NULL};
+    fp8_model *m = NULL;
+    fixture f;
+
+    check_case = "mixtral";
+    if (!fixture_open(&f, "mixtral")) return;
+    CHECK_STATUS(fp8_model_load(&m, gpu, f.checkpoint, &options), FP8_EUNSUPPORTED);
+    CHECK(strstr(fp8_last_message(), "on the CPU alone") != NULL);
+    fp8_model_destroy(m);
+    fixture_close(&f);
+}
+
 int main(void) {
     static const char *const names[] = {
         "llama", "llama-mha-bias", "llama3-rope", "llama-rope-linear", "mistral-window",
@@ -182,6 +196,7 @@ int main(void) {
         test_f32(&f);
         fixture_close(&f);
     }
+    test_mixture();
     fp8_device_destroy(cpu);
     fp8_device_destroy(gpu);
     if (!found) return TEST_SKIP;

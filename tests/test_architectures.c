@@ -48,6 +48,28 @@ static void check_experts(const fp8_model *m) {
     CHECK(fp8_model_expert_tokens(m, c->num_layers) == NULL);
 }
 
+/* Engines want one input scale for all gate and up of a layer's experts, and one for all down; and
+ * one weight scale for the gate and up of an expert. */
+static void check_expert_scales(const fp8_checkpoint *c, const fixture *f) {
+    static const struct {
+        const char *first, *other;
+    } pairs[] = {
+        {"0.w1.input_scale", "3.w3.input_scale"},
+        {"0.w2.input_scale", "2.w2.input_scale"},
+        {"1.w1.weight_scale", "1.w3.weight_scale"},
+    };
+    for (size_t i = 0; strstr(f->folder, "mixtral") && i < sizeof pairs / sizeof *pairs; i++) {
+        const fp8_st_entry *e[2];
+        for (int k = 0; k < 2; k++) {
+            char name[128];
+            snprintf(name, sizeof name, "model.layers.1.block_sparse_moe.experts.%s",
+                     k ? pairs[i].other : pairs[i].first);
+            e[k] = fp8_checkpoint_find(c, name);
+        }
+        CHECK(e[0] && e[1] && memcmp(e[0]->tensor.data, e[1]->tensor.data, sizeof(float)) == 0);
+    }
+}
+
 /* What is no Linear of ours is declared as left alone, and is as it was. */
 static void check_written(const char *folder, const fixture *f) {
     fp8_quant_config quant = {0};
@@ -70,6 +92,7 @@ static void check_written(const char *folder, const fixture *f) {
         if (is->tensor.dtype != FP8_DTYPE_E4M3)
             CHECK(is->bytes == was->bytes && !memcmp(is->tensor.data, was->tensor.data, is->bytes));
     }
+    if (c) check_expert_scales(c, f);
     fp8_checkpoint_close(c);
     fp8_quant_config_free(&quant);
     fp8_file_unmap(&json);

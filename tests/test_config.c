@@ -1,4 +1,5 @@
 /* formats/config: both dialects of transformers, defaults, refusals by name. */
+#include <math.h>
 #include <string.h>
 
 #include "formats/config.h"
@@ -94,6 +95,106 @@ static void test_defaults(void) {
     CHECK(c.head_dim == 16 && c.max_position == 1024 && c.norm_eps == 1e-5);
     CHECK(c.act == FP8_ACT_GELU_TANH && c.rope.type == FP8_ROPE_NONE && c.tie_embeddings);
     CHECK(c.qkv_bias && c.o_bias && c.mlp_bias && c.bos_id == 50256 && c.eos_ids[0] == 50256);
+}
+
+/* What the later families add, by their classes' defaults and by one key. */
+static void test_families(void) {
+    enum {
+        SCALAR, CAPS, LOGIT_CAPS, WINDOWS, LOCAL_THETA, THETA, HEADS, VOCAB, EXPERTS, TOP_K, EXPERT,
+        SHARED, NORM_TOP_K, MIXED, ROTARY, QK_NORM, QKV_BIAS, ROPE_TYPE
+    };
+    static const struct {
+        const char *arch, *edit;
+        int field;
+        double want;
+    } cases[] = {
+        {"gemma2", "", SCALAR, 1.0 / 16},
+        {"gemma2", "\"query_pre_attn_scalar\": 64", SCALAR, 1.0 / 8},
+        {"gemma2", "", CAPS, 50},
+        {"gemma2", "\"attn_logit_softcapping\": null", CAPS, 0},
+        {"gemma2", "", LOGIT_CAPS, 30},
+        {"gemma2", "", WINDOWS, 101}, /* layers 0 and 2 of 3 slide */
+        {"gemma2", "\"sliding_window\": null", WINDOWS, 0},
+        {"gemma2", "-\"num_attention_heads\"", HEADS, 8},
+        {"gemma2", "-\"vocab_size\"", VOCAB, 256000},
+        {"gemma3_text", "", CAPS, 0},
+        {"gemma3_text", "", WINDOWS, 111},
+        {"gemma3_text", "\"sliding_window_pattern\": 3", WINDOWS, 110},
+        {"gemma3_text", "", THETA, 1e6},
+        {"gemma3_text", "", LOCAL_THETA, 1e4},
+        {"gemma3_text", "\"rope_local_base_freq\": 500", LOCAL_THETA, 500},
+        {"gemma3_text", "\"rope_parameters\": {\"sliding_attention\": {\"rope_theta\": 7}}",
+         LOCAL_THETA, 7},
+        {"gemma3_text", "", QK_NORM, 1},
+        {"gemma3_text", "-\"vocab_size\"", VOCAB, 262208},
+        {"phi3", "", ROTARY, 16},
+        {"phi3", "\"partial_rotary_factor\": 0.75", ROTARY, 12},
+        {"phi3", "", WINDOWS, 0},
+        {"phi3", "\"rope_scaling\": {\"type\": \"su\", \"short_factor\": [1,1,1,1,1,1,1,1], "
+         "\"long_factor\": [2,2,2,2,2,2,2,2]}", ROPE_TYPE, FP8_ROPE_LONGROPE},
+        {"phi3", "\"sliding_window\": 9", WINDOWS, 111},
+        {"mixtral", "", EXPERTS, 8},
+        {"mixtral", "", TOP_K, 2},
+        {"mixtral", "", EXPERT, 160},
+        {"mixtral", "", NORM_TOP_K, 1},
+        {"mixtral", "", THETA, 1e6},
+        {"mixtral", "", MIXED, 111},
+        {"qwen2_moe", "", SHARED, 5632},
+        {"qwen2_moe", "", NORM_TOP_K, 0},
+        {"qwen2_moe", "", QKV_BIAS, 1},
+        {"qwen2_moe", "\"qkv_bias\": false", QKV_BIAS, 0},
+        {"qwen2_moe", "\"decoder_sparse_step\": 2", MIXED, 10},
+        {"qwen3_moe", "\"mlp_only_layers\": [0, 2]", MIXED, 10},
+        {"qwen3_moe", "\"num_local_experts\": 6, \"num_experts\": 7, \"num_experts_per_tok\": 3",
+         EXPERTS, 6},
+        {"qwen3_moe", "\"norm_topk_prob\": true", NORM_TOP_K, 1},
+        {"qwen3_moe", "", SHARED, 0},
+        {"llama", "", EXPERTS, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        static fp8_model_config c;
+        double windows = 0, mixed = 0;
+
+        check_case = *cases[i].edit ? cases[i].edit : cases[i].arch;
+        CHECK_STATUS(parse(&c, make(cases[i].arch, cases[i].edit)), FP8_OK);
+        for (int l = 0; l < 3; l++) {
+            windows = 10 * windows + (c.layer_window[l] > 0);
+            mixed = 10 * mixed + c.layer_is_mixed[l];
+        }
+        const double got[] = {
+            [SCALAR] = c.attention_scale, [CAPS] = c.softcap, [LOGIT_CAPS] = c.logit_softcap,
+            [WINDOWS] = windows, [LOCAL_THETA] = c.rope_local.theta, [THETA] = c.rope.theta,
+            [HEADS] = (double)c.num_heads, [VOCAB] = (double)c.vocab_size,
+            [EXPERTS] = (double)c.num_experts, [TOP_K] = (double)c.experts_per_token,
+            [EXPERT] = (double)c.expert_size, [SHARED] = (double)c.shared_size,
+            [NORM_TOP_K] = c.norm_top_k, [MIXED] = mixed, [ROTARY] = (double)c.rotary_dim,
+            [QK_NORM] = c.qk_norm, [QKV_BIAS] = c.qkv_bias, [ROPE_TYPE] = c.rope.type,
+        };
+        CHECK(fabs(got[cases[i].field] - cases[i].want) <= 1e-12 * cases[i].want);
+    }
+}
+
+/* Of a multimodal model text_config counts, and around it only what it does not say itself. */
+static void test_text_config(void) {
+    static const char *const texts[] = {
+        "{\"eos_token_id\": [7, 8], \"tie_word_embeddings\": true, \"hidden_size\": 1, "
+        "\"quantization_config\": {}, \"text_config\": %s}",
+        "{\"text_config\": %s, \"hidden_size\": 1, \"quantization_config\": {}, "
+        "\"eos_token_id\": [7, 8], \"tie_word_embeddings\": true}",
+    };
+    for (int i = 0; i < 2; i++) {
+        static fp8_model_config c;
+        char text[4600];
+
+        check_case = i ? "text_config first" : "text_config last";
+        snprintf(text, sizeof text, texts[i], make("llama", "-\"eos_token_id\""));
+        CHECK_STATUS(parse(&c, text), FP8_OK);
+        CHECK(c.multimodal && c.hidden_size == 64 && c.tie_embeddings && c.has_quantization);
+        CHECK(c.num_eos == 2 && c.eos_ids[0] == 7 && c.eos_ids[1] == 8 && c.bos_id == 0);
+        snprintf(text, sizeof text, texts[i], make("llama", "\"tie_word_embeddings\": false"));
+        CHECK_STATUS(parse(&c, text), FP8_OK);
+        CHECK(!c.tie_embeddings && c.num_eos == 1 && c.eos_ids[0] == 1);
+    }
 }
 
 /* ---- single keys ----------------------------------------------------------------------------- */
@@ -454,6 +555,8 @@ int main(void) {
     int skipped;
 
     test_defaults();
+    test_families();
+    test_text_config();
     test_keys();
     test_refusals();
     skipped = test_fixtures();
