@@ -8,19 +8,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "calib/convert.h"
+#include "calib/progress.h"
 #include "formats/formats.h"
 #include "model/model.h"
 #include "quant/quant.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-/* done of total units of `what` ("calibrating" steps, "measuring" steps, "writing" bytes,
- * "evaluating" windows); nonzero stops. NULL function = silent. */
-typedef struct fp8_progress {
-    int (*on)(void *ctx, const char *what, int64_t done, int64_t total);
-    void *ctx;
-} fp8_progress;
 
 /* ---- data ---------------------------------------------------------------------------------- */
 

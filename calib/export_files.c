@@ -72,18 +72,20 @@ fp8_status fp8_export_writer(fp8_checkpoint_writer **out, const char *folder,
     const fp8_safetensors *first = fp8_checkpoint_shard(source, 0);
     const int64_t num_theirs = fp8_safetensors_metadata_count(first);
     fp8_st_pair *pairs = calloc((size_t)(num_ours + num_theirs) + 1, sizeof *pairs);
-    int64_t used = 0;
+    int64_t used = num_theirs;
     fp8_status st;
 
     if (!pairs) return FP8_FAIL(FP8_ENOMEM, "metadata");
     for (int64_t i = 0; i < num_theirs; i++) {
-        fp8_st_pair *p = &pairs[used];
-        int taken = 0;
-        fp8_safetensors_metadata_at(first, i, &p->key, &p->value);
-        for (int64_t k = 0; k < num_ours; k++) taken |= strcmp(p->key, ours[k].key) == 0;
-        used += !taken;
+        fp8_safetensors_metadata_at(first, i, &pairs[i].key, &pairs[i].value);
+        for (int64_t k = 0; k < num_ours; k++)
+            if (strcmp(pairs[i].key, ours[k].key) == 0) pairs[i] = ours[k];
     }
-    for (int64_t k = 0; k < num_ours; k++) pairs[used++] = ours[k];
+    for (int64_t k = 0; k < num_ours; k++) {
+        int there = 0;
+        for (int64_t i = 0; i < num_theirs; i++) there |= strcmp(pairs[i].key, ours[k].key) == 0;
+        if (!there) pairs[used++] = ours[k];
+    }
     st = fp8_checkpoint_writer_create(out, folder, specs, groups, count, pairs, used, how);
     free(pairs);
     return st;

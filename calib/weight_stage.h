@@ -44,7 +44,7 @@ void fp8_weights_free(fp8_weights *w); /* {0} is fine */
 void fp8_weights_ignore_all(fp8_weights *w); /* all that are in it join the ignore list */
 int64_t fp8_weights_group_end(const fp8_weights *w, int64_t begin); /* past begin's group */
 
-/* One descale a square of 128 x 128 of x [rows, cols] (F32, BF16, F16; host; unaligned), row-major;
+/* One descale a square of 128 x 128 of x [rows, cols] (F32, BF16, F16; host), row-major;
  * codes = cast(x / descale) as x * scale. A square of zeros has descale 1; ue8m0: descales rounded
  * up to powers of two. On the host whatever the device, so that bytes are the same. */
 FP8_NODISCARD fp8_status fp8_quantize_squares(fp8_pool *pool, uint8_t *codes, float *descales,

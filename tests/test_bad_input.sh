@@ -104,7 +104,12 @@ row 'choice' 2 "--kv 'bf16': expected fp8|none" : run m --kv bf16
 row 'part of a choice' 2 "--amax-algo 'ma'" : run m --amax-algo ma
 row 'attention' 2 "--fp8-attention 'fused'" : run m --fp8-attention fused
 row 'format' 2 "--fp8-format 'e5m2'" : run m --fp8-format e5m2
-row 'scheme' 2 "--scheme 'block'" : convert m -o out --scheme block
+row 'scheme' 2 "--scheme 'square'" : convert m -o out --scheme square
+row 'dialect' 2 "--dialect 'awq'" : convert m -o out --dialect awq
+row 'scheme of another dialect' 2 'dialect modelopt has no scheme block' : \
+    convert m -o out --dialect modelopt --scheme block $cpu
+row 'BF16 to BF16' 2 '--to bf16' : convert m -o out --to bf16 $cpu
+row 'scales of two kinds' 2 'power-of-two' : convert m -o out --scales ue8m0 $cpu
 row 'compute' 2 "--compute 'fp16'" : eval m --compute fp16
 row 'size' 2 "--max-shard-size '5XB'" : run m --max-shard-size 5XB
 row 'size of nothing' 2 "--max-shard-size '0'" : convert m -o out --max-shard-size 0
@@ -192,7 +197,7 @@ row 'scale negative' 4 "$q" "$fp8; poke $weights $q.weight_scale '\x00\x00\x80\x
 row 'scale zero' 4 "$q" "$fp8; poke $weights $q.weight_scale '\x00\x00\x00\x00'" \
     logits m $cpu --tokens ids.bin -o l.safetensors
 row 'FP8 already' 3 'm' "$fp8" $run
-row 'FP8 already, convert' 3 'm' "$fp8" convert m -o out $cpu
+row 'FP8 already, convert' 2 'the source is FP8 already' "$fp8" convert m -o out --kv fp8 $cpu
 
 # ---- the tokenizer ------------------------------------------------------------------------------
 row 'no tokenizer' 3 'tokenizer.json' 'rm $tokenizer' $run

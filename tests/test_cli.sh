@@ -157,6 +157,35 @@ quiet inspect lone_tensor --json
 json 'd["descales"]["weight_scale"]["tensors"] == 28'
 json 'all(t["shape"] == [1] for t in d["tensors"] if t["name"].endswith("_scale"))'
 
+step=dialects
+for dialect in fp8 deepseek modelopt; do
+    quiet convert model -o "as_$dialect" --dialect $dialect
+    quiet inspect "as_$dialect" --json
+    json "d['quantization']['dialect'] == '$dialect'"
+    quiet convert one -o "one_$dialect" --dialect $dialect --json
+    json "d['kept'] == 28 and d['requantized'] == 0 and d['dialect'] == '$dialect'"
+    quiet eval model "one_$dialect" --data "$text" --max-windows 1 --json
+    json 'd["models"][1]["kl"] < 0.1'
+done
+[ -s one_modelopt/hf_quant_config.json ] || fail 'no hf_quant_config.json'
+quiet convert one_fp8 -o one_again --dialect compressed-tensors
+cmp -s one/model.safetensors one_again/model.safetensors || fail 'not the same there and back'
+cmp -s one/config.json one_again/config.json || fail 'not the same configuration there and back'
+quiet convert model -o derived_modelopt --dialect modelopt --record one/calibration.safetensors
+for f in model.safetensors config.json hf_quant_config.json; do
+    cmp -s derived_modelopt/$f one_modelopt/$f || fail "two ways to modelopt differ in $f"
+done
+ok convert as_deepseek -o by_tensor --dialect fp8 --scheme tensor-dynamic
+says err '^[0-9]+ weights have new codes'
+quiet convert one -o dense --to bf16
+cmp -s dense/config.json model/config.json || fail 'a quantization_config is left'
+quiet eval model dense --data "$text" --max-windows 1 --json
+json 'd["models"][1]["kl"] < 0.1'
+quiet convert model -o kv_only --scheme none --record one/calibration.safetensors --fp8-attention none --json
+json 'd["quantized"] == 0'
+quiet eval model kv_only --data "$text" --max-windows 1 --json
+json '0 < d["models"][1]["kl"] < 0.1'
+
 step=explain
 quiet explain attention --shape 2,8,2,64,100,200 --mask causal-bottom-right --window 15,-1 --json
 json 'd["backend"] == "cpu" and d["device"]["compute_capability"] == 0 and not d["device"]["described"]'

@@ -109,7 +109,32 @@ static void test_insert_refusals(void) {
     }
 }
 
+static void test_remove(void) {
+    static const struct {
+        const char *json, *want;
+    } cases[] = {
+        {"{}", "{}"},
+        {"{\"a\": 1}", "{\"a\": 1}"},
+        {"{\"quantization_config\": {\"a\": [1]}}", "{}"},
+        {"{\"quantization_config\": 1, \"b\": 2}", "{\"b\": 2}"},
+        {"{\n  \"a\": 1,\n  \"quantization_config\": {},\n  \"b\": 2\n}\n",
+         "{\n  \"a\": 1,\n  \"b\": 2\n}\n"},
+        {"{\n  \"a\": 1,\n  \"quantization_config\": {}\n}", "{\n  \"a\": 1\n}"},
+        {"{\"a\": {\"quantization_config\": 1}}", "{\"a\": {\"quantization_config\": 1}}"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *text = NULL;
+        size_t len = 0;
+        check_case = cases[i].json;
+        CHECK_STATUS(fp8_config_remove(&text, &len, "c", cases[i].json, strlen(cases[i].json)),
+                     FP8_OK);
+        CHECK(text && strcmp(text, cases[i].want) == 0 && len == strlen(cases[i].want));
+        free(text);
+    }
+}
+
 int main(void) {
+    test_remove();
     test_insert();
     test_insert_fixtures();
     test_insert_refusals();
