@@ -72,11 +72,20 @@ typedef struct fp8_scale {
     float amax, amax_without_first; /* the second: of the history without sequences' first rows */
     float scale, descale;           /* 1 and 1 where amax is 0: only zeros were seen */
     uint64_t nonfinite;             /* over the whole history */
+    int clipped;                    /* amax is the percentile: larger values saturate */
 } fp8_scale;
 
 /* Point `point`, 0 <= point < record->num_points, over the rows that are done: no model, no
- * forward. A log warning names a point that saw only zeros. */
-fp8_scale fp8_scale_of_point(const fp8_record *record, int64_t point, const fp8_recipe *recipe);
+ * forward. percentile 0: as above. 0 < percentile <= 100: amax becomes the |x| below which so many
+ * in a hundred of the values counted in the point's histogram lie (upper edge of its bin), but only
+ * where that is less and the noise, sum (x - qdq(x))^2 over these values, is certain to fall by it
+ * (for a BF16 tensor: wherever in their bins the values lie). E4M3's steps grow with the value, so
+ * that it seldom does, without a margin hardly ever. It is the tensor's own error that counts; what
+ * a Linear makes of it is not measured here. A log warning names a point that saw only zeros.
+ * FP8_EINVAL: the percentile; FP8_EDATA: a percentile of a record without histograms. */
+FP8_NODISCARD fp8_status fp8_scale_of_point(fp8_scale *out, const fp8_record *record,
+                                            int64_t point, const fp8_recipe *recipe,
+                                            double percentile);
 
 typedef struct fp8_export_options {
     fp8_dialect dialect;
@@ -86,6 +95,7 @@ typedef struct fp8_export_options {
     fp8_attention_mode attention; /* not NONE: q descales too, and kv_fp8 is implied */
     fp8_fp8_format format;        /* HYBRID is E4M3 in the forward: noted in the metadata */
     fp8_recipe recipe;            /* of activations; weights take their amax without a margin */
+    double percentile;            /* of activations: as fp8_scale_of_point's; 0: none */
     size_t max_shard_bytes;       /* 0: one file */
     int force;
     int allow_nonfinite;

@@ -91,7 +91,8 @@ static fp8_status decide(job *j) {
     }
     if (o->scheme == FP8_SCHEME_NONE) fp8_weights_ignore_all(&j->weights);
     if (j->record)
-        FP8_TRY(fp8_scales_create(&j->scales, j->record, j->source, &j->points, &o->recipe));
+        FP8_TRY(fp8_scales_create(&j->scales, j->record, j->source, &j->points, &o->recipe,
+                                  o->percentile));
     j->quant = (fp8_quant_config){
         .dialect = o->dialect, .scheme = o->scheme, .ue8m0 = o->ue8m0,
         .kv_fp8 = o->kv_fp8 || o->attention != FP8_ATTENTION_NONE, .attention = o->attention,

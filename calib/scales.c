@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "calib/histogram.h"
 #include "core/log.h"
 
 fp8_scale fp8_scale_of(float amax) {
@@ -39,10 +40,31 @@ static int64_t find_point(const fp8_record *r, const char *name, int64_t hint) {
     return -1;
 }
 
-fp8_scale fp8_scale_of_point(const fp8_record *record, int64_t point, const fp8_recipe *recipe) {
+/* Takes the percentile in place of s->amax where that lowers the noise for certain. */
+static void clip(fp8_scale *s, const int64_t *bins, const fp8_recipe *recipe, double percentile) {
+    const float cut = fp8_histogram_cut(bins, percentile), before[2] = {s->scale, s->descale};
+    float after[2] = {1, 1};
+
+    if (cut <= 0 || cut >= s->amax) return;
+    fp8_recipe_scale(recipe, FP8_DTYPE_E4M3, cut, &after[0], &after[1]);
+    if (!(fp8_histogram_gain(bins, before, after) > 0)) return;
+    s->amax = cut;
+    s->scale = after[0];
+    s->descale = after[1];
+    s->clipped = 1;
+}
+
+fp8_status fp8_scale_of_point(fp8_scale *out, const fp8_record *record, int64_t point,
+                              const fp8_recipe *recipe, double percentile) {
     const int64_t row = point * record->steps_total;
     fp8_scale s = {.scale = 1, .descale = 1};
 
+    *out = s;
+    if (!(percentile >= 0 && percentile <= 100))
+        return FP8_FAIL(FP8_EINVAL, "percentile %g: expected more than 0, at most 100", percentile);
+    if (percentile > 0 && !record->histograms)
+        return FP8_FAIL(FP8_EDATA, "calibration record: no histograms to read a percentile from: "
+                        "calibrate with histograms first");
     s.amax = fp8_recipe_amax(recipe, record->amax + row, record->steps);
     s.amax_without_first =
         fp8_recipe_amax(recipe, record->amax_without_first + row, record->steps);
@@ -52,12 +74,15 @@ fp8_scale fp8_scale_of_point(const fp8_record *record, int64_t point, const fp8_
     if (s.amax == 0)
         fp8_log(FP8_LOG_WARNING, "%s: only zeros were seen: its scale stays 1",
                 record->points[point]);
-    return s;
+    if (percentile > 0)
+        clip(&s, record->histograms + point * FP8_RECORD_BINS, recipe, percentile);
+    *out = s;
+    return FP8_OK;
 }
 
 fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
                              const fp8_checkpoint *source, const fp8_points *points,
-                             const fp8_recipe *recipe) {
+                             const fp8_recipe *recipe, double percentile) {
     fp8_scale *scales = calloc(fp8_num_slots(points->num_layers), sizeof *scales);
     fp8_status st = FP8_OK;
 
@@ -70,7 +95,7 @@ fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
             st = FP8_FAIL(FP8_EDATA, "calibration record: no point '%s'", points->names[i]);
             goto done;
         }
-        scales[points->slots[i]] = fp8_scale_of_point(record, at, recipe);
+        FP8_TRY(fp8_scale_of_point(&scales[points->slots[i]], record, at, recipe, percentile));
     }
     *out = scales;
     scales = NULL;

@@ -10,10 +10,10 @@ extern "C" {
 #endif
 
 /* (*out)[slot] for every slot; free(). Linears that share an input share its scale. FP8_EDATA: the
- * record is unfinished, of another source, or lacks a point (named). */
+ * record is unfinished, of another source, or lacks a point (named). Else as fp8_scale_of_point. */
 FP8_NODISCARD fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
                                            const fp8_checkpoint *source, const fp8_points *points,
-                                           const fp8_recipe *recipe);
+                                           const fp8_recipe *recipe, double percentile);
 
 /* The scale of an amax without a history: no margin, E4M3. */
 fp8_scale fp8_scale_of(float amax);

@@ -73,6 +73,18 @@ static fp8_status set_int(int64_t *out, const cli_option *o, const char *text) {
     return FP8_OK;
 }
 
+/* Digits and a point alone: no sign, exponent, NaN or hexadecimal. */
+static fp8_status set_real(double *out, const cli_option *o, const char *text) {
+    char *end = NULL;
+    const double v = strtod(text, &end);
+    if (!is_digit(text[0]) || text[strspn(text, "0123456789.")] || *end || v < (double)o->lo ||
+        v > (double)o->hi)
+        return FP8_FAIL(FP8_EINVAL, "%s '%s': expected a number from %lld to %lld", o->name, text,
+                        (long long)o->lo, (long long)o->hi);
+    *out = v;
+    return FP8_OK;
+}
+
 static const struct {
     const char *suffix;
     uint64_t unit;
@@ -132,6 +144,7 @@ static fp8_status set_value(char *options, const cli_option *o, const char *text
         return FP8_OK;
     case CLI_LIST: return set_list(field, text, argc, arena);
     case CLI_INT: return set_int(field, o, text);
+    case CLI_REAL: return set_real(field, o, text);
     case CLI_BYTES: return set_bytes(field, o, text);
     case CLI_CHOICE: return set_choice(field, o, text);
     }

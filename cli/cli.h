@@ -36,6 +36,7 @@ typedef enum cli_kind {
     CLI_TEXT,   /* const char *, at least lo bytes */
     CLI_LIST,   /* cli_list: may be repeated */
     CLI_INT,    /* int64_t in [lo, hi] */
+    CLI_REAL,   /* double in [lo, hi], as 99.99 is written */
     CLI_BYTES,  /* size_t: 500000000, 500MB, 5GB, 4GiB */
     CLI_CHOICE  /* const char *, one of `value`'s alternatives */
 } cli_kind;

@@ -11,7 +11,7 @@ typedef struct options {
     recipe_options recipe;
     int64_t samples, seq, batch, eval_windows;
     size_t max_shard;
-    int resume, force, allow_nonfinite, no_eval;
+    int histograms, resume, force, allow_nonfinite, no_eval;
 } options;
 static const options defaults = {
     .common = CLI_COMMON_DEFAULTS,
@@ -37,6 +37,10 @@ static const cli_option table[] = {
     {"--batch", 0, CLI_INT, offsetof(options, batch), "N", 1, 65536,
      "samples of a step; a step is one row of the amax history"},
     RECIPE_OPTIONS(offsetof(options, recipe), "fp8"),
+    CALIBRATOR_OPTIONS(offsetof(options, recipe)),
+    {"--histograms", 0, CLI_FLAG, offsetof(options, histograms), NULL, 0, 0,
+     "keep histograms in the record, for percentiles later ('fp8calib help scales'); "
+     "--calibrator percentile does, too"},
     {"--max-shard-size", 0, CLI_BYTES, offsetof(options, max_shard), "SIZE", 1, 0,
      "split the weights into files of at most SIZE (500MB, 5GB, 4GiB); default: one file"},
     {"--resume", 0, CLI_FLAG, offsetof(options, resume), NULL, 0, 0,
@@ -160,6 +164,7 @@ static fp8_status prepare(job *j, const char *model) {
         .batch = o->batch,
         .seq = j->result.seq,
         .allow_nonfinite = o->allow_nonfinite,
+        .histograms = o->histograms || j->export.percentile > 0,
         .record_path = j->record_path,
         .resume = o->resume,
         .data_name = j->result.data_name,

@@ -22,6 +22,7 @@ static const cli_option table[] = {
     {"--model", 0, CLI_TEXT, offsetof(options, model), "MODEL", 1, 0,
      "the BF16 model that the record was made from"},
     RECIPE_OPTIONS(offsetof(options, recipe), "fp8"),
+    CALIBRATOR_OPTIONS(offsetof(options, recipe)),
     {"--max-shard-size", 0, CLI_BYTES, offsetof(options, max_shard), "SIZE", 1, 0,
      "split the weights into files of at most SIZE (500MB, 5GB, 4GiB); default: one file"},
     {"--allow-nonfinite", 0, CLI_FLAG, offsetof(options, allow_nonfinite), NULL, 0, 0,
@@ -82,26 +83,31 @@ done:
 
 static fp8_status compute(job *j) {
     const fp8_record *r = j->record;
+    fp8_status st = FP8_OK;
     j->scales = calloc((size_t)r->num_points + 1, sizeof *j->scales);
     if (!j->scales)
         return FP8_FAIL(FP8_ENOMEM, "%s: scales of %lld points", j->path, (long long)r->num_points);
     for (int64_t i = 0; i < r->num_points; i++)
-        j->scales[i] = fp8_scale_of_point(r, i, &j->export.recipe);
-    return FP8_OK;
+        FP8_TRY(fp8_scale_of_point(&j->scales[i], r, i, &j->export.recipe, j->export.percentile));
+done:
+    return cli_name_culprit(st, j->path);
 }
 
 /* ---- for people ------------------------------------------------------------------------------ */
 
 static void print_table(const job *j) {
     const fp8_record *r = j->record;
-    printf("%s: %lld of %lld steps, %llu tokens; %s of the newest %lld, margin %lld\n\n", j->path,
+    printf("%s: %lld of %lld steps, %llu tokens; %s of the newest %lld, margin %lld", j->path,
            (long long)r->steps, (long long)r->steps_total, (unsigned long long)j->tokens,
            j->recipe.algo, (long long)j->recipe.history, (long long)j->recipe.margin);
+    if (j->export.percentile > 0) printf(", percentile %g", j->export.percentile);
+    printf("\n\n");
     printf("%-52s %12s %12s %12s %12s\n", "point", "amax", "not first", "scale", "descale");
     for (int64_t i = 0; i < r->num_points; i++) {
         const fp8_scale *s = &j->scales[i];
         printf("%-52s %12.6g %12.6g %12.6g %12.6g", r->points[i], (double)s->amax,
                (double)s->amax_without_first, (double)s->scale, (double)s->descale);
+        if (s->clipped) printf("  clipped");
         if (s->nonfinite) printf("  %llu not finite", (unsigned long long)s->nonfinite);
         putchar('\n');
     }
@@ -130,6 +136,7 @@ static fp8_status add_point(cJSON *list, const char *name, const fp8_scale *s) {
     cJSON_AddNumberToObject(row, "amax_without_first", (double)s->amax_without_first);
     cJSON_AddNumberToObject(row, "scale", (double)s->scale);
     cJSON_AddNumberToObject(row, "descale", (double)s->descale);
+    cJSON_AddBoolToObject(row, "clipped", s->clipped);
     cJSON_AddNumberToObject(row, "nonfinite", (double)s->nonfinite);
     return cli_json_add_text(row, "name", name, strlen(name));
 }
@@ -158,6 +165,9 @@ static fp8_status make_document(cJSON **out, const job *j) {
     cJSON_AddStringToObject(recipe, "amax_algo", j->recipe.algo);
     cJSON_AddNumberToObject(recipe, "amax_history", (double)j->recipe.history);
     cJSON_AddNumberToObject(recipe, "margin", (double)j->recipe.margin);
+    cJSON_AddStringToObject(recipe, "calibrator", j->recipe.calibrator);
+    if (j->export.percentile > 0)
+        cJSON_AddNumberToObject(recipe, "percentile", j->export.percentile);
     if (j->o->model) {
         FP8_TRY(cli_json_add_text(doc, "output", j->o->output, strlen(j->o->output)));
         cJSON_AddNumberToObject(doc, "quantized", (double)j->exported.linears);
@@ -239,9 +249,10 @@ const cli_command cli_cmd_scales = {
     .about =
         "Takes the history that 'fp8calib run' recorded (RECORD: calibration.safetensors,\n"
         "or the folder of the checkpoint that holds it) and derives scales from it as\n"
-        "the options ask: another algorithm, another margin, fewer steps. Prints for\n"
-        "every point the largest magnitude that was taken, the same without the first\n"
-        "tokens of sequences, and scale (x * scale -> code) and descale (code * descale\n"
+        "the options ask: another algorithm, another margin, fewer steps; and, of\n"
+        "a record with histograms, a percentile. Prints for every point the largest\n"
+        "magnitude that was taken, the same without the first tokens of sequences, and\n"
+        "scale (x * scale -> code) and descale (code * descale\n"
         "-> x, what a checkpoint stores). Loads no model and runs no forward.\n"
         "\n"
         "With --model, the model that the record was made from, the FP8 checkpoint is\n"

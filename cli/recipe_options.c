@@ -17,6 +17,12 @@ fp8_status recipe_apply(fp8_export_options *out, recipe_options *r, const char *
     FP8_TRY(fp8_amax_algo_parse(&out->recipe.algo, r->algo));
     out->recipe.margin = (int32_t)r->margin;
     out->recipe.history_len = r->history;
+    if (strcmp(r->calibrator, "percentile") == 0) {
+        if (r->percentile == 0) r->percentile = 99.99;
+        out->percentile = r->percentile;
+    } else if (r->percentile != 0) {
+        st = FP8_FAIL(FP8_EINVAL, "--percentile %g needs --calibrator percentile", r->percentile);
+    }
 done:
     return st;
 }

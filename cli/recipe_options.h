@@ -8,11 +8,13 @@ typedef struct recipe_options {
     const char *kv, *attention; /* NULL: the default */
     const char *format, *algo;
     int64_t history, margin;
+    const char *calibrator;
+    double percentile; /* 0: not given */
 } recipe_options;
 #define RECIPE_ALGO "max"
 #define RECIPE_FORMAT "e4m3"
 #define RECIPE_HISTORY 1024
-#define RECIPE_DEFAULTS {NULL, NULL, RECIPE_FORMAT, RECIPE_ALGO, RECIPE_HISTORY, 0}
+#define RECIPE_DEFAULTS {NULL, NULL, RECIPE_FORMAT, RECIPE_ALGO, RECIPE_HISTORY, 0, "amax", 0}
 
 /* Rows of an option table; `at` is the offset of the recipe_options. */
 #define RECIPE_OPTIONS(at, kv_default)                                                             \
@@ -33,8 +35,18 @@ typedef struct recipe_options {
     {"--margin", 0, CLI_INT, (at) + offsetof(recipe_options, margin), "N", 0, 32,                  \
      "leave room: divide scales by 2^N"}
 
-/* Fills kv, attention, format and recipe of `out`; kv_default is what kv NULL means. *r gets its
- * defaults filled in. FP8_EINVAL: attention in FP8 without the scales for it. */
+/* Likewise, of the commands that have or make histograms. */
+#define CALIBRATOR_OPTIONS(at)                                                                     \
+    {"--calibrator", 0, CLI_CHOICE, (at) + offsetof(recipe_options, calibrator),                   \
+     "amax|percentile", 0, 0,                                                                      \
+     "amax: the history alone; percentile: where that is less, and the error is certain to fall "  \
+     "by it, the percentile of all values in the histogram"},                                      \
+    {"--percentile", 0, CLI_REAL, (at) + offsetof(recipe_options, percentile), "P", 50, 100,       \
+     "P in a hundred values are not clipped; default: 99.99"}
+
+/* Fills kv, attention, format, recipe and percentile of `out`; kv_default is what kv NULL means. *r
+ * gets its defaults filled in. FP8_EINVAL: attention in FP8 without the scales for it, a percentile
+ * that nothing takes. */
 FP8_NODISCARD fp8_status recipe_apply(fp8_export_options *out, recipe_options *r,
                                       const char *kv_default);
 

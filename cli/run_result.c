@@ -91,6 +91,9 @@ static fp8_status add_calibration(cJSON *doc, const run_result *r) {
     cJSON_AddStringToObject(recipe, "amax_algo", r->recipe.algo);
     cJSON_AddNumberToObject(recipe, "amax_history", (double)r->recipe.history);
     cJSON_AddNumberToObject(recipe, "margin", (double)r->recipe.margin);
+    cJSON_AddStringToObject(recipe, "calibrator", r->recipe.calibrator);
+    if (r->recipe.percentile > 0)
+        cJSON_AddNumberToObject(recipe, "percentile", r->recipe.percentile);
     return cli_json_add_text(c, "data", r->data_name, strlen(r->data_name));
 }
 

@@ -287,6 +287,18 @@ row 'record with negative tokens' 3 "'tokens'[0]" \
 row 'record of no steps' 3 'r' "$take; sub r '\"steps_done\":\"1\"' '\"steps_done\":\"0\"'" $scales
 row 'record of another model' 4 'another checkpoint' \
     "$take; sub r '\"source_bytes\":\"2' '\"source_bytes\":\"3'" $scales --model m -o out
+row 'percentile of a record without histograms' 4 'no histograms to read a percentile from' "$take" \
+    $scales --calibrator percentile
+row 'percentile and no calibrator' 2 '--calibrator percentile' "$take" $scales --percentile 99
+row 'percentile too small' 2 "--percentile '49.9': expected a number from 50 to 100" : \
+    $scales --percentile 49.9
+row 'percentile too large' 2 "--percentile '100.01'" : $scales --percentile 100.01
+row 'percentile no number' 2 "--percentile 'nan'" : $scales --percentile nan
+row 'percentile with an exponent' 2 "--percentile '1e2'" : $scales --percentile 1e2
+row 'percentile of two points' 2 "--percentile '99.9.9'" : $scales --percentile 99.9.9
+row 'percentile empty' 2 "--percentile ''" : run m --percentile=
+row 'calibrator' 2 "--calibrator 'mse'" : run m --calibrator mse
+row 'percentile of run alone' 2 '--calibrator percentile' : run m --percentile 99
 row 'unfinished record' 4 'resume' \
     "$take; sub r '\"steps_total\":\"1\"' '\"steps_total\":\"2\"'" $scales --model m -o out
 row 'record for an FP8 model' 3 'already quantized' "$take; $fp8" $scales --model m -o out

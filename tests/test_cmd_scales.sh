@@ -43,7 +43,8 @@ def amax(history):
 d = json.load(open("out", encoding="utf-8"))
 points = header["__metadata__"]["points"].split("\n")
 assert [p["name"] for p in d["points"]] == points
-assert d["recipe"] == {"amax_algo": algorithm, "amax_history": length, "margin": margin}
+assert d["recipe"] == {"amax_algo": algorithm, "amax_history": length, "margin": margin,
+                       "calibrator": "amax"}
 assert d["record"]["tokens"] == sum(rows("tokens", "q"))
 assert d["record"]["made_with"] == json.loads(bytes(rows("recipe", "B")))
 for p in d["points"]:
@@ -109,6 +110,23 @@ cmp -s averaged/calibration.safetensors before || fail 'the algorithm is in the 
 cmp -s averaged/model.safetensors again/model.safetensors && fail 'the algorithm changes nothing'
 quiet scales again --model model -o averaged_too --amax-algo moving_average
 diff -r averaged averaged_too >/dev/null || fail 'run and scales average otherwise'
+
+step=percentile
+data='--samples 24 --batch 2 --seq 48 --no-eval'
+quiet run model -o counted $data --histograms
+cmp -s counted/model.safetensors again/model.safetensors || fail 'histograms change the scales'
+cmp -s counted/calibration.safetensors before && fail 'no histograms in the record'
+quiet run model -o cut $data --calibrator percentile --percentile 99 --margin 16 --json
+says out '"calibrator":	"percentile"'
+cmp -s cut/calibration.safetensors counted/calibration.safetensors || fail 'the percentile is in the record'
+quiet scales counted --model model -o cut_too --calibrator percentile --percentile 99 --margin 16
+says out 'margin 16, percentile 99$'
+says out '^model.layers.* clipped$'
+diff -r cut cut_too >/dev/null || fail 'run and scales clip otherwise'
+quiet scales counted --margin 16 -o uncut.json
+grep -q '"clipped":	true' uncut.json && fail 'clips without being asked'
+quiet scales counted --calibrator percentile --json
+says out '"percentile":	99.99'
 
 step=unfinished
 sed 's/"steps_total":"12"/"steps_total":"99"/' $record >unfinished
