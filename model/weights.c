@@ -180,10 +180,9 @@ static fp8_status read_linear(const fp8_model *m, const fp8_checkpoint *c,
             return FP8_FAIL(FP8_EFORMAT, "'%s': expected F8_E4M3 as quantization_config says, "
                             "found %s", name, fp8_dtype_name(e->tensor.dtype));
         out->input = inputs[m->quant.scheme];
-        if (out->input == FP8_INPUT_GROUPS && (info->in_out || info->kind == FP8_LINEAR_QKV))
+        if (out->input == FP8_INPUT_GROUPS && info->in_out)
             return FP8_FAIL(FP8_EUNSUPPORTED, "'%s': dialect %s: weights in blocks are not run "
-                            "where q, k and v are one matrix or weights are kept [in, out]", name,
-                            row->name);
+                            "where they are kept [in, out]", name, row->name);
         if (out->input == FP8_INPUT_GROUPS)
             FP8_TRY(load_block_descales(c, row->weight_descale, info, &out->descales,
                                         &out->num_descales));

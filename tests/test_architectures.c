@@ -71,7 +71,7 @@ static void check_expert_scales(const fp8_checkpoint *c, const fixture *f) {
 }
 
 /* What is no Linear of ours is declared as left alone, and is as it was. */
-static void check_written(const char *folder, const fixture *f) {
+static void check_written(const char *folder, const fixture *f, int is_static) {
     fp8_quant_config quant = {0};
     fp8_checkpoint *c = NULL;
     char path[4200];
@@ -92,7 +92,7 @@ static void check_written(const char *folder, const fixture *f) {
         if (is->tensor.dtype != FP8_DTYPE_E4M3)
             CHECK(is->bytes == was->bytes && !memcmp(is->tensor.data, was->tensor.data, is->bytes));
     }
-    if (c) check_expert_scales(c, f);
+    if (c && is_static) check_expert_scales(c, f);
     fp8_checkpoint_close(c);
     fp8_quant_config_free(&quant);
     fp8_file_unmap(&json);
@@ -134,7 +134,7 @@ static void test_run(const char *name) {
     check_case = name;
     if (!fixture_open(&f, name)) return;
     export_to(out, f.folder, &f);
-    check_written(out, &f);
+    check_written(out, &f, 1);
     if (run(out, &f, FP8_COMPUTE_BF16, got)) {
         error = check_relative_l2(got, f.logits, FIXTURE_TOKENS * FIXTURE_VOCAB);
         if (getenv("VERBOSE")) printf("%-20s FP8 logits %.3g off\n", name, error);
@@ -214,6 +214,149 @@ static void test_multimodal(void) {
     }
 }
 
+/* ---- schemes without calibration ------------------------------------------------------------- */
+
+static fp8_status export_plain(const char *out, const char *source, fp8_scheme scheme) {
+    const fp8_export_options options = {.scheme = scheme, .force = 1};
+    fp8_export_result result;
+    fp8_checkpoint *c = NULL;
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_checkpoint_open(&c, source));
+    FP8_TRY(fp8_export(&result, out, c, cpu, NULL, &options));
+done:
+    fp8_checkpoint_close(c);
+    return st;
+}
+
+static void test_schemes(void) {
+    static const struct {
+        const char *name;
+        fp8_scheme scheme;
+    } cases[] = {
+        {"phi3", FP8_SCHEME_DYNAMIC},     {"opt", FP8_SCHEME_TENSOR_DYNAMIC},
+        {"mixtral", FP8_SCHEME_DYNAMIC},  {"mixtral", FP8_SCHEME_BLOCK},
+        {"qwen2_moe", FP8_SCHEME_BLOCK},  {"gemma3", FP8_SCHEME_BLOCK},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const char *out = sample_file("scheme");
+        fixture f;
+
+        check_case = cases[i].name;
+        if (!fixture_open(&f, cases[i].name)) continue;
+        CHECK_STATUS(export_plain(out, f.folder, cases[i].scheme), FP8_OK);
+        check_written(out, &f, 0);
+        if (run(out, &f, FP8_COMPUTE_BF16, got)) {
+            const double bound = fixture_is_mixed(&f) ? 0.8 : 0.45;
+            const double error =
+                check_relative_l2(got, f.logits, FIXTURE_TOKENS * FIXTURE_VOCAB);
+            CHECK(error > 0.005 && error < bound);
+        }
+        fixture_close(&f);
+    }
+}
+
+/* One layer whose fused tensors are the others one upon the other. */
+enum { SIDE = 128, VOCAB = 64 };
+static void make_pair(tiny *fused, tiny *apart) {
+    static const char config[] =
+        "{\"model_type\": \"%s\", \"hidden_size\": 128, \"intermediate_size\": 256,"
+        " \"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"num_key_value_heads\": 1,"
+        " \"head_dim\": 128, \"vocab_size\": 64, \"max_position_embeddings\": 64,"
+        " \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": true}";
+    static const struct {
+        const char *fused, *apart;
+        int64_t begin, rows, of, cols; /* rows [begin, begin + rows) of the fused tensor's `of` */
+    } parts[] = {
+        {"self_attn.qkv_proj", "self_attn.q_proj", 0, 256, 512, 128},
+        {"self_attn.qkv_proj", "self_attn.k_proj", 256, 128, 512, 128},
+        {"self_attn.qkv_proj", "self_attn.v_proj", 384, 128, 512, 128},
+        {"mlp.gate_up_proj", "mlp.gate_proj", 0, 256, 512, 128},
+        {"mlp.gate_up_proj", "mlp.up_proj", 256, 256, 512, 128},
+        {"self_attn.o_proj", "self_attn.o_proj", 0, 128, 128, 256},
+        {"mlp.down_proj", "mlp.down_proj", 0, 128, 128, 256},
+    };
+    tiny *both[2] = {fused, apart};
+    char text[512], name[128];
+
+    for (int k = 0; k < 2; k++) {
+        tiny *t = both[k];
+        memset(t, 0, sizeof *t);
+        snprintf(text, sizeof text, config, k ? "llama" : "phi3");
+        tiny_set_config(t, text);
+        t->seed = 7;
+        tiny_add_random(t, "model.embed_tokens.weight", FP8_DTYPE_BF16, VOCAB, SIDE, 1.0f, 0.0f);
+        tiny_add_random(t, "model.norm.weight", FP8_DTYPE_BF16, SIDE, -1, 0.1f, 1.0f);
+        tiny_add_random(t, "model.layers.0.input_layernorm.weight", FP8_DTYPE_BF16, SIDE, -1, 0.1f,
+                        1.0f);
+        tiny_add_random(t, "model.layers.0.post_attention_layernorm.weight", FP8_DTYPE_BF16, SIDE,
+                        -1, 0.1f, 1.0f);
+    }
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        const size_t row_bytes = (size_t)parts[i].cols * 2;
+        tiny_tensor *x;
+        snprintf(name, sizeof name, "model.layers.0.%s.weight", parts[i].fused);
+        if (!tiny_find(fused, name))
+            tiny_add_random(fused, name, FP8_DTYPE_BF16, parts[i].of, parts[i].cols, 0.1f, 0.0f);
+        snprintf(text, sizeof text, "model.layers.0.%s.weight", parts[i].apart);
+        x = tiny_add(apart, text, FP8_DTYPE_BF16, parts[i].rows, parts[i].cols);
+        memcpy(x->data, tiny_find(fused, name)->data + (size_t)parts[i].begin * row_bytes,
+               x->bytes);
+    }
+}
+
+static int run_pair(const char *folder, float *out) {
+    static const int32_t ids[] = {3, 1, 4, 1, 5, 9, 2, 6, 63}, starts[] = {0, 9};
+    const fp8_model_options options = {FP8_COMPUTE_BF16, 16, NULL};
+    const fp8_batch batch = {ids, 9, starts, 1};
+    fp8_checkpoint *c = NULL;
+    fp8_model *m = NULL;
+    fp8_tensor logits;
+    const int before = check_failures;
+
+    CHECK_STATUS(fp8_checkpoint_open(&c, folder), FP8_OK);
+    if (c) CHECK_STATUS(fp8_model_load(&m, cpu, c, &options), FP8_OK);
+    if (m) CHECK_STATUS(fp8_model_forward(m, &batch, NULL, NULL, FP8_LOGITS_ALL, &logits), FP8_OK);
+    if (check_failures == before) memcpy(out, logits.data, 9 * VOCAB * sizeof *out);
+    fp8_model_destroy(m);
+    fp8_checkpoint_close(c);
+    return check_failures == before;
+}
+
+/* Block scales of a fused tensor go with its parts where these end on a block, so that they are
+ * those of the parts alone; where they do not (the fixture), it is refused. */
+static void test_fused_blocks(void) {
+    static float one[9 * VOCAB], other[9 * VOCAB];
+    const char *out = sample_file("blocks"), *folders[2];
+    fp8_checkpoint *c = NULL;
+    fp8_model *m = NULL;
+    tiny t[2];
+    fixture f;
+
+    check_case = "fused tensors in blocks";
+    make_pair(&t[0], &t[1]);
+    folders[0] = tiny_write(&t[0]);
+    CHECK_STATUS(export_plain(out, folders[0], FP8_SCHEME_BLOCK), FP8_OK);
+    CHECK(run_pair(out, one));
+    tiny_remove(folders[0]);
+    folders[1] = tiny_write(&t[1]);
+    CHECK_STATUS(export_plain(out, folders[1], FP8_SCHEME_BLOCK), FP8_OK);
+    CHECK(run_pair(out, other));
+    tiny_remove(folders[1]);
+    CHECK(one[0] != 0 && memcmp(one, other, sizeof one) == 0);
+    tiny_free(&t[0]);
+    tiny_free(&t[1]);
+
+    if (!fixture_open(&f, "phi3")) return;
+    CHECK_STATUS(export_plain(out, f.folder, FP8_SCHEME_BLOCK), FP8_OK);
+    CHECK_STATUS(fp8_checkpoint_open(&c, out), FP8_OK);
+    if (c) CHECK_STATUS(fp8_model_load(&m, cpu, c, NULL), FP8_EUNSUPPORTED);
+    CHECK(strstr(fp8_last_message(), "its scales are of blocks of 128 rows") != NULL);
+    fp8_model_destroy(m);
+    fp8_checkpoint_close(c);
+    fixture_close(&f);
+}
+
 int main(void) {
     static const char *const names[] = {
         "llama-rope-dynamic", "llama-yarn", "gemma2", "gemma3", "phi3", "phi3-longrope",
@@ -226,6 +369,8 @@ int main(void) {
     fp8_log_set(keep_warning, NULL, FP8_LOG_WARNING);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) test_run(names[i]);
     test_multimodal();
+    test_schemes();
+    test_fused_blocks();
     sample_done();
     fp8_device_destroy(cpu);
     return CHECK_DONE();
