@@ -148,7 +148,7 @@ static fp8_status read_config(fp8_convert_source *s) {
     fp8_model_config config;
     fp8_status st = FP8_OK;
 
-    s->config_path = fp8_checkpoint_sibling(s->checkpoint, "config.json");
+    FP8_TRY(fp8_checkpoint_sibling(&s->config_path, s->checkpoint, "config.json"));
     if (!s->config_path)
         return FP8_FAIL(FP8_ENOTFOUND, "%s: no config.json beside it",
                         fp8_checkpoint_path(s->checkpoint));

@@ -27,9 +27,9 @@ typedef struct job {
 
 static fp8_status find_config(job *j) {
     const char *given = j->options->config_json;
-    j->config_path = given ? fp8_path_join(NULL, given)
-                           : fp8_checkpoint_sibling(j->source, "config.json");
-    return given && !j->config_path ? FP8_FAIL(FP8_ENOMEM, "path of %s", given) : FP8_OK;
+    if (!given) return fp8_checkpoint_sibling(&j->config_path, j->source, "config.json");
+    j->config_path = fp8_path_join(NULL, given);
+    return j->config_path ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "path of %s", given);
 }
 
 static fp8_status check_options(const job *j, const char *out) {

@@ -15,7 +15,7 @@ fp8_status fp8_export_companions(fp8_checkpoint_writer *w, const fp8_checkpoint 
     fp8_status st = FP8_OK;
 
     for (size_t i = 0; i < sizeof companions / sizeof *companions; i++) {
-        path = fp8_checkpoint_sibling(source, companions[i]);
+        FP8_TRY(fp8_checkpoint_sibling(&path, source, companions[i]));
         if (!path) continue;
         FP8_TRY(fp8_file_map(&file, path));
         FP8_TRY(fp8_checkpoint_writer_add(w, companions[i], file.data, file.bytes));

@@ -235,10 +235,12 @@ done:
 
 /* Empty without a config.json. */
 static fp8_status read_quant(fp8_quant_config *out, const fp8_checkpoint *source) {
-    char *path = fp8_checkpoint_sibling(source, "config.json");
+    char *path = NULL;
     fp8_status st = FP8_OK;
     *out = (fp8_quant_config){0};
+    FP8_TRY(fp8_checkpoint_sibling(&path, source, "config.json"));
     if (path) st = fp8_quant_config_load(out, path);
+done:
     free(path);
     return st;
 }

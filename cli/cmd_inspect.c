@@ -91,7 +91,7 @@ static fp8_status inspect(inspection *in) {
     fp8_file file = {0};
     char *path = NULL;
     FP8_TRY(fp8_checkpoint_open(&in->checkpoint, in->path));
-    path = fp8_checkpoint_sibling(in->checkpoint, "config.json");
+    FP8_TRY(fp8_checkpoint_sibling(&path, in->checkpoint, "config.json"));
     if (!path) goto done;
     FP8_TRY(fp8_file_map(&file, path));
     FP8_TRY(fp8_config_parse(&in->config, path, (const char *)file.data, file.bytes));

@@ -123,23 +123,30 @@ done:
     return st;
 }
 
-/* Does `inner` lie in folder `outer`, or is it that folder? */
-static int lies_within(const char *inner, const char *outer) {
-    char *a = realpath(inner, NULL), *b = realpath(outer, NULL);
+/* FP8_EINVAL when `source` lies in folder `path` or is that folder; both are there. */
+static fp8_status check_apart(const char *source, const char *path) {
+    char *a = realpath(source, NULL), *b = a ? realpath(path, NULL) : NULL;
     const size_t len = b ? strlen(b) : 0;
-    const int within = a && b && strncmp(a, b, len) == 0 && (a[len] == 0 || a[len] == '/');
+    fp8_status st = FP8_OK;
+    if (!b)
+        st = FP8_FAIL(FP8_EIO, "%s: cannot be resolved: %s", a ? path : source, strerror(errno));
+    else if (strncmp(a, b, len) == 0 && (a[len] == 0 || a[len] == '/'))
+        st = FP8_FAIL(FP8_EINVAL, "%s: --force would replace the model itself", path);
     free(a);
     free(b);
-    return within;
+    return st;
 }
 
 /* A checkpoint is a flat folder with a .safetensors file; an empty folder loses nothing either.
  * What --force replaces is one of these, never a home folder named by mistake. */
-static int may_be_replaced(const char *folder) {
+static fp8_status check_replaceable(const char *folder) {
     DIR *dir = opendir(folder);
     const struct dirent *e;
     int entries = 0, folders = 0, tensors = 0;
-    while (dir && (e = readdir(dir))) {
+    if (!dir && errno == ENOTDIR)
+        return FP8_FAIL(FP8_EEXIST, "%s: not replaced: it is no checkpoint folder", folder);
+    if (!dir) return FP8_FAIL(FP8_EIO, "%s: cannot be opened: %s", folder, strerror(errno));
+    while ((e = readdir(dir))) {
         const char *dot = strrchr(e->d_name, '.');
         struct stat s;
         if (strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0) continue;
@@ -148,21 +155,22 @@ static int may_be_replaced(const char *folder) {
         folders += fstatat(dirfd(dir), e->d_name, &s, AT_SYMLINK_NOFOLLOW) != 0 ||
                    S_ISDIR(s.st_mode);
     }
-    if (!dir) return 0;
     closedir(dir);
-    return entries == 0 || (folders == 0 && tensors > 0);
+    if (entries == 0 || (folders == 0 && tensors > 0)) return FP8_OK;
+    return FP8_FAIL(FP8_EEXIST, "%s: not replaced: it is no checkpoint folder", folder);
 }
 
 fp8_status cli_check_output_folder(const char *path, int force, const char *source) {
+    fp8_status st = FP8_OK;
     if (fp8_path_exists(path)) {
         if (!force)
             return FP8_FAIL(FP8_EEXIST, "%s: exists already; --force replaces it", path);
-        if (source && lies_within(source, path))
-            return FP8_FAIL(FP8_EINVAL, "%s: --force would replace the model itself", path);
-        if (!may_be_replaced(path))
-            return FP8_FAIL(FP8_EEXIST, "%s: not replaced: it is no checkpoint folder", path);
+        if (source) FP8_TRY(check_apart(source, path));
+        FP8_TRY(check_replaceable(path));
     }
-    return check_parent(path);
+    FP8_TRY(check_parent(path));
+done:
+    return st;
 }
 
 fp8_status cli_check_output_file(const char *path, int force) {

@@ -37,7 +37,7 @@ fp8_status cli_source_tokenizer(cli_source *s) {
     fp8_status st = FP8_OK;
     char *path = NULL;
     if (s->tokenizer) return FP8_OK;
-    path = fp8_checkpoint_sibling(s->checkpoint, "tokenizer.json");
+    FP8_TRY(fp8_checkpoint_sibling(&path, s->checkpoint, "tokenizer.json"));
     if (!path)
         return FP8_FAIL(FP8_ENOTFOUND,
                         "%s: no tokenizer.json beside the weights; --tokens takes token ids",

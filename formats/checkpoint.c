@@ -1,6 +1,7 @@
 #include "formats/checkpoint.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -316,13 +317,21 @@ const char *fp8_checkpoint_metadata(const fp8_checkpoint *c, const char *key) {
     return fp8_safetensors_metadata(c->shards[0], key);
 }
 
-char *fp8_checkpoint_sibling(const fp8_checkpoint *c, const char *name) {
-    char *path = fp8_path_join(c->folder, name);
+fp8_status fp8_checkpoint_sibling(char **path, const fp8_checkpoint *c, const char *name) {
+    char *joined = fp8_path_join(c->folder, name);
     struct stat info;
+    fp8_status st = FP8_OK;
 
-    if (path && stat(path, &info) == 0 && S_ISREG(info.st_mode)) return path;
-    free(path);
-    return NULL;
+    *path = NULL;
+    if (!joined) return FP8_FAIL(FP8_ENOMEM, "%s: no memory for the path of %s", c->path, name);
+    if (stat(joined, &info) != 0) {
+        if (errno != ENOENT && errno != ENOTDIR) st = FP8_FAIL_ERRNO(joined, "stat");
+    } else if (S_ISREG(info.st_mode)) {
+        *path = joined;
+        joined = NULL;
+    }
+    free(joined);
+    return st;
 }
 
 size_t fp8_checkpoint_bytes(const fp8_checkpoint *c) {

@@ -31,8 +31,10 @@ int32_t fp8_checkpoint_num_shards(const fp8_checkpoint *c);
 const fp8_safetensors *fp8_checkpoint_shard(const fp8_checkpoint *c, int32_t i);
 /* First shard's __metadata__ value, or NULL. */
 const char *fp8_checkpoint_metadata(const fp8_checkpoint *c, const char *key);
-/* "folder/name" when that regular file exists beside the weights, else NULL; free(). */
-char *fp8_checkpoint_sibling(const fp8_checkpoint *c, const char *name);
+/* "folder/name" when that regular file exists beside the weights, else NULL; free(). FP8_EIO (the
+ * system cannot tell), FP8_ENOMEM. */
+FP8_NODISCARD fp8_status fp8_checkpoint_sibling(char **path, const fp8_checkpoint *c,
+                                                const char *name);
 size_t fp8_checkpoint_bytes(const fp8_checkpoint *c); /* all shards' files together */
 
 /* CRC32 (zlib) over up to 64 evenly spaced 64 KiB samples of all shards' tensor data (everything

@@ -30,11 +30,12 @@ char *fp8_name_beside(const char *path, const char *suffix) {
 
 /* ---- the temporary name -------------------------------------------------------------------- */
 
-/* Between opening and locking, the name may have been renamed or removed. */
+/* Between opening and locking, the name may have been renamed or removed. -1 and errno: unknown. */
 static int is_named(int fd, const char *name) {
     struct stat here, there;
-    return fstat(fd, &here) == 0 && lstat(name, &there) == 0 && here.st_dev == there.st_dev &&
-           here.st_ino == there.st_ino;
+    if (fstat(fd, &here) != 0) return -1;
+    if (lstat(name, &there) != 0) return errno == ENOENT ? 0 : -1;
+    return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
 /* *made: new and empty, else it was there. *fd -1 and errno where it cannot be opened. Returns 0
@@ -57,20 +58,26 @@ static fp8_status remove_left(const char *name, int folder) {
 
 fp8_status fp8_take_name(int *fd, const char *name, const char *path, int folder) {
     for (;;) {
-        int made, locked, mine;
+        int made, locked, mine = 0;
         fp8_status st = FP8_OK;
 
         if (!make_or_open(fd, &made, name, folder)) continue;
-        if (*fd < 0) return FP8_FAIL_ERRNO(path, "create");
+        if (*fd < 0) {
+            st = FP8_FAIL_ERRNO(path, "create");
+            if (made) rmdir(name);
+            return st;
+        }
         while ((locked = flock(*fd, LOCK_EX | LOCK_NB)) != 0 && errno == EINTR) {}
         if (locked != 0 && errno == EWOULDBLOCK)
             st = FP8_FAIL(FP8_EEXIST, "%s: another process is writing it", path);
         else if (locked != 0 && !made) /* a file system without locks: whose it is nobody knows */
             st = FP8_FAIL(FP8_EEXIST, "%s: '%s' is in the way: remove it unless another process is "
                           "writing it", path, name);
-        mine = st == FP8_OK && is_named(*fd, name);
-        if (mine && made) return FP8_OK;
-        if (mine) st = remove_left(name, folder);
+        if (st == FP8_OK) mine = is_named(*fd, name);
+        if (mine == 1 && made) return FP8_OK;
+        if (mine == 1) st = remove_left(name, folder);
+        if (mine < 0) st = FP8_FAIL_ERRNO(path, "stat");
+        if (mine < 0 && made) remove(name);
         close(*fd);
         *fd = -1;
         if (st != FP8_OK) return st;

@@ -36,8 +36,9 @@ build() { # folder, options...
 
 echo "== build: as this machine is (CUDA where nvcc is)"
 build build/test
-echo "== build: CPU only, with sanitizers"
-build build/sanitize -DFP8_CUDA=OFF -DFP8_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+echo "== build: CPU only, with sanitizers and calls that fail when told to"
+build build/sanitize -DFP8_CUDA=OFF -DFP8_SANITIZE=ON -DFP8_FAULTS=ON \
+    -DCMAKE_BUILD_TYPE=RelWithDebInfo
 echo "== tests"
 ctest --test-dir build/test --output-on-failure "$@"
 echo "== CPU tests under AddressSanitizer and UndefinedBehaviorSanitizer"

@@ -129,10 +129,13 @@ static void check_opens(const char *path, const char *folder, int32_t num_shards
     }
     CHECK(!fp8_checkpoint_find(c, "absent"));
     CHECK(fp8_checkpoint_metadata(c, "shard") && !fp8_checkpoint_metadata(c, "absent"));
-    sibling = fp8_checkpoint_sibling(c, "config.json");
+    CHECK_STATUS(fp8_checkpoint_sibling(&sibling, c, "config.json"), FP8_OK);
     CHECK(sibling && fp8_path_exists(sibling));
     free(sibling);
-    CHECK(!fp8_checkpoint_sibling(c, "absent.json") && !fp8_checkpoint_sibling(c, "."));
+    CHECK_STATUS(fp8_checkpoint_sibling(&sibling, c, "absent.json"), FP8_OK);
+    CHECK(sibling == NULL);
+    CHECK_STATUS(fp8_checkpoint_sibling(&sibling, c, "."), FP8_OK);
+    CHECK(sibling == NULL);
     CHECK(fp8_checkpoint_bytes(c) > 0);
     fp8_checkpoint_close(c);
 }

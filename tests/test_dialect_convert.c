@@ -106,11 +106,12 @@ static void check_weight(const struct spelled *c, const fp8_st_entry *source,
 static void check_written(const struct spelled *c, const sample *s, const char *folder) {
     fp8_checkpoint *out = reopen(folder);
     fp8_quant_config q;
-    char *config = fp8_checkpoint_sibling(out, "config.json");
-    char *side = fp8_checkpoint_sibling(out, "hf_quant_config.json");
+    char *config = NULL, *side = NULL;
     int64_t coded = 0;
     char name[300];
 
+    CHECK_STATUS(fp8_checkpoint_sibling(&config, out, "config.json"), FP8_OK);
+    CHECK_STATUS(fp8_checkpoint_sibling(&side, out, "hf_quant_config.json"), FP8_OK);
     CHECK_STATUS(fp8_quant_config_load(&q, config), FP8_OK);
     CHECK(q.dialect == c->dialect && q.scheme == c->scheme && q.kv_fp8 == c->kv);
     CHECK(q.ue8m0 == c->ue8m0 && fp8_quant_config_ignores(&q, "lm_head"));

@@ -194,7 +194,8 @@ static void check_files(const fp8_checkpoint *source, const char *out_folder,
 
     check_case = "files beside the weights";
     for (size_t i = 0; i < sizeof same / sizeof *same; i++) {
-        char *from = fp8_checkpoint_sibling(source, same[i]);
+        char *from = NULL;
+        CHECK_STATUS(fp8_checkpoint_sibling(&from, source, same[i]), FP8_OK);
         snprintf(path, sizeof path, "%s/%s", out_folder, same[i]);
         CHECK(from && sample_same_file(from, path));
         free(from);

@@ -1,0 +1,126 @@
+"""tests/test_faults.py [all] - every call that may fail does, once each and from there on: what a
+command of a build with -DFP8_FAULTS=ON (core/fault.h) then does. It ends with one line and exit
+code 1, or as if nothing had been; the output is whole or as it was, nothing else stays, and (in a
+build with sanitizers) nothing leaks. Without `all` only the first, middle and last call of each
+place in the code are tried, and the rest from the first one of each on."""
+import concurrent.futures
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+FP8CALIB = os.path.abspath(os.environ.get("FP8CALIB", "build/sanitize/fp8calib"))
+HERE = os.path.dirname(os.path.abspath(__file__))
+SOURCE = os.path.abspath(os.environ.get("FP8_SOURCE_DIR") or os.path.dirname(HERE))
+COMMON = ["-o", "out", "--device", "cpu", "--quiet"]
+COMMANDS = {
+    "convert": ["convert", "model", *COMMON, "--threads", "1", "--max-shard-size", "400KB"],
+    "convert over an output": ["convert", "model", *COMMON, "--threads", "1", "--force"],
+    "run": ["run", "model", *COMMON, "--threads", "2", "--no-eval", "--samples", "2", "--batch",
+            "1", "--seq", "16", "--data", "text.txt"],
+}
+RECORD = "out.calibration.safetensors"  # what --resume goes on from
+
+
+def call(work, name, **fault):
+    options = "exitcode=99:detect_leaks=1"
+    environment = {**os.environ, "ASAN_OPTIONS": options, "LSAN_OPTIONS": "exitcode=99", **fault}
+    return subprocess.run([FP8CALIB, *COMMANDS[name]], cwd=work, env=environment, text=True,
+                          stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+
+
+def prepare(work, over):
+    os.mkdir(work)
+    os.symlink(os.path.join(SOURCE, "examples/sample-model"), os.path.join(work, "model"))
+    with open(os.path.join(work, "text.txt"), "w", encoding="ascii") as f:
+        f.write("The kernel allocates memory for the process.\n" * 20)
+    if over:
+        os.mkdir(os.path.join(work, "out"))
+        with open(os.path.join(work, "out/old.safetensors"), "wb"):
+            pass
+
+
+def same(a, b):
+    if not os.path.isdir(a) or sorted(os.listdir(a)) != sorted(os.listdir(b)):
+        return False
+    return filecmp.cmpfiles(a, b, os.listdir(b), shallow=False)[0] == os.listdir(b)
+
+
+def judge(work, done, want, over):
+    """What is wrong with how a command ended."""
+    out, wrong = os.path.join(work, "out"), []
+    whole = same(out, want)
+    old = os.path.isdir(out) and os.listdir(out) == ["old.safetensors"]
+    if done.returncode == 0 and not whole:
+        wrong.append("exit code 0, but the output is not what it should be")
+    if done.returncode not in (0, 1):
+        wrong.append(f"exit code {done.returncode}")
+    lines = done.stderr.count("\n")
+    if lines != (done.returncode != 0) or lines and not done.stderr.startswith("fp8calib: "):
+        wrong.append(f"{lines} lines on stderr: {done.stderr[:1500]}")
+    if not whole and (not old if over else os.path.exists(out)):
+        wrong.append("the output is neither whole nor as it was")
+    left = set(os.listdir(work)) - {"model", "text.txt", "out"}
+    left = {name for name in left if f"/{name}')" not in done.stderr and
+            f"'{name}')" not in done.stderr}
+    if done.returncode != 0:
+        left.discard(RECORD)
+    if left:
+        wrong.append(f"left behind: {sorted(left)}")
+    return wrong
+
+
+def attempt(root, name, fault, want):
+    work = os.path.join(root, f"{name} {fault}")
+    over = "over" in name
+    prepare(work, over)
+    done = call(work, name, FP8_FAULT=fault)
+    wrong = judge(work, done, want, over)
+    shutil.rmtree(work)
+    return [f"[{name}, FP8_FAULT={fault}] {w}" for w in wrong]
+
+
+def choose(log, everything):
+    """Which of the calls in the log are to fail."""
+    places = {}
+    for k, line in enumerate(log, 1):
+        places.setdefault(line, []).append(k)
+    if everything:
+        return [f"{k}{more}" for more in ("", "+") for k in range(1, len(log) + 1)]
+    once = {k for p in places.values() for k in (p[0], p[len(p) // 2], p[-1])}
+    return [str(k) for k in sorted(once)] + [f"{p[0]}+" for p in places.values()]
+
+
+def main():
+    everything = sys.argv[1:] == ["all"]
+    if not os.access(FP8CALIB, os.X_OK):
+        print(f"skipped: no {FP8CALIB}", file=sys.stderr)
+        return 77
+    problems = []
+    with tempfile.TemporaryDirectory() as root:
+        for name in COMMANDS:
+            work = os.path.join(root, name)
+            prepare(work, "over" in name)
+            done = call(work, name, FP8_FAULT_LOG=os.path.join(root, "log"))
+            if not os.path.exists(os.path.join(root, "log")):
+                print("skipped: not a build with -DFP8_FAULTS=ON", file=sys.stderr)
+                return 77
+            problems += [f"[{name}] {w}" for w in judge(work, done, work + "/out", False)]
+            with open(os.path.join(root, "log"), encoding="ascii") as f:
+                log = f.read().splitlines()
+            os.remove(os.path.join(root, "log"))
+            faults = choose(log, everything)
+            with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+                for wrong in pool.map(lambda f: attempt(root, name, f, work + "/out"), faults):
+                    problems += wrong
+            print(f"{name}: {len(log)} calls at {len(set(log))} places, {len(faults)} faults")
+    for p in problems[:10]:
+        print(p, file=sys.stderr)
+    if problems:
+        print(f"{len(problems)} problems", file=sys.stderr)
+    return 1 if problems else 0
+
+
+sys.exit(main())
