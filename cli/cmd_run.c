@@ -179,6 +179,21 @@ done:
 
 /* ---- the work -------------------------------------------------------------------------------- */
 
+/* Before the report runs more forwards. */
+static void count_experts(run_result *r, const fp8_model *m) {
+    const fp8_model_config *c = fp8_model_get_config(m);
+
+    for (int64_t layer = 0; layer < c->num_layers; layer++) {
+        const int64_t *tokens = fp8_model_expert_tokens(m, layer);
+        for (int64_t e = 0; tokens && e < c->num_experts; e++) {
+            if (r->experts == 0 || tokens[e] < r->least_tokens) r->least_tokens = tokens[e];
+            if (tokens[e] > r->most_tokens) r->most_tokens = tokens[e];
+            r->idle_experts += tokens[e] == 0;
+            r->experts++;
+        }
+    }
+}
+
 /* From samples to the checkpoint; what is interrupted leaves the record. */
 static fp8_status make_checkpoint(job *j) {
     fp8_status st = FP8_OK;
@@ -186,6 +201,7 @@ static fp8_status make_checkpoint(job *j) {
     cli_note("calibrating on %s: %lld samples, %lld tokens", r->data_name, (long long)r->samples,
              (long long)j->samples.num_ids);
     FP8_TRY(fp8_calibrate(&j->record, j->model, j->source.checkpoint, &j->samples, &j->calib));
+    count_experts(r, j->model);
     r->steps = j->record->steps;
     for (int64_t i = 0; i < r->steps; i++) r->tokens += j->record->tokens[i];
     FP8_TRY(fp8_report_create(&r->report, j->model, j->source.checkpoint, j->record, &j->samples,

@@ -56,6 +56,10 @@ void run_result_print(const run_result *r) {
            (long long)r->exported.linears);
     printf("%-14s %lld steps, %lld tokens in %lld samples of %s\n", "calibration",
            (long long)r->steps, (long long)r->tokens, (long long)r->samples, r->data_name);
+    if (r->experts)
+        printf("%-14s %lld; %lld to %lld tokens each, %lld saw none\n", "experts",
+               (long long)r->experts, (long long)r->least_tokens, (long long)r->most_tokens,
+               (long long)r->idle_experts);
     printf("%-14s %s/calibration.safetensors\n", "record", r->output);
     printf("%-14s KV cache %s, attention %s, format %s\n", "scheme", r->recipe.kv,
            r->recipe.attention, r->recipe.format);
@@ -84,6 +88,13 @@ static fp8_status add_calibration(cJSON *doc, const run_result *r) {
     cJSON_AddNumberToObject(c, "seq", (double)r->seq);
     cJSON_AddNumberToObject(c, "steps", (double)r->steps);
     cJSON_AddNumberToObject(c, "tokens", (double)r->tokens);
+    if (r->experts) {
+        cJSON *e = cJSON_AddObjectToObject(c, "experts");
+        cJSON_AddNumberToObject(e, "count", (double)r->experts);
+        cJSON_AddNumberToObject(e, "idle", (double)r->idle_experts);
+        cJSON_AddNumberToObject(e, "least_tokens", (double)r->least_tokens);
+        cJSON_AddNumberToObject(e, "most_tokens", (double)r->most_tokens);
+    }
     recipe = cJSON_AddObjectToObject(doc, "recipe");
     cJSON_AddStringToObject(recipe, "kv", r->recipe.kv);
     cJSON_AddStringToObject(recipe, "fp8_attention", r->recipe.attention);

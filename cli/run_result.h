@@ -12,6 +12,7 @@ typedef struct run_side { /* BF16 or FP8 */
 typedef struct run_result {
     const char *model, *output, *data_name, *eval_name, *device;
     int64_t samples, batch, seq, steps, tokens;
+    int64_t experts, idle_experts, least_tokens, most_tokens; /* of all mixtures; experts 0: none */
     recipe_options recipe;
     fp8_export_result exported;
     fp8_report report;

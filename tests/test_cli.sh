@@ -260,4 +260,14 @@ assert read("texts.jsonl") == read("out"), read("out")' 2>python.err || fail "$(
 fi
 "$fp8calib" tokenize model <texts.jsonl | cmp -s - ids.jsonl || fail 'standard input reads otherwise'
 
+step=mixture
+mixture=${FP8_TEST_DATA:-}/fixtures/qwen3_moe
+if [ -d "$mixture" ]; then
+    quiet run "$mixture" -o mixture-FP8 --tokens "$mixture/reference.safetensors"
+    says out '^experts +12; [0-9]+ to [0-9]+ tokens each, 0 saw none'
+    quiet run "$mixture" -o mixture-FP8 --force --tokens "$mixture/reference.safetensors" --json
+    json 'd["calibration"]["experts"]["count"] == 12 and d["calibration"]["experts"]["idle"] == 0'
+    quiet eval mixture-FP8 --tokens "$mixture/reference.safetensors"
+fi
+
 [ "$failures" = 0 ]
