@@ -75,7 +75,8 @@ typedef struct cli_command {
 
 extern const cli_command cli_cmd_run, cli_cmd_convert, cli_cmd_scales, cli_cmd_inspect,
     cli_cmd_eval, cli_cmd_generate, cli_cmd_logits, cli_cmd_tokenize, cli_cmd_explain,
-    cli_cmd_bench;
+    cli_cmd_bench,
+    cli_cmd_lint;
 
 extern const cli_option cli_common_options[];
 extern const int32_t cli_num_common_options;

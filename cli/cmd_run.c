@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/lint_result.h"
 #include "cli/run_result.h"
 
 typedef struct options {
@@ -216,6 +217,18 @@ done:
     return st;
 }
 
+/* Warnings about what was written. */
+static fp8_status lint_output(job *j) {
+    fp8_status st = FP8_OK;
+    fp8_checkpoint *written = NULL;
+    FP8_TRY(fp8_checkpoint_open(&written, j->output));
+    FP8_TRY(fp8_lint(&j->result.lint, written, NULL));
+    lint_result_note(&j->result.lint);
+done:
+    fp8_checkpoint_close(written);
+    return st;
+}
+
 /* One greedy line after the first tokens of the evaluation text. */
 static fp8_status generate_line(run_side *side, fp8_model *m, const fp8_tokenizer *t,
                                 const int32_t *prompt, int64_t num_prompt) {
@@ -284,6 +297,7 @@ static fp8_status run(const void *opts, const cli_list *operands) {
     j->o = o;
     FP8_TRY(prepare(j, operands->items[0]));
     FP8_TRY(make_checkpoint(j));
+    FP8_TRY(lint_output(j));
     if (!o->no_eval) FP8_TRY(evaluate(j));
     if (o->common.json)
         st = run_result_print_json(&j->result);

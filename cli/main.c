@@ -7,7 +7,8 @@
 #include "cli/cli.h"
 
 static const cli_command *const commands[] = {
-    &cli_cmd_run,      &cli_cmd_convert, &cli_cmd_scales,   &cli_cmd_inspect, &cli_cmd_eval,
+    &cli_cmd_run,      &cli_cmd_convert, &cli_cmd_scales,   &cli_cmd_inspect, &cli_cmd_lint,
+    &cli_cmd_eval,
     &cli_cmd_generate, &cli_cmd_logits,  &cli_cmd_tokenize, &cli_cmd_explain, &cli_cmd_bench,
 };
 enum { NUM_COMMANDS = sizeof commands / sizeof *commands };

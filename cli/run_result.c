@@ -4,10 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/lint_result.h"
+
 enum { WORST_ROWS = 5 };
 
 void run_result_free(run_result *r) {
     fp8_report_free(&r->report);
+    fp8_lint_report_free(&r->lint);
     free(r->prompt);
     free(r->bf16.text);
     free(r->fp8.text);
@@ -138,6 +141,7 @@ fp8_status run_result_print_json(const run_result *r) {
     if (r->evaluated) FP8_TRY(add_evaluation(doc, r));
     FP8_TRY(fp8_report_json(&report, &r->report));
     cJSON_AddRawToObject(doc, "report", report);
+    FP8_TRY(lint_result_add(doc, &r->lint));
     st = cli_json_print(doc);
 done:
     free(report);

@@ -16,6 +16,7 @@ typedef struct run_result {
     recipe_options recipe;
     fp8_export_result exported;
     fp8_report report;
+    fp8_lint_report lint; /* of what was written */
     int evaluated;
     int64_t window;
     char *prompt;

@@ -9,6 +9,7 @@
 #include "formats/dialect.h"
 #include "formats/file.h"
 #include "formats/json.h"
+#include "formats/lint.h"
 #include "formats/record.h"
 #include "formats/safetensors.h"
 #include "formats/textdata.h"

@@ -33,7 +33,7 @@ sys.exit(0 if eval(sys.argv[1]) else 1)' "$1" 2>python.err || fail "not so: $1: 
 }
 
 step=help
-for command in run convert scales inspect eval generate logits tokenize explain bench; do
+for command in run convert lint scales inspect eval generate logits tokenize explain bench; do
     "$fp8calib" help $command >out 2>err || fail "help $command"
     [ -s err ] && fail "help $command: stderr"
     "$fp8calib" $command --help | cmp -s - out || fail "$command --help differs"
@@ -61,6 +61,7 @@ done
 quiet run model -o two $small --json
 json 'd["output"] == "two" and d["calibration"]["samples"] == 12 and d["calibration"]["steps"] == 6'
 json 'abs(d["evaluation"]["fp8"]["perplexity"] / d["evaluation"]["bf16"]["perplexity"] - 1) < 0.1'
+json 'd["lint"] == []'
 json 'len(d["report"]) > 0 and d["output_bytes"] < d["source_bytes"]'
 diff -r one two >/dev/null || fail 'two runs differ'
 quiet run model -o two $small --threads 1 --no-eval --force
@@ -185,6 +186,24 @@ quiet convert model -o kv_only --scheme none --record one/calibration.safetensor
 json 'd["quantized"] == 0'
 quiet eval model kv_only --data "$text" --max-windows 1 --json
 json '0 < d["models"][1]["kl"] < 0.1'
+
+step=lint
+quiet lint one --json
+json 'd["errors"] == 0 and d["lint"] == [] and d["rules"] > 20'
+for dialect in fp8 modelopt; do
+    quiet lint "as_$dialect"
+    says out ' 0 errors, 0 warnings$'
+    quiet lint "one_$dialect" --engine tensorrt-llm
+done
+"$fp8calib" lint as_deepseek --json >out 2>err && fail 'KV heads of 64 pass in blocks of 128'
+json 'd["errors"] == 8 and all(f["rule"] == "block-size" and "64" in f["where"] for f in d["lint"])'
+quiet lint as_deepseek --engine hf
+"$fp8calib" lint one --tp 7 >out 2>err
+[ $? = 4 ] || fail "--tp 7: exit code, $(cat err)"
+says out 'tp-heads'
+cp -r one frozen && sed -i 's/"compressed"/"frozen"/' frozen/config.json
+"$fp8calib" lint frozen --engine hf >out 2>err && fail 'frozen passes'
+says out 'status-frozen'
 
 step=explain
 quiet explain attention --shape 2,8,2,64,100,200 --mask causal-bottom-right --window 15,-1 --json
