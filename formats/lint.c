@@ -217,7 +217,7 @@ fp8_status fp8_lint(fp8_lint_report *out, const fp8_checkpoint *c,
     j->tp = j->options->tp ? j->options->tp : 1;
     j->report = out;
     if (j->tp < 0) FP8_TRY(FP8_FAIL(FP8_EINVAL, "tp %lld", (long long)j->tp));
-    path = fp8_checkpoint_sibling(c, "config.json");
+    FP8_TRY(fp8_checkpoint_sibling(&path, c, "config.json"));
     if (!path)
         FP8_TRY(FP8_FAIL(FP8_ENOTFOUND, "%s: no config.json beside it", fp8_checkpoint_path(c)));
     FP8_TRY(read_configs(j, path));
