@@ -9,6 +9,7 @@
 #include "formats/dialect_reader.h"
 #include "formats/file.h"
 #include "formats/lint_impl.h"
+#include "formats/names.h"
 
 static const char *const engine_names[FP8_NUM_ENGINES] = {"vllm", "sglang", "tensorrt-llm", "hf"};
 
@@ -159,6 +160,28 @@ static fp8_status read_configs(fp8_lint_job *j, const char *path) {
 
 static int is_fp8(fp8_dtype t) { return t == FP8_DTYPE_E4M3 || t == FP8_DTYPE_E5M2; }
 
+/* Who is fused with whom: by the name of what holds them, and the set. */
+static fp8_status pair_weights(fp8_lint_job *j) {
+    fp8_names names = {0};
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_names_create(&names, j->num_weights));
+    for (int64_t i = 0; i < j->num_weights; i++) {
+        size_t holder;
+        const int set = fp8_lint_fused_set(j->weights[i].module, &holder);
+        char *key;
+        j->weights[i].first = -1;
+        if (set < 0) continue;
+        key = fp8_arena_copy(&j->arena, j->weights[i].module, holder + 1);
+        if (!key) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "list of weights"));
+        key[holder] = (char)('0' + set);
+        j->weights[i].first = fp8_names_add(&names, key, i);
+    }
+done:
+    fp8_names_free(&names);
+    return st;
+}
+
 static fp8_status list_weights(fp8_lint_job *j) {
     const int64_t count = fp8_checkpoint_count(j->c);
 
@@ -223,6 +246,7 @@ fp8_status fp8_lint(fp8_lint_report *out, const fp8_checkpoint *c,
     FP8_TRY(read_configs(j, path));
     if (!j->unreadable && j->quant.scheme == FP8_SCHEME_NONE && !j->quant.kv_fp8) goto done;
     FP8_TRY(list_weights(j));
+    FP8_TRY(pair_weights(j));
     FP8_TRY(list_files(j));
     FP8_TRY(apply(j));
 done:

@@ -11,6 +11,7 @@ typedef struct fp8_lint_weight {
     const char *module;
     const fp8_st_entry *entry;
     int is_fp8, ignored;
+    int64_t first; /* the first weight that engines fuse with it; -1: it is that, or alone */
 } fp8_lint_weight;
 
 /* What only the text of config.json tells. */

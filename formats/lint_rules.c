@@ -94,20 +94,13 @@ static fp8_status fused_split(fp8_lint_job *j) {
     fp8_status st = FP8_OK;
 
     for (int64_t i = 0; i < j->num_weights; i++) {
-        size_t holder, other;
-        const char *module = j->weights[i].module;
-        const int set = fp8_lint_fused_set(module, &holder);
-        for (int64_t k = 0; set >= 0 && k < i; k++) {
-            if (j->weights[k].is_fp8 == j->weights[i].is_fp8 ||
-                fp8_lint_fused_set(j->weights[k].module, &other) != set || other != holder ||
-                memcmp(j->weights[k].module, module, holder) != 0)
-                continue;
-            FP8_TRY(fp8_lint_find(j, "'%s' is %s, but '%s' is %s", module,
-                                  fp8_dtype_name(j->weights[i].entry->tensor.dtype),
-                                  j->weights[k].module,
-                                  fp8_dtype_name(j->weights[k].entry->tensor.dtype)));
-            break;
-        }
+        const fp8_lint_weight *w = &j->weights[i], *first;
+        if (w->first < 0) continue;
+        first = &j->weights[w->first];
+        if (first->is_fp8 != w->is_fp8)
+            FP8_TRY(fp8_lint_find(j, "'%s' is %s, but '%s' is %s", w->module,
+                                  fp8_dtype_name(w->entry->tensor.dtype), first->module,
+                                  fp8_dtype_name(first->entry->tensor.dtype)));
     }
 done:
     return st;

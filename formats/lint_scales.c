@@ -73,17 +73,9 @@ static int is_one_scale(const fp8_lint_job *j) {
                               j->quant.scheme == FP8_SCHEME_TENSOR_DYNAMIC);
 }
 
-/* The first weight of w's fused set that lies before it, or NULL. */
 static const fp8_lint_weight *partner(const fp8_lint_job *j, int64_t at) {
-    size_t holder, other;
-    const char *module = j->weights[at].module;
-    const int set = fp8_lint_fused_set(module, &holder);
-
-    for (int64_t i = 0; set >= 0 && i < at; i++)
-        if (fp8_lint_fused_set(j->weights[i].module, &other) == set && other == holder &&
-            memcmp(j->weights[i].module, module, holder) == 0)
-            return &j->weights[i];
-    return NULL;
+    const int64_t first = j->weights[at].first;
+    return first < 0 ? NULL : &j->weights[first];
 }
 
 static int is_power_of_two(float x) {
