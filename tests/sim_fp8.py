@@ -2,8 +2,9 @@
 """Perplexity of checkpoints by an independent simulation: an oracle for the runtime. In torch where
 it is installed, on the GPU where there is one, else in numpy.
 
-Plain formulas, none of our shortcuts: codes = e4m3(x / descale), values = codes * descale, RoPE
-rounded three times as transformers does. FP8 checkpoints (compressed-tensors, E4M3): inputs static
+Plain formulas, none of our shortcuts: codes = e4m3(x / descale), values = codes * descale. A norm,
+activation or RoPE whose result is quantized is not rounded to BF16 before; elsewhere they round as
+transformers does, RoPE three times. FP8 checkpoints (compressed-tensors, E4M3): inputs static
 or one descale a token, K and V by theirs, Q by its descale where the metadata asks for FP8
 attention; P as it is, or with --quantize-p in E4M3 with a 2^8 offset. Others: as they are. Families
 llama, mistral, qwen2, qwen3, gemma, gpt2 (default RoPE, no sliding window). Window i is
@@ -152,14 +153,18 @@ class Model:
             raise SystemExit("sim_fp8: only default RoPE is simulated")
         self.dynamic = not any(name.endswith(".input_scale") for name in self.tensors)
         self.fp8_attention = metadata.get("fp8calib.attention", "none") != "none"
+        self.fp8_inputs = not args.plain_inputs and any(name.endswith(".weight_scale")
+                                                        for name in self.tensors)
+        self.fp8_kv = not args.plain_attention and any(name.endswith(".k_scale")
+                                                       for name in self.tensors)
         self.prefix = "transformer." if "transformer.wte.weight" in self.tensors else ""
 
     def get(self, name):
         return self.tensors.get(name)
 
-    def round(self, x):
-        """What a tensor of the compute type keeps of x."""
-        return self.b.bf16(x) if self.args.compute == "bf16" else x
+    def round(self, x, quantized=False):
+        """What a tensor of the compute type keeps of x; all of it on the way to a quantizer."""
+        return self.b.bf16(x) if self.args.compute == "bf16" and not quantized else x
 
     # ---- operations ------------------------------------------------------------------------------
 
@@ -178,24 +183,25 @@ class Model:
         y = x @ (w if self.gpt2 else w.T)
         return self.round(y if bias is None else y + bias)
 
-    def norm(self, name, x):
+    def norm(self, name, x, quantized=False):
         w = self.get(name + ".weight")
         if self.gpt2:
             mean = x.mean(-1, keepdims=True)
             var = ((x - mean) ** 2).mean(-1, keepdims=True)
             return self.round((x - mean) / self.lib.sqrt(var + self.eps) * w +
-                              self.get(name + ".bias"))
+                              self.get(name + ".bias"), quantized)
         y = x / self.lib.sqrt((x * x).mean(-1, keepdims=True) + self.eps)
         if self.family == "gemma":
-            return self.round(y * (1 + w))
-        return self.round(w * self.round(y))
+            return self.round(y * (1 + w), quantized)
+        return self.round(w * self.round(y, quantized), quantized)
 
     def activate(self, x):
         if self.act == "silu":
-            return self.round(x / (1 + self.lib.exp(-x)))
+            return self.round(x / (1 + self.lib.exp(-x)), self.fp8_inputs)
         if self.act in ("gelu_new", "gelu_pytorch_tanh", "gelu"):
             return self.round(0.5 * x * (1 + self.lib.tanh((2 / np.pi) ** 0.5 *
-                                                           (x + 0.044715 * x * x * x))))
+                                                           (x + 0.044715 * x * x * x))),
+                              self.fp8_inputs)
         raise SystemExit(f"sim_fp8: activation {self.act}")
 
     def rope(self, x):
@@ -205,8 +211,9 @@ class Model:
         angle = self.b.arange(x.shape[1])[:, None] * freq
         cos, sin = (self.round(self.lib.concatenate((f(angle), f(angle)), -1))[:, None]
                     for f in (self.lib.cos, self.lib.sin))
+        fp8 = self.fp8_kv
         turned = self.lib.concatenate((-x[..., half:], x[..., :half]), -1)
-        return self.round(self.round(x * cos) + self.round(turned * sin))
+        return self.round(self.round(x * cos, fp8) + self.round(turned * sin, fp8), fp8)
 
     def attention(self, module, q, k, v):
         """[windows, tokens, heads, dim] each, causal."""
@@ -236,27 +243,28 @@ class Model:
 
     def gpt2_layer(self, i, x):
         at = f"{self.prefix}h.{i}."
-        qkv = self.linear(at + "attn.c_attn", self.norm(at + "ln_1", x))
+        qkv = self.linear(at + "attn.c_attn", self.norm(at + "ln_1", x, self.fp8_inputs))
         q, k, v = (self.split(qkv[..., j * self.hidden:(j + 1) * self.hidden], self.heads)
                    for j in range(3))
         x = self.round(x + self.linear(at + "attn.c_proj", self.attention(at + "attn", q, k, v)))
-        inner = self.activate(self.linear(at + "mlp.c_fc", self.norm(at + "ln_2", x)))
+        n = self.norm(at + "ln_2", x, self.fp8_inputs)
+        inner = self.activate(self.linear(at + "mlp.c_fc", n))
         return self.round(x + self.linear(at + "mlp.c_proj", inner))
 
     def llama_layer(self, i, x):
         at = f"model.layers.{i}."
-        n = self.norm(at + "input_layernorm", x)
+        n = self.norm(at + "input_layernorm", x, self.fp8_inputs)
         q = self.split(self.linear(at + "self_attn.q_proj", n), self.heads)
         k = self.split(self.linear(at + "self_attn.k_proj", n), self.kv_heads)
         v = self.split(self.linear(at + "self_attn.v_proj", n), self.kv_heads)
         if at + "self_attn.q_norm.weight" in self.tensors:
-            q = self.norm(at + "self_attn.q_norm", q)
-            k = self.norm(at + "self_attn.k_norm", k)
+            q = self.norm(at + "self_attn.q_norm", q, self.fp8_kv)
+            k = self.norm(at + "self_attn.k_norm", k, self.fp8_kv)
         o = self.attention(at + "self_attn", self.rope(q), self.rope(k), v)
         x = self.round(x + self.linear(at + "self_attn.o_proj", o))
-        n = self.norm(at + "post_attention_layernorm", x)
+        n = self.norm(at + "post_attention_layernorm", x, self.fp8_inputs)
         inner = self.activate(self.linear(at + "mlp.gate_proj", n))
-        inner = self.round(inner * self.linear(at + "mlp.up_proj", n))
+        inner = self.round(inner * self.linear(at + "mlp.up_proj", n), self.fp8_inputs)
         return self.round(x + self.linear(at + "mlp.down_proj", inner))
 
     def logits(self, ids):
