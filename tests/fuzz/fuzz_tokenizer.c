@@ -1,10 +1,4 @@
-/* Fuzz target of formats/tokenizer*.c, not part of the build:
- *
- *   clang -std=c11 -g -O1 -D_POSIX_C_SOURCE=200809L -DFP8_CUDA=0 -I. \
- *       -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all tests/fuzz_tokenizer.c \
- *       formats/{tokenizer*,unicode,utf8,json*,file,new_file,hash}.c \
- *       core/{status,arena,log}.c -lutf8proc -lcjson -lm -o fuzz_tokenizer
- *   ./fuzz_tokenizer -max_len=8192 CORPUS
+/* Fuzz target of formats/tokenizer*.c.
  *
  * The input is a tokenizer.json, a byte 0xff (which JSON never holds) and a text to encode; what it
  * encodes to is decoded. A corpus of small tokenizer.json files finds more. */

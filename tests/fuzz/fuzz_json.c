@@ -1,9 +1,4 @@
-/* Fuzz target of formats/json.c, not part of the build:
- *
- *   clang -std=c11 -g -O1 -D_POSIX_C_SOURCE=200809L -DFP8_CUDA=0 -I. \
- *       -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all tests/fuzz_json.c \
- *       formats/json*.c formats/hash.c formats/utf8.c core/status.c -lcjson -lm -o fuzz_json
- *   ./fuzz_json -max_len=4096 CORPUS
+/* Fuzz target of formats/json.c.
  *
  * Beyond memory errors it holds the parser to its word: tokens lie in order inside the document,
  * text is terminated UTF-8, brackets match, a failure stays, skipping and reading agree. */

@@ -1,12 +1,5 @@
-/* Fuzz target of formats/safetensors.c, not part of the build. The input is a header: its length is
+/* Fuzz target of formats/safetensors.c. The input is a header: its length is
  * put before it and as much data after it as its two last bytes say.
- *
- *   clang -std=c11 -g -O1 -D_POSIX_C_SOURCE=200809L -DFP8_CUDA=0 -I. \
- *       -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all tests/fuzz_safetensors.c \
- *       formats/safetensors.c formats/file.c formats/new_file.c formats/names.c formats/json*.c \
- *       formats/hash.c formats/utf8.c core/{status,dtype,tensor,arena}.c -lcjson -lm \
- *       -o fuzz_safetensors
- *   ./fuzz_safetensors -max_len=4096 CORPUS
  *
  * What opens must be what the header promises: tensors that fill the data without hole or overlap,
  * each found by its name. */

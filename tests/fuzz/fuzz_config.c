@@ -1,11 +1,4 @@
-/* Fuzz target of config.json and quantization_config, not part of the build:
- *
- *   clang -std=c11 -g -O1 -D_POSIX_C_SOURCE=200809L -DFP8_CUDA=0 -I. \
- *       -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all tests/fuzz_config.c \
- *       formats/config*.c formats/dialect*.c formats/json*.c formats/hash.c formats/utf8.c \
- *       formats/file.c formats/new_file.c core/status.c core/tensor.c core/dtype.c -lcjson -lm \
- *       -o fuzz_config
- *   ./fuzz_config -max_len=4096 CORPUS
+/* Fuzz target of config.json and quantization_config.
  *
  * Beyond memory errors: what is accepted keeps the promises of the headers; one key goes into any
  * object, all other bytes stay, and doing it again changes nothing. */

@@ -1,9 +1,4 @@
-/* Fuzz target of formats/iddata_npy.c and gzip.c, not part of the build:
- *
- *   clang -std=c11 -g -O1 -D_POSIX_C_SOURCE=200809L -DFP8_CUDA=0 -I. \
- *       -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all tests/fuzz_textdata.c \
- *       formats/{iddata_npy,gzip,utf8}.c core/{status,tensor,dtype}.c -lz -lm -o fuzz_textdata
- *   ./fuzz_textdata -max_len=1024 CORPUS
+/* Fuzz target of formats/iddata_npy.c and gzip.c.
  *
  * What a .npy header claims must lie in the file; gzip stays below its limit. */
 #include <stdlib.h>
