@@ -22,14 +22,16 @@ for source in core/*.c formats/*.c; do
     [ "$object" -nt "$source" ] ||
         clang $flags -fsanitize=fuzzer-no-link -c "$source" -o "$object"
 done
+# A file may ask for more memory than there is: that is to end in a status.
+export ASAN_OPTIONS=allocator_may_return_null=1
 failed=0
 for target in $targets; do
     clang $flags -fsanitize=fuzzer tests/fuzz/fuzz_$target.c "$out"/objects/*.o -o "$out/$target" \
         -lcjson -lutf8proc -lz -lm -lpthread
     echo "== $target, $seconds s"
     "$out/$target" -max_total_time="$seconds" -max_len=8192 -timeout=10 -rss_limit_mb=2048 \
-        -malloc_limit_mb=4096 -print_final_stats=1 -artifact_prefix="$out/$target-" \
+        -malloc_limit_mb=100000000 -print_final_stats=1 -artifact_prefix="$out/$target-" \
         "$out/corpus/$target" >"$out/$target.log" 2>&1 || failed=1
-    grep -E 'number_of_executed_units|ERROR|SUMMARY|Test unit written' "$out/$target.log" || true
+    grep -aE 'number_of_executed_units|ERROR|SUMMARY|Test unit written' "$out/$target.log" || true
 done
 exit $failed
