@@ -76,15 +76,22 @@ def only(case, *names):
         complain(case, f"in the folder: {left}, expected {sorted(names)}")
 
 
-def wait_for(case, process, there):
-    """Until there() is true: then the process is stopped."""
-    for _ in range(20000):
+def stopped(process, there):
+    """Stops the process where there() is true, and still is then; False: it came to its end."""
+    while process.poll() is None:
         if there():
             process.send_signal(signal.SIGSTOP)
-            return True
-        if process.poll() is not None:
-            break
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            if there():
+                return True
+            process.send_signal(signal.SIGCONT)
         time.sleep(0.0005)
+    return False
+
+
+def wait_for(case, process, there):
+    if stopped(process, there):
+        return True
     complain(case, "came to its end before it could be stopped")
     return False
 
@@ -213,14 +220,34 @@ def shrinking():
             clear()
 
 
+def locked(path):
+    """Whether a process holds a lock on it: that it is there says nothing, it is made before."""
+    try:
+        inode = os.stat(path).st_ino
+        with open("/proc/locks") as f:
+            return any(f":{inode} " in line for line in f)
+    except OSError:
+        return False
+
+
+def start_and_stop(case, command, name):
+    """`command`, stopped while it holds a lock on `name`; what is over too soon is tried again."""
+    for _ in range(20):
+        process = start(command)
+        if stopped(process, lambda: locked(name)):
+            return process
+        finish(process)
+        clear()
+    complain(case, "20 times at its end before it could be stopped")
+    return None
+
+
 def two_processes():
     for command, name in (("run", "out.lock"), ("convert", "out.fp8-partial")):
         for second in COMMANDS:
             case = f"{second} while {command} writes"
-            process = start(command)
-            if not wait_for(case, process, lambda: os.path.exists(name)):
-                finish(process)
-                clear()
+            process = start_and_stop(case, command, name)
+            if not process:
                 continue
             if command == second or command == "convert":
                 fails(case, start(second), 5, "out: another process is writing it")
