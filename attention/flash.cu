@@ -165,19 +165,9 @@ static flash_entry entry_of(int32_t d, bool as_is, size_t *bytes) {
 }
 
 extern "C" fp8_status attention_flash_prepare(int32_t d, int v_as_is) {
-    fp8_status st = FP8_OK;
-    cudaFuncAttributes a;
-    size_t bytes;
+    size_t bytes = 0;
     const flash_entry entry = entry_of(d, v_as_is, &bytes);
-
-    if (!entry) return FP8_FAIL(FP8_EUNSUPPORTED, "d %d, expected 64, 128 or 256", d);
-    FP8_TRY_CUDA(cudaFuncGetAttributes(&a, entry));
-    if (a.numRegs < EMPTY_REGISTERS)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "this build holds no sm_90a code");
-    FP8_TRY_CUDA(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)bytes));
-done:
-    return st;
+    return flash_prepare(entry, d, bytes);
 }
 
 extern "C" fp8_status attention_flash_launch(const flash_params *p, int32_t d, int32_t blocks,

@@ -42,7 +42,6 @@ enum {
     WG_ROWS = 64,         /* of a warpgroup: the M of wgmma */
     K_STEP = 16,          /* elements a product contracts over */
     COLUMN_BLOCK = 64,    /* elements of a swizzled row */
-    EMPTY_REGISTERS = 64, /* the kernel of other architectures, which is empty, has fewer */
     TURN_BARRIER = 1      /* named barriers from 1 on, one a consumer; 0 is __syncthreads */
 };
 
@@ -170,19 +169,9 @@ static flash_entry entry_of(int32_t d, int f16, size_t *bytes) {
 }
 
 extern "C" fp8_status attention_flash16_prepare(int32_t d, int f16) {
-    fp8_status st = FP8_OK;
-    cudaFuncAttributes a;
-    size_t bytes;
+    size_t bytes = 0;
     const flash_entry entry = entry_of(d, f16, &bytes);
-
-    if (!entry) return FP8_FAIL(FP8_EUNSUPPORTED, "d %d, expected 64, 128 or 256", d);
-    FP8_TRY_CUDA(cudaFuncGetAttributes(&a, entry));
-    if (a.numRegs < EMPTY_REGISTERS)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "this build holds no sm_90a code");
-    FP8_TRY_CUDA(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)bytes));
-done:
-    return st;
+    return flash_prepare(entry, d, bytes);
 }
 
 extern "C" fp8_status attention_flash16_launch(const flash_params *p, int32_t d, int f16,

@@ -16,7 +16,6 @@ enum {
     /* 65536 registers: 384 threads start with 168; 128 * (40 + 2 * 232) = 64512 */
     PRODUCER_REGISTERS = 40,
     CONSUMER_REGISTERS = 232,
-    EMPTY_REGISTERS = 64, /* the kernel of other architectures, which is empty, has fewer */
     K_STEP = 32,     /* bytes a product contracts over */
     TURN_BARRIER = 1 /* named barriers 1 and 2; 0 is __syncthreads */
 };

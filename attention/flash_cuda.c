@@ -2,12 +2,12 @@
  * and writes V transposed, both into the workspace (flash_prologue.cu), then attends (flash.cu,
  * over long sequences flash_wide.cu); in 16 bits it attends (flash16.cu). Lengths are read on the
  * device; what is fixed here are the tensor maps, which also keep every copy inside the buffers. */
-#include <cudaTypedefs.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "attention/flash.h"
 #include "core/cuda_check.h"
+#include "core/tensor_map.h"
 
 enum {
     ALIGN = 256,    /* bytes; of each part of the workspace */
@@ -28,7 +28,7 @@ typedef struct flash_operands {
 } flash_operands;
 
 typedef struct flash_state {
-    PFN_cuTensorMapEncodeTiled_v12000 encode;
+    fp8_tensor_map_encode encode;
     int32_t num_sms;
     int is_16;
     int wide; /* flash_wide.cu */
@@ -46,25 +46,6 @@ static int32_t rows_of_tile(const fp8_attention_options *o) {
 }
 
 /* ---- plan ------------------------------------------------------------------------------------ */
-
-/* cuTensorMapEncodeTiled through the runtime, so that libcuda is not linked. */
-static fp8_status find_encode(PFN_cuTensorMapEncodeTiled_v12000 *out) {
-    enum cudaDriverEntryPointQueryResult found;
-    void *f = NULL;
-    fp8_status st = FP8_OK;
-
-#if CUDART_VERSION >= 12050
-    FP8_TRY_CUDA(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000,
-                                                  cudaEnableDefault, &found));
-#else
-    FP8_TRY_CUDA(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found));
-#endif
-    if (found != cudaDriverEntryPointSuccess || !f)
-        st = FP8_FAIL(FP8_EUNSUPPORTED, "the driver has no cuTensorMapEncodeTiled");
-    *out = (PFN_cuTensorMapEncodeTiled_v12000)f;
-done:
-    return st;
-}
 
 static int32_t bound_of(int64_t keys) {
     return keys < 0 || keys > FLASH_NO_WINDOW ? FLASH_NO_WINDOW : (int32_t)keys;
@@ -185,7 +166,7 @@ static fp8_status flash_open(fp8_attention_plan *p) {
     if (f->is_16) FP8_TRY(attention_flash16_prepare(o->d_v, o->q_dtype == FP8_DTYPE_F16));
     else if (f->wide) FP8_TRY(attention_flash_wide_prepare(o->d_v));
     else FP8_TRY(attention_flash_prepare(o->d_v, f->params.v_as_is));
-    FP8_TRY(find_encode(&f->encode));
+    FP8_TRY(fp8_tensor_map_encoder(&f->encode));
     p->workspace_bytes = f->places.bytes;
 done:
     return st;

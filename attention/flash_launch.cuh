@@ -1,10 +1,29 @@
-/* attention/flash_launch.cuh - private: launches one of a run's kernels. */
+/* attention/flash_launch.cuh - private: makes ready and launches one of a run's kernels. */
 #ifndef FP8_ATTENTION_FLASH_LAUNCH_CUH
 #define FP8_ATTENTION_FLASH_LAUNCH_CUH
 #include <cuda_runtime.h>
 
 #include "core/cuda_check.h"
 #include "core/device.h"
+
+enum { FLASH_EMPTY_REGISTERS = 64 }; /* the kernel of other architectures, empty, has fewer */
+
+/* Room for the shared memory of the kernel for head size d; NULL: there is none for d.
+ * FP8_EUNSUPPORTED also where this build holds no sm_90a code. */
+template <typename P>
+static fp8_status flash_prepare(void (*kernel)(const P), int32_t d, size_t shared) {
+    fp8_status st = FP8_OK;
+    cudaFuncAttributes a;
+
+    if (!kernel) return FP8_FAIL(FP8_EUNSUPPORTED, "d %d, expected 64, 128 or 256", d);
+    FP8_TRY_CUDA(cudaFuncGetAttributes(&a, kernel));
+    if (a.numRegs < FLASH_EMPTY_REGISTERS)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "this build holds no sm_90a code");
+    FP8_TRY_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      (int)shared));
+done:
+    return st;
+}
 
 /* dependent: the kernel may start while the one before it on the stream ends (programmatic
  * dependent launch); it waits for that one's results itself, dependencies_wait(). */

@@ -181,17 +181,7 @@ static wide_entry entry_of(int32_t d) {
 
 extern "C" fp8_status attention_flash_wide_prepare(int32_t d) {
     const wide_entry e = entry_of(d);
-    fp8_status st = FP8_OK;
-    cudaFuncAttributes a;
-
-    if (!e.kernel) return FP8_FAIL(FP8_EUNSUPPORTED, "d %d, expected 64, 128 or 256", d);
-    FP8_TRY_CUDA(cudaFuncGetAttributes(&a, e.kernel));
-    if (a.numRegs < EMPTY_REGISTERS)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "this build holds no sm_90a code");
-    FP8_TRY_CUDA(cudaFuncSetAttribute(e.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)e.bytes));
-done:
-    return st;
+    return flash_prepare(e.kernel, d, e.bytes);
 }
 
 extern "C" fp8_status attention_flash_wide_launch(const flash_params *p, int32_t d, int32_t blocks,

@@ -1,12 +1,9 @@
 /* The host half of the skinny product (skinny.cu): what it takes, and its tensor maps. */
-#include <cudaTypedefs.h>
-
 #include "core/cuda_check.h"
+#include "core/tensor_map.h"
 #include "quant/skinny_cuda.h"
 
 enum { VECTOR = 16 }; /* bytes; what tensor maps ask of addresses and strides */
-
-typedef PFN_cuTensorMapEncodeTiled_v12000 encode_call;
 
 /* ---- what it takes --------------------------------------------------------------------------- */
 
@@ -49,29 +46,10 @@ fp8_status skinny_check(const fp8_device *d, const fp8_gemm *g) {
 
 /* ---- tensor maps ----------------------------------------------------------------------------- */
 
-/* cuTensorMapEncodeTiled through the runtime, so that libcuda is not linked. */
-static fp8_status find_encode(encode_call *out) {
-    enum cudaDriverEntryPointQueryResult found;
-    void *f = NULL;
-    fp8_status st = FP8_OK;
-
-#if CUDART_VERSION >= 12050
-    FP8_TRY_CUDA(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000,
-                                                  cudaEnableDefault, &found));
-#else
-    FP8_TRY_CUDA(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found));
-#endif
-    if (found != cudaDriverEntryPointSuccess || !f)
-        st = FP8_FAIL(FP8_EUNSUPPORTED, "the driver has no cuTensorMapEncodeTiled");
-    *out = (encode_call)f;
-done:
-    return st;
-}
-
 /* A map of [rows, cols] elements of 1 or 2 bytes, boxes [box_rows, box_cols] 128 bytes wide. */
-static fp8_status make_map(encode_call encode, CUtensorMap *map, const char *name, const void *x,
-                           CUtensorMapDataType type, int64_t rows, int64_t cols, int64_t ld_bytes,
-                           int32_t box_rows, int32_t box_cols) {
+static fp8_status make_map(fp8_tensor_map_encode encode, CUtensorMap *map, const char *name,
+                           const void *x, CUtensorMapDataType type, int64_t rows, int64_t cols,
+                           int64_t ld_bytes, int32_t box_rows, int32_t box_cols) {
     const cuuint64_t sizes[2] = {(cuuint64_t)cols, (cuuint64_t)rows};
     const cuuint64_t strides[1] = {(cuuint64_t)ld_bytes};
     const cuuint32_t boxes[2] = {(cuuint32_t)box_cols, (cuuint32_t)box_rows}, steps[2] = {1, 1};
@@ -87,10 +65,10 @@ static fp8_status make_map(encode_call encode, CUtensorMap *map, const char *nam
 }
 
 static fp8_status make_maps(skinny_args *a, const fp8_gemm *g, const skinny_tile *t) {
-    encode_call encode = NULL;
+    fp8_tensor_map_encode encode = NULL;
     fp8_status st;
 
-    FP8_TRY(find_encode(&encode));
+    FP8_TRY(fp8_tensor_map_encoder(&encode));
     FP8_TRY(make_map(encode, &a->w_map, "B", g->b, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->n, g->k,
                      g->ldb, SKINNY_ROWS, SKINNY_BLOCK_K));
     FP8_TRY(make_map(encode, &a->x_map, "A", g->a, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->m, g->k,
