@@ -24,7 +24,10 @@
 #define FP8_ATTENTION_ATTENTION_H
 #include <stddef.h>
 
+#include "attention/append.h"
 #include "attention/attention_options.h"
+#include "attention/cache.h"
+#include "attention/decode.h"
 #include "attention/explain.h"
 #include "attention/layout.h"
 #include "attention/masks.h"

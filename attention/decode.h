@@ -1,0 +1,119 @@
+/* attention/decode.h - attention of new tokens against a paged cache: decoding (one query a
+ * sequence, or up to 8 where tokens are speculative) and chunks of prefill, mixed in one call.
+ *
+ *   S = softcap(scale * Q K^T) + ALiBi      P = softmax over the keys a query sees (and the sink)
+ *   O = P V                query head i reads KV head i / (num_heads / num_kv_heads)
+ *
+ * Query i of the n of a sequence with L keys stands at key t = L - n + i; causal, it sees keys
+ * t - window_left .. t, otherwise t - window_left .. L - 1. (fp8_attention's bottom-right diagonal.)
+ *
+ * A plan picks a backend once and keeps, in words, why each other was passed over: `pages` (our
+ * kernels for Hopper, on the pages as they lie; up to 8 queries a sequence), `gathered` (keys and
+ * values copied out of the pages, then an fp8_attention plan; any GPU, any length), both of them
+ * where max_q is above 8 (each takes its sequences), `cpu` (threaded; fp8_decode_reference is its
+ * oracle in double). FP8_DECODE_BACKEND prefers one; options.backend forces one and fails loudly.
+ *
+ * A plan holds no data and serves every layer of its geometry; run() allocates nothing, does not
+ * synchronise and can be captured in a CUDA graph: table, lengths, starts, scales are device
+ * memory. One thread uses a plan at a time. The same input gives the same bytes, and with the same
+ * split_keys a sequence gives the same bytes whatever else is in the batch. */
+#ifndef FP8_ATTENTION_DECODE_H
+#define FP8_ATTENTION_DECODE_H
+#include <stddef.h>
+#include <stdint.h>
+
+#include "attention/cache.h"
+#include "core/device.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum fp8_decode_backend {
+    FP8_DECODE_AUTO,
+    FP8_DECODE_PAGES,
+    FP8_DECODE_GATHERED,
+    FP8_DECODE_CPU
+} fp8_decode_backend;
+
+enum { FP8_DECODE_ROWS = 8 }; /* queries a sequence up to which it is decoding, not a chunk */
+
+typedef struct fp8_decode_options {
+    int32_t num_heads, num_kv_heads, d_qk, d_v; /* num_heads a multiple of num_kv_heads */
+    int32_t page_size;
+    int64_t num_seqs, max_q, max_kv; /* the most a run may bring */
+    int64_t total_q;                 /* likewise; 0 = num_seqs * max_q */
+    int64_t q_token, o_token;        /* elements between tokens; 0 = num_heads * d; heads packed */
+    fp8_dtype q_dtype;  /* E4M3 with io.q_descale, BF16, F16; F32 (cpu only) */
+    fp8_dtype kv_dtype; /* of the pages; E4M3, or the type of q */
+    fp8_dtype o_dtype;  /* BF16, F16, E4M3 with io.o_scale; F32 (cpu only) */
+    fp8_attention_granularity granularity; /* of the descales: TENSOR, HEAD (Q's by KV head) */
+    fp8_attention_mask mask;               /* CAUSAL_BOTTOM_RIGHT, or NONE */
+    int64_t window_left;                   /* -1 = no bound */
+    int alibi;     /* 1: S += slope[h] * (key - t) */
+    float softcap; /* S = softcap * tanh(S / softcap) before ALiBi; 0 = none */
+    fp8_attention_sink sink;
+    float scale;    /* 0 = 1/sqrt(d_qk) */
+    int quantize_p; /* 1: with E4M3 pages P may be rounded to E4M3 with a 2^8 offset before P V (cpu
+                     * and oracle do); 0: P keeps 8 bits of mantissa or more */
+    fp8_attention_precision precision;
+    int64_t split_keys; /* keys that one part of a split over the keys takes, a multiple of
+                         * page_size; 0 = chosen by the plan from the sizes above */
+    int want_lse;
+    fp8_decode_backend backend; /* AUTO, or one that must serve (else FP8_EUNSUPPORTED) */
+} fp8_decode_options;
+/* Start from this: fp8_decode_options o = FP8_DECODE_OPTIONS; then set sizes and the rest. */
+#define FP8_DECODE_OPTIONS                                                                         \
+    {                                                                                              \
+        .page_size = 64, .q_dtype = FP8_DTYPE_BF16, .kv_dtype = FP8_DTYPE_E4M3,                    \
+        .o_dtype = FP8_DTYPE_BF16, .mask = FP8_MASK_CAUSAL_BOTTOM_RIGHT, .window_left = -1,        \
+        .quantize_p = 1                                                                            \
+    }
+
+/* Operands, in the place of the device but for the structs themselves. A pointer may be NULL where
+ * the plan's options do not ask for it. The batch may bring fewer sequences, queries, keys and rows
+ * than the plan was made for, not more. */
+typedef struct fp8_decode_io {
+    fp8_kv_pages pages; /* of the plan's geometry; num_pages and page strides of its own */
+    fp8_kv_batch batch;
+    void *o;       /* out [total_q, num_heads, d_v], 16-byte aligned where a kernel is to serve */
+    const void *q; /* [total_q, num_heads, d_qk], likewise */
+    const float *q_descale;     /* E4M3: [1] or [num_kv_heads] */
+    const float *o_scale;       /* [1], E4M3 out: codes = e4m3(O * o_scale) */
+    const float *alibi_slopes;  /* [num_heads]; NULL: fp8_attention_alibi_slopes' */
+    const float *sink;          /* [num_heads] */
+    float *lse; /* out [num_heads, total_q] (the batch's): log of the sum of exponentials, sink
+                 * included, natural; -inf for a row without a key */
+} fp8_decode_io;
+
+typedef struct fp8_decode_plan fp8_decode_plan;
+
+/* FP8_EINVAL: a size or option that makes no sense; FP8_EUNSUPPORTED: nothing serves it. */
+FP8_NODISCARD fp8_status fp8_decode_plan_create(fp8_decode_plan **out, fp8_device *d,
+                                                const fp8_decode_options *options);
+void fp8_decode_plan_destroy(fp8_decode_plan *p);
+/* The backend of sequences of up to FP8_DECODE_ROWS queries. */
+fp8_decode_backend fp8_decode_plan_backend(const fp8_decode_plan *p);
+const char *fp8_decode_plan_reasons(const fp8_decode_plan *p); /* one line a backend */
+int64_t fp8_decode_plan_split_keys(const fp8_decode_plan *p);  /* as options.split_keys; 0: cpu */
+size_t fp8_decode_workspace_size(const fp8_decode_plan *p);
+
+/* Rows without a key to see, or none above -Inf, give 0 and LSE -inf (with a sink, its own). Rows
+ * in no sequence are left alone. NaN and Inf follow the formula: in Q they spoil their row, in K
+ * and V the rows that see them, and in V possibly others of the sequence (0 * NaN). What lengths,
+ * starts and table are clamped to: attention/cache.h. Asynchronous on CUDA. FP8_EINVAL (NULL,
+ * alignment, workspace, pages of another geometry, a batch beyond the plan), FP8_ECUDA. */
+FP8_NODISCARD fp8_status fp8_decode_run(fp8_decode_plan *p, const fp8_decode_io *io,
+                                        void *workspace, size_t workspace_bytes);
+
+/* The oracle: the formula in double on host memory. o F64 [total_q, num_heads, d_v], unrounded; lse
+ * F64 [num_heads, total_q], may be NULL; io's own two are not looked at. */
+FP8_NODISCARD fp8_status fp8_decode_reference(double *o, double *lse,
+                                              const fp8_decode_options *options,
+                                              const fp8_decode_io *io);
+
+const char *fp8_decode_backend_name(fp8_decode_backend b);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
