@@ -4,8 +4,9 @@
  *   S = softcap(scale * Q K^T) + ALiBi      P = softmax over the keys a query sees (and the sink)
  *   O = P V                query head i reads KV head i / (num_heads / num_kv_heads)
  *
- * Query i of the n of a sequence with L keys stands at key t = L - n + i; causal, it sees keys
- * t - window_left .. t, otherwise t - window_left .. L - 1. (fp8_attention's bottom-right diagonal.)
+ * Query i of the n of a sequence with L keys stands at key t = L - n + i (fp8_attention's
+ * bottom-right diagonal); causal, it sees keys t - window_left .. t, otherwise t - window_left ..
+ * L - 1.
  *
  * A plan picks a backend once and keeps, in words, why each other was passed over: `pages` (our
  * kernels for Hopper, on the pages as they lie; up to 8 queries a sequence), `gathered` (keys and
