@@ -5,8 +5,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "attention/attention_cpu.h"
 #include "attention/rows_cpu.h"
 #include "attention/scores_cpu.h"
+
+enum { STRIP = 16 }; /* elements of V that are turned at a time */
 
 /* One run, as the workers see it. */
 typedef struct cpu_job {
@@ -14,6 +17,7 @@ typedef struct cpu_job {
     const fp8_attention_io *io;
     const attention_tile_kernels *kernels;
     cpu_operand operands[CPU_OPERANDS];
+    const cpu_paged *paged; /* NULL: K and V are operands */
     int64_t group, tiles; /* query heads a KV head; tiles of the longest sequence */
     uint8_t *scratch;
     size_t scratch_bytes; /* a worker's */
@@ -94,10 +98,37 @@ static void begin_tile(const cpu_job *j, const cpu_item *it, attention_tile *t) 
     }
 }
 
+/* Likewise for keys of one page. V, transposed there, is turned in strips. */
+static void load_page(const cpu_job *j, const cpu_item *it, float *panel, int which, int64_t first,
+                      int64_t keys) {
+    const fp8_kv_pages *p = j->paged->pages;
+    const int64_t size = (int64_t)fp8_dtype_size(p->dtype), token = first % p->page_size;
+    const int64_t page = kv_page(j->paged->batch, it->seq, first, p->page_size, p->num_pages);
+    const uint8_t *k = (const uint8_t *)p->k + kv_k_offset(p, page, it->kv_head, token) * size;
+    const uint8_t *v = (const uint8_t *)p->v + kv_v_offset(p, page, it->kv_head, token) * size;
+    float strip[STRIP][TILE_KEYS];
+
+    if (which == CPU_K) {
+        j->kernels->widen(panel, k, p->dtype, keys * p->d_qk);
+        return;
+    }
+    for (int64_t i = 0; i < p->d_v; i += STRIP) {
+        const int64_t n = p->d_v - i < STRIP ? p->d_v - i : STRIP;
+        for (int64_t c = 0; c < n; c++)
+            j->kernels->widen(strip[c], v + (i + c) * p->page_size * size, p->dtype, keys);
+        for (int64_t t = 0; t < keys; t++)
+            for (int64_t c = 0; c < n; c++) panel[t * p->d_v + i + c] = strip[c][t];
+    }
+}
+
 /* Widens `keys` rows of K or V from key `first` of the sequence on into a packed panel. */
 static void load_panel(const cpu_job *j, const cpu_item *it, float *panel, int which, int64_t first,
                        int64_t keys) {
     const cpu_operand *x = &j->operands[which];
+    if (j->paged) {
+        load_page(j, it, panel, which, first, keys);
+        return;
+    }
     for (int64_t i = 0; i < keys; i++)
         attention_cpu_load(x, j->options, j->kernels, it->seq, it->kv_begin + first + i,
                            it->kv_head, panel + i * x->d);
@@ -261,15 +292,21 @@ static size_t current_bytes(const fp8_attention_options *o) {
     return padded((size_t)attention_cpu_descales(o) * sizeof(float));
 }
 
-static fp8_status cpu_run(fp8_attention_plan *p, const fp8_attention_io *io, void *workspace) {
-    const fp8_attention_options *o = &p->options;
-    fp8_pool *pool = fp8_device_pool(p->device);
+size_t attention_cpu_workspace(const fp8_attention_options *o, int32_t threads) {
+    worker_scratch shape;
+    return TILE_ALIGN + current_bytes(o) +
+           (size_t)threads * lay_out(&shape, NULL, o->d_qk, o->d_v);
+}
+
+fp8_status attention_cpu_run(const fp8_attention_options *o, const fp8_attention_io *io,
+                             const cpu_paged *paged, fp8_pool *pool, void *workspace) {
     const int32_t threads = fp8_pool_threads(pool);
     uint8_t *base = (uint8_t *)workspace + (uintptr_t)-(intptr_t)workspace % TILE_ALIGN;
     worker_scratch shape;
     cpu_job j = {.options = o,
                  .io = io,
                  .kernels = attention_tile_kernels_at(0),
+                 .paged = paged,
                  .group = o->num_heads / o->num_kv_heads};
     fp8_status st;
 
@@ -284,6 +321,10 @@ done:
     return st;
 }
 
+static fp8_status cpu_run(fp8_attention_plan *p, const fp8_attention_io *io, void *workspace) {
+    return attention_cpu_run(&p->options, io, NULL, fp8_device_pool(p->device), workspace);
+}
+
 static fp8_status cpu_check(const fp8_attention_options *o, const attention_target *t,
                             char about[ATTENTION_REASON_BYTES]) {
     (void)o;
@@ -294,10 +335,8 @@ static fp8_status cpu_check(const fp8_attention_options *o, const attention_targ
 }
 
 static fp8_status cpu_open(fp8_attention_plan *p) {
-    const size_t threads = (size_t)fp8_pool_threads(fp8_device_pool(p->device));
-    worker_scratch shape;
-    p->workspace_bytes = TILE_ALIGN + current_bytes(&p->options) +
-                         threads * lay_out(&shape, NULL, p->options.d_qk, p->options.d_v);
+    p->workspace_bytes = attention_cpu_workspace(&p->options,
+                                                 fp8_pool_threads(fp8_device_pool(p->device)));
     return FP8_OK;
 }
 

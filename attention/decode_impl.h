@@ -48,6 +48,8 @@ fp8_status decode_pages_check(const fp8_decode_options *o, const attention_targe
 fp8_status decode_gathered_check(const fp8_decode_options *o, const attention_target *t,
                                  char about[ATTENTION_REASON_BYTES]);
 
+/* The same attention over K and V packed as [keys, num_kv_heads, d]; of resolved options. */
+fp8_attention_options decode_as_attention(const fp8_decode_options *o);
 /* *out = the options with every default filled in; FP8_EINVAL or FP8_EOVERFLOW in words. */
 fp8_status decode_resolve_options(fp8_decode_options *out, const fp8_decode_options *options);
 /* Likewise for a run of resolved options. */
