@@ -5,6 +5,7 @@
 #include "calib/calib.h"
 #include "calib/export_files.h"
 #include "calib/export_plan.h"
+#include "calib/weight_stream.h"
 #include "core/log.h"
 
 /* One export under way. */
@@ -134,6 +135,19 @@ done:
     return st;
 }
 
+/* All of it by the host's threads. */
+static fp8_status put_streaming(job *j) {
+    const fp8_weight_stream s = {.plan = &j->plan,
+                                 .weights = &j->weights,
+                                 .writer = j->writer,
+                                 .pool = fp8_device_pool(j->d),
+                                 .scheme = j->options->scheme,
+                                 .ue8m0 = j->options->ue8m0,
+                                 .allow_nonfinite = j->options->allow_nonfinite,
+                                 .progress = &j->options->progress};
+    return fp8_weight_stream_run(&s);
+}
+
 /* Copies out of the source's mapping, and descales that come from the record. */
 static fp8_status put_known(job *j) {
     fp8_status st = FP8_OK;
@@ -149,7 +163,6 @@ static fp8_status put_weights(job *j) {
     fp8_weight_stage *stage = NULL;
     fp8_status st = FP8_OK;
 
-    if (scheme == FP8_SCHEME_NONE) return FP8_OK;
     FP8_TRY(fp8_weight_stage_create(&stage, j->d, all, j->options->ue8m0));
     for (int64_t begin = 0, end; begin < all->count; begin = end) {
         end = fp8_weights_group_end(all, begin);
@@ -166,6 +179,12 @@ static fp8_status put_weights(job *j) {
 done:
     fp8_weight_stage_destroy(stage);
     return st;
+}
+
+/* Squares are quantized on the host whatever the device. */
+static int on_host(const job *j) {
+    return fp8_device_place(j->d) == FP8_PLACE_CPU || j->options->scheme == FP8_SCHEME_BLOCK ||
+           j->options->scheme == FP8_SCHEME_NONE;
 }
 
 static fp8_status add_record(job *j) {
@@ -214,8 +233,11 @@ fp8_status fp8_export(fp8_export_result *result, const char *out, const fp8_chec
     FP8_TRY(check_options(&j, out));
     FP8_TRY(decide(&j));
     FP8_TRY(create_writer(&j, out));
-    FP8_TRY(put_known(&j));
-    FP8_TRY(put_weights(&j));
+    if (on_host(&j)) FP8_TRY(put_streaming(&j));
+    else {
+        FP8_TRY(put_known(&j));
+        FP8_TRY(put_weights(&j));
+    }
     FP8_TRY(fp8_export_config(j.writer, j.config_path, &j.quant));
     FP8_TRY(fp8_export_companions(j.writer, source));
     FP8_TRY(add_record(&j));

@@ -1,7 +1,4 @@
 /* Weights by squares of 128 x 128, on the host. */
-#include <math.h>
-#include <string.h>
-
 #include "calib/weight_stage.h"
 #include "core/half.h"
 #include "quant/cast.h"
@@ -9,6 +6,7 @@
 enum { SIDE = FP8_DIALECT_BLOCK };
 
 typedef struct squares_job {
+    fp8_device *inline_device; /* runs where it is called */
     uint8_t *codes;
     float *descales;
     const unsigned char *x;
@@ -16,18 +14,6 @@ typedef struct squares_job {
     int64_t rows, cols;
     int ue8m0;
 } squares_job;
-
-static float value(const squares_job *j, int64_t i) {
-    uint16_t half;
-    float f;
-
-    if (j->from == FP8_DTYPE_F32) {
-        memcpy(&f, j->x + 4 * i, sizeof f);
-        return f;
-    }
-    memcpy(&half, j->x + 2 * i, sizeof half);
-    return j->from == FP8_DTYPE_BF16 ? fp8_bf16_to_f32(half) : fp8_f16_to_f32(half);
-}
 
 /* The nearest power of two not below: the exponent alone, one more where a fraction follows. */
 static float up_to_power(float x) {
@@ -45,38 +31,49 @@ static fp8_scale scale_of(const squares_job *j, float amax) {
     return s;
 }
 
-static void quantize_square(const squares_job *j, int64_t row, int64_t col, float *descale) {
-    const int64_t row_end = row + SIDE < j->rows ? row + SIDE : j->rows;
-    const int64_t col_end = col + SIDE < j->cols ? col + SIDE : j->cols;
-    float amax = 0;
+static fp8_status quantize_square(const squares_job *j, int64_t row, int64_t col, float *descale) {
+    const int64_t height = row + SIDE < j->rows ? SIDE : j->rows - row;
+    const int64_t width = col + SIDE < j->cols ? SIDE : j->cols - col;
+    const int64_t begin = row * j->cols + col, size = (int64_t)fp8_dtype_size(j->from);
+    fp8_amax_slot found = {0};
     fp8_scale s;
+    fp8_status st = FP8_OK;
 
-    for (int64_t r = row; r < row_end; r++)
-        for (int64_t c = col; c < col_end; c++) {
-            const float a = fabsf(value(j, r * j->cols + c));
-            if (isfinite(a) && a > amax) amax = a;
-        }
-    s = scale_of(j, amax);
+    FP8_TRY(fp8_observe(j->inline_device, &found, j->x + begin * size, j->from, height, width,
+                        j->cols, NULL));
+    s = scale_of(j, found.amax);
     *descale = s.descale;
-    for (int64_t r = row; r < row_end; r++)
-        for (int64_t c = col; c < col_end; c++)
-            j->codes[r * j->cols + c] =
-                fp8_from_f32(FP8_DTYPE_E4M3, value(j, r * j->cols + c) * s.scale);
+    for (int64_t r = 0; r < height; r++) {
+        const int64_t at = begin + r * j->cols;
+        FP8_TRY(fp8_quantize(j->inline_device, j->codes + at, FP8_DTYPE_E4M3, j->x + at * size,
+                             j->from, width, &s.scale));
+    }
+done:
+    return st;
 }
 
 static fp8_status quantize_band(void *ctx, int64_t begin, int64_t end, int32_t worker) {
     const squares_job *j = ctx;
     const int64_t wide = (j->cols + SIDE - 1) / SIDE;
 
+    fp8_status st = FP8_OK;
+
     (void)worker;
     for (int64_t i = begin; i < end; i++)
         for (int64_t k = 0; k < wide; k++)
-            quantize_square(j, i * SIDE, k * SIDE, j->descales + i * wide + k);
-    return FP8_OK;
+            FP8_TRY(quantize_square(j, i * SIDE, k * SIDE, j->descales + i * wide + k));
+done:
+    return st;
 }
 
 fp8_status fp8_quantize_squares(fp8_pool *pool, uint8_t *codes, float *descales, const void *x,
                                 fp8_dtype from, int64_t rows, int64_t cols, int ue8m0) {
-    squares_job j = {codes, descales, x, from, rows, cols, ue8m0};
-    return fp8_parallel_for(pool, (rows + SIDE - 1) / SIDE, 1, quantize_band, &j);
+    squares_job j = {NULL, codes, descales, x, from, rows, cols, ue8m0};
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_device_create(&j.inline_device, "cpu", 1));
+    st = fp8_parallel_for(pool, (rows + SIDE - 1) / SIDE, 1, quantize_band, &j);
+done:
+    fp8_device_destroy(j.inline_device);
+    return st;
 }

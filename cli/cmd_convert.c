@@ -11,7 +11,7 @@ typedef struct options {
     recipe_options recipe;
     cli_list include, exclude;
     size_t max_shard;
-    int allow_nonfinite, force;
+    int allow_nonfinite, force, no_sync;
 } options;
 static const options defaults = {.common = CLI_COMMON_DEFAULTS, .to = "fp8", .scales = "f32",
                                  .kv_scales = "keep", .recipe = RECIPE_DEFAULTS};
@@ -52,6 +52,8 @@ static const cli_option table[] = {
      "convert weights with NaN or Inf too: NaN stays NaN, Inf becomes the largest value"},
     {"--force", 0, CLI_FLAG, offsetof(options, force), NULL, 0, 0,
      "replace OUT when it is there, whole and only at the end"},
+    {"--no-sync", 0, CLI_FLAG, offsetof(options, no_sync), NULL, 0, 0,
+     "do not wait until OUT is on the disk: a power failure soon after may cost it"},
 };
 
 /* ---- from BF16 ------------------------------------------------------------------------------- */
@@ -252,6 +254,7 @@ static fp8_status run(const void *opts, const cli_list *operands) {
     fp8_checkpoint *source = NULL;
     fp8_quant_config quant = {0};
     if (!o->output) return FP8_FAIL(FP8_EINVAL, "convert: --output is required");
+    fp8_file_set_sync(!o->no_sync);
     FP8_TRY(fp8_checkpoint_open(&source, operands->items[0]));
     FP8_TRY(cli_check_output_folder(o->output, o->force, fp8_checkpoint_folder(source)));
     FP8_TRY(read_quant(&quant, source));

@@ -12,7 +12,7 @@ typedef struct options {
     recipe_options recipe;
     int64_t samples, seq, batch, eval_windows;
     size_t max_shard;
-    int histograms, resume, force, allow_nonfinite, no_eval;
+    int histograms, resume, force, no_sync, allow_nonfinite, no_eval;
 } options;
 static const options defaults = {
     .common = CLI_COMMON_DEFAULTS,
@@ -48,6 +48,8 @@ static const cli_option table[] = {
      "go on from the record an interrupted run left; begins anew where there is none"},
     {"--force", 0, CLI_FLAG, offsetof(options, force), NULL, 0, 0,
      "replace OUT when it is there, whole and only at the end"},
+    {"--no-sync", 0, CLI_FLAG, offsetof(options, no_sync), NULL, 0, 0,
+     "do not wait until OUT is on the disk: a power failure soon after may cost it"},
     {"--allow-nonfinite", 0, CLI_FLAG, offsetof(options, allow_nonfinite), NULL, 0, 0,
      "go on when a weight or an activation is NaN or Inf"},
     {"--eval-data", 0, CLI_TEXT, offsetof(options, eval_data), "FILE", 1, 0,
@@ -295,6 +297,7 @@ static fp8_status run(const void *opts, const cli_list *operands) {
     job *j = calloc(1, sizeof *j);
     if (!j) return FP8_FAIL(FP8_ENOMEM, "run: out of memory");
     j->o = o;
+    fp8_file_set_sync(!o->no_sync);
     FP8_TRY(prepare(j, operands->items[0]));
     FP8_TRY(make_checkpoint(j));
     FP8_TRY(lint_output(j));

@@ -6,7 +6,8 @@
 #define FP8_CORE_MATHFN_H
 #include "core/half.h"
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
+/* Not under ThreadSanitizer: it is not up yet when the choice is made. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__SANITIZE_THREAD__)
 #define FP8_VECTOR __attribute__((target_clones("avx2", "default")))
 #else
 #define FP8_VECTOR

@@ -65,6 +65,12 @@ FP8_NODISCARD fp8_status fp8_checkpoint_writer_create(fp8_checkpoint_writer **ou
                                                       const fp8_checkpoint_writer_options *options);
 FP8_NODISCARD fp8_status fp8_checkpoint_writer_put(fp8_checkpoint_writer *w, int64_t i,
                                                    const void *data, size_t bytes);
+/* A part of tensor i, from byte `offset` on: parts in any order, none twice, from any threads; so
+ * may whole tensors be put while threads put parts. Whoever brings the last bytes of a shard waits
+ * until it is on the disk. */
+FP8_NODISCARD fp8_status fp8_checkpoint_writer_put_part(fp8_checkpoint_writer *w, int64_t i,
+                                                        size_t offset, const void *data,
+                                                        size_t bytes);
 /* Adds a file of this name to the folder: config.json, tokenizer.json, the record ... */
 FP8_NODISCARD fp8_status fp8_checkpoint_writer_add(fp8_checkpoint_writer *w, const char *name,
                                                    const void *data, size_t bytes);

@@ -1,5 +1,6 @@
 #define _DEFAULT_SOURCE /* realpath */
 #include <dirent.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +31,9 @@ struct fp8_checkpoint_writer {
     int lock;        /* descriptor of the temporary folder, or -1 */
     int replace, index;
     fp8_st_spec *specs;
-    unsigned char *put; /* [num_specs] */
+    unsigned char *put; /* [num_specs]: whole */
+    size_t *filled;     /* [num_specs]: bytes */
+    pthread_mutex_t guard; /* of the shards' state, put, filled and failed, while parts come */
     int64_t num_specs;
     int32_t *shard_of; /* [num_specs] */
     shard *shards;
@@ -84,10 +87,12 @@ static fp8_status copy_plan(fp8_checkpoint_writer *w, const fp8_st_spec *specs, 
     w->num_metadata = num_metadata;
     w->specs = fp8_arena_alloc(a, n * sizeof *w->specs);
     w->put = fp8_arena_alloc(a, n);
+    w->filled = fp8_arena_alloc(a, n * sizeof *w->filled);
     w->shard_of = fp8_arena_alloc(a, n * sizeof *w->shard_of);
     w->shards = fp8_arena_alloc(a, (n + 1) * sizeof *w->shards);
     w->metadata = fp8_arena_alloc(a, m * sizeof *w->metadata);
-    if (!w->specs || !w->put || !w->shard_of || !w->shards || !w->metadata) goto memory;
+    if (!w->specs || !w->put || !w->filled) goto memory;
+    if (!w->shard_of || !w->shards || !w->metadata) goto memory;
     for (size_t i = 0; i < n; i++) {
         w->specs[i] = specs[i];
         w->specs[i].name = fp8_arena_copy(a, specs[i].name, strlen(specs[i].name));
@@ -167,6 +172,7 @@ fp8_status fp8_checkpoint_writer_create(fp8_checkpoint_writer **out, const char 
     w = calloc(1, sizeof *w);
     if (!w) return FP8_FAIL(FP8_ENOMEM, "%s: no memory to write it", folder);
     w->lock = -1;
+    pthread_mutex_init(&w->guard, NULL);
     w->replace = o->force;
     w->index = o->index;
     FP8_TRY(resolve(w, folder, o->force));
@@ -202,16 +208,10 @@ static fp8_status open_shard(fp8_checkpoint_writer *w, int32_t i) {
     return st;
 }
 
-static fp8_status close_shard(shard *s) {
-    fp8_st_writer *writer = s->writer;
-    s->writer = NULL; /* freed whatever the commit returns */
-    return fp8_st_writer_commit(writer);
-}
-
-fp8_status fp8_checkpoint_writer_put(fp8_checkpoint_writer *w, int64_t i, const void *data,
-                                     size_t bytes) {
-    shard *s;
-    fp8_status st;
+/* What is put is checked, and its shard is open then. */
+static fp8_status begin_part(fp8_checkpoint_writer *w, int64_t i, size_t offset, size_t bytes) {
+    const size_t whole = i >= 0 && i < w->num_specs ? bytes_of(&w->specs[i]) : 0;
+    fp8_status st = FP8_OK;
 
     if (w->failed != FP8_OK)
         return FP8_FAIL(w->failed, "%s: an earlier tensor could not be written", w->folder);
@@ -220,17 +220,61 @@ fp8_status fp8_checkpoint_writer_put(fp8_checkpoint_writer *w, int64_t i, const 
                         (long long)w->num_specs);
     if (w->put[i])
         return FP8_FAIL(FP8_EINVAL, "%s: '%s' is put twice", w->folder, w->specs[i].name);
-    if (bytes != bytes_of(&w->specs[i]))
-        return FP8_FAIL(FP8_EINVAL, "%s: '%s': expected %zu bytes, found %zu", w->folder,
-                        w->specs[i].name, bytes_of(&w->specs[i]), bytes);
-    s = &w->shards[w->shard_of[i]];
-    if (!s->writer) FP8_TRY(open_shard(w, w->shard_of[i]));
-    FP8_TRY(fp8_st_writer_put(s->writer, i - s->begin, data, bytes));
-    w->put[i] = 1;
-    if (++s->num_put == s->end - s->begin) FP8_TRY(close_shard(s));
-done:
+    if (offset > whole || bytes > whole - offset)
+        return FP8_FAIL(FP8_EINVAL, "%s: '%s': expected at most %zu bytes, found %zu",
+                        w->folder, w->specs[i].name, whole, offset + bytes);
+    if (!w->shards[w->shard_of[i]].writer) st = open_shard(w, w->shard_of[i]);
     w->failed = st;
     return st;
+}
+
+/* Returns the shard's writer when this was its last part: it is to be committed. */
+static fp8_st_writer *end_part(fp8_checkpoint_writer *w, int64_t i, size_t bytes) {
+    shard *s = &w->shards[w->shard_of[i]];
+    fp8_st_writer *writer = s->writer;
+
+    w->filled[i] += bytes;
+    if (w->put[i] || w->filled[i] < bytes_of(&w->specs[i])) return NULL;
+    w->put[i] = 1;
+    if (++s->num_put < s->end - s->begin) return NULL;
+    s->writer = NULL; /* freed whatever the commit returns */
+    return writer;
+}
+
+fp8_status fp8_checkpoint_writer_put_part(fp8_checkpoint_writer *w, int64_t i, size_t offset,
+                                          const void *data, size_t bytes) {
+    fp8_st_writer *writer = NULL, *last = NULL;
+    int64_t at = 0;
+    fp8_status st;
+
+    pthread_mutex_lock(&w->guard);
+    st = begin_part(w, i, offset, bytes);
+    if (st == FP8_OK) {
+        writer = w->shards[w->shard_of[i]].writer;
+        at = i - w->shards[w->shard_of[i]].begin;
+    }
+    pthread_mutex_unlock(&w->guard);
+    if (st != FP8_OK) return st;
+    st = fp8_st_writer_put_part(writer, at, offset, data, bytes);
+    pthread_mutex_lock(&w->guard);
+    if (st == FP8_OK) last = end_part(w, i, bytes);
+    else w->failed = st;
+    pthread_mutex_unlock(&w->guard);
+    if (!last) return st;
+    st = fp8_st_writer_commit(last);
+    if (st == FP8_OK) return FP8_OK;
+    pthread_mutex_lock(&w->guard);
+    w->failed = st;
+    pthread_mutex_unlock(&w->guard);
+    return st;
+}
+
+fp8_status fp8_checkpoint_writer_put(fp8_checkpoint_writer *w, int64_t i, const void *data,
+                                     size_t bytes) {
+    if (i >= 0 && i < w->num_specs && bytes != bytes_of(&w->specs[i]))
+        return FP8_FAIL(FP8_EINVAL, "%s: '%s': expected %zu bytes, found %zu", w->folder,
+                        w->specs[i].name, bytes_of(&w->specs[i]), bytes);
+    return fp8_checkpoint_writer_put_part(w, i, 0, data, bytes);
 }
 
 fp8_status fp8_checkpoint_writer_add(fp8_checkpoint_writer *w, const char *name, const void *data,
@@ -298,8 +342,11 @@ static fp8_status finish(fp8_checkpoint_writer *w) {
         if (!w->put[i])
             return FP8_FAIL(FP8_EINVAL, "%s: '%s' was never put", w->folder, w->specs[i].name);
     if (w->num_specs == 0) { /* a file all the same */
+        fp8_st_writer *writer;
         FP8_TRY(open_shard(w, 0));
-        FP8_TRY(close_shard(&w->shards[0]));
+        writer = w->shards[0].writer;
+        w->shards[0].writer = NULL;
+        FP8_TRY(fp8_st_writer_commit(writer));
     }
     if (w->num_shards > 1 || w->index) FP8_TRY(add_index(w));
 done:
@@ -308,6 +355,7 @@ done:
 
 static void release(fp8_checkpoint_writer *w) {
     if (w->lock >= 0) close(w->lock);
+    pthread_mutex_destroy(&w->guard);
     fp8_arena_free(&w->arena);
     free(w->temporary);
     free(w->folder);

@@ -1,3 +1,4 @@
+#define _DEFAULT_SOURCE /* madvise */
 #include "formats/file.h"
 
 #include <errno.h>
@@ -10,6 +11,10 @@
 
 #include "formats/file_guard.h"
 #include "formats/new_file.h"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22 /* Linux 5.14 */
+#endif
 
 static const unsigned char nothing[1]; /* what an empty file maps to */
 
@@ -49,6 +54,18 @@ done:
     close(fd);
     return st;
 }
+
+static void advise(const void *data, size_t bytes, int advice) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t begin = ((uintptr_t)data + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)data + bytes) / page * page;
+
+    if (end > begin && fp8_file_is_watched(data, bytes))
+        (void)madvise((void *)begin, end - begin, advice); /* an older kernel: no harm done */
+}
+
+void fp8_file_soon(const void *data, size_t bytes) { advise(data, bytes, MADV_POPULATE_READ); }
+void fp8_file_drop(const void *data, size_t bytes) { advise(data, bytes, MADV_DONTNEED); }
 
 void fp8_file_unmap(fp8_file *f) {
     if (f->bytes > 0) {

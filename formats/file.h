@@ -27,6 +27,18 @@ int fp8_file_lost(const void *address);
 /* FP8_EIO, naming the file, once fp8_file_lost has returned 1. */
 FP8_NODISCARD fp8_status fp8_file_check_lost(void);
 
+/* For one who reads a mapping once, from one end to the other. _soon: this part will be read now;
+ * its pages are entered at one go. _drop: it has been; its whole pages leave this process's memory
+ * (not the system's cache: reading brings them back). Nothing happens to what is no part of a
+ * mapped file. */
+void fp8_file_soon(const void *data, size_t bytes);
+void fp8_file_drop(const void *data, size_t bytes);
+
+/* Whether files and folders wait, when they are committed, until they are on the disk (fsync): they
+ * do unless this was called with 0. Process-wide. Without it they appear whole or not at all just
+ * the same, for every process; but a machine that loses power soon after may lose them. */
+void fp8_file_set_sync(int on);
+
 /* Writes bytes to a sibling temporary file, fsync, rename: `path` is replaced whole or left. */
 FP8_NODISCARD fp8_status fp8_file_write(const char *path, const void *data, size_t bytes);
 

@@ -78,6 +78,11 @@ void fp8_file_unwatch(const fp8_file *f) {
     pthread_mutex_unlock(&lock);
 }
 
+int fp8_file_is_watched(const void *data, size_t bytes) {
+    const mapping *m = find((uintptr_t)data);
+    return m && bytes <= atomic_load(&m->end) - (uintptr_t)data;
+}
+
 /* All from the lost page to the end of the file: there is no use in any of it. */
 int fp8_file_lost(const void *address) {
     const uintptr_t at = (uintptr_t)address, page = atomic_load(&page_bytes);

@@ -6,4 +6,6 @@
 /* Enters a mapping of at least one byte; FP8_ENOMEM. To be left before it is unmapped. */
 FP8_NODISCARD fp8_status fp8_file_watch(const fp8_file *f, const char *path);
 void fp8_file_unwatch(const fp8_file *f);
+/* 1: [data, data + bytes) lies in one entered mapping. */
+int fp8_file_is_watched(const void *data, size_t bytes);
 #endif

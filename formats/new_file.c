@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -113,6 +114,14 @@ void fp8_path_lock_release(fp8_path_lock *l) {
     free(l);
 }
 
+/* ---- what waits for the disk --------------------------------------------------------------- */
+
+static atomic_int skips_sync;
+
+void fp8_file_set_sync(int on) { atomic_store(&skips_sync, !on); }
+
+int fp8_sync(int fd) { return atomic_load(&skips_sync) ? 0 : fsync(fd); }
+
 /* ---- folders ------------------------------------------------------------------------------- */
 
 char *fp8_path_folder(const char *path) {
@@ -136,7 +145,7 @@ fp8_status fp8_sync_folder(const char *folder) {
 
     if (fd < 0) return FP8_FAIL_ERRNO(folder, "open");
     /* EINVAL: a file system that cannot sync folders, as some network ones */
-    if (fsync(fd) != 0 && errno != EINVAL) st = FP8_FAIL_ERRNO(folder, "sync");
+    if (fp8_sync(fd) != 0 && errno != EINVAL) st = FP8_FAIL_ERRNO(folder, "sync");
     close(fd);
     return st;
 }
@@ -184,7 +193,7 @@ fp8_status fp8_new_file_commit(fp8_new_file *f) {
 
     if (!folder) st = FP8_FAIL(FP8_ENOMEM, "%s: no memory for its folder's name", f->path);
     if (st == FP8_OK) st = fp8_file_check_lost();
-    if (st == FP8_OK && fsync(f->fd) != 0) st = FP8_FAIL_ERRNO(f->path, "sync");
+    if (st == FP8_OK && fp8_sync(f->fd) != 0) st = FP8_FAIL_ERRNO(f->path, "sync");
     /* A network file system may report a failed write only now. A copy is closed: the file stays
      * locked, so the name stays ours, until it is renamed. */
     closed = st == FP8_OK ? close(dup(f->fd)) : 0;

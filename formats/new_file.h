@@ -39,7 +39,10 @@ char *fp8_name_beside(const char *path, const char *suffix);
 /* The folder part of a path, "." when it has none; free(). NULL: memory. */
 char *fp8_path_folder(const char *path);
 
-/* fsync of a folder, so that names in it survive a crash. */
+/* fsync of a file, or of a folder, so that names in it survive a crash; -1 and errno. Does nothing
+ * after fp8_file_set_sync(0). */
+int fp8_sync(int fd);
+/* The folder of that path. */
 FP8_NODISCARD fp8_status fp8_sync_folder(const char *folder);
 
 /* "path: cannot open: No such file or directory" from errno: FP8_ENOTFOUND for ENOENT and ENOTDIR,

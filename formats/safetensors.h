@@ -63,6 +63,10 @@ FP8_NODISCARD fp8_status fp8_st_writer_create(fp8_st_writer **out, const char *p
 /* Whole data of specs[i]; bytes must match its shape. Each exactly once. */
 FP8_NODISCARD fp8_status fp8_st_writer_put(fp8_st_writer *w, int64_t i, const void *data,
                                            size_t bytes);
+/* A part of specs[i], from byte `offset` on; parts in any order, none twice. Safe from several
+ * threads, for one tensor too. */
+FP8_NODISCARD fp8_status fp8_st_writer_put_part(fp8_st_writer *w, int64_t i, size_t offset,
+                                                const void *data, size_t bytes);
 /* All tensors written: fsync and rename onto `path`. Frees the writer whatever it returns. */
 FP8_NODISCARD fp8_status fp8_st_writer_commit(fp8_st_writer *w);
 void fp8_st_writer_abort(fp8_st_writer *w); /* removes the temporary file; NULL is fine */

@@ -1,3 +1,4 @@
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,13 +16,14 @@ typedef struct st_slot {
     char *name;
     fp8_st_spec spec; /* its name points to the copy above */
     size_t bytes, begin;
-    int written;
+    atomic_size_t filled;
+    atomic_int written; /* whole, or its first part came */
 } st_slot;
 
 struct fp8_st_writer {
     fp8_new_file file;
     st_slot *slots; /* in spec order */
-    int64_t num_slots, num_written;
+    int64_t num_slots;
     size_t data_start; /* in the file */
 };
 
@@ -204,24 +206,47 @@ done:
     return st;
 }
 
-fp8_status fp8_st_writer_put(fp8_st_writer *w, int64_t i, const void *data, size_t bytes) {
-    st_slot *slot;
-    fp8_status st;
+static fp8_status check_index(const fp8_st_writer *w, int64_t i) {
+    if (i >= 0 && i < w->num_slots) return FP8_OK;
+    return FP8_FAIL(FP8_EINVAL, "%s: tensor %lld of %lld", w->file.path, (long long)i,
+                    (long long)w->num_slots);
+}
 
-    if (i < 0 || i >= w->num_slots)
-        return FP8_FAIL(FP8_EINVAL, "%s: tensor %lld of %lld", w->file.path, (long long)i,
-                        (long long)w->num_slots);
+fp8_status fp8_st_writer_put(fp8_st_writer *w, int64_t i, const void *data, size_t bytes) {
+    fp8_status st = check_index(w, i);
+    st_slot *slot;
+
+    if (st != FP8_OK) return st;
     slot = &w->slots[i];
-    if (slot->written)
+    if (atomic_load(&slot->written))
         return FP8_FAIL(FP8_EINVAL, "%s: '%s' is put twice", w->file.path, slot->name);
     if (bytes != slot->bytes)
         return FP8_FAIL(FP8_EINVAL, "%s: '%s': expected %zu bytes, found %zu", w->file.path,
                         slot->name, slot->bytes, bytes);
-    st = fp8_new_file_write(&w->file, (int64_t)(w->data_start + slot->begin), data, bytes);
+    return fp8_st_writer_put_part(w, i, 0, data, bytes);
+}
+
+fp8_status fp8_st_writer_put_part(fp8_st_writer *w, int64_t i, size_t offset, const void *data,
+                                  size_t bytes) {
+    fp8_status st = check_index(w, i);
+    st_slot *slot;
+
     if (st != FP8_OK) return st;
-    slot->written = 1;
-    w->num_written++;
+    slot = &w->slots[i];
+    if (offset > slot->bytes || bytes > slot->bytes - offset ||
+        bytes > slot->bytes - atomic_load(&slot->filled))
+        return FP8_FAIL(FP8_EINVAL, "%s: '%s': bytes %zu to %zu of %zu, of which %zu are there",
+                        w->file.path, slot->name, offset, offset + bytes, slot->bytes,
+                        atomic_load(&slot->filled));
+    st = fp8_new_file_write(&w->file, (int64_t)(w->data_start + slot->begin + offset), data, bytes);
+    if (st != FP8_OK) return st;
+    atomic_fetch_add(&slot->filled, bytes);
+    atomic_store(&slot->written, 1);
     return FP8_OK;
+}
+
+static int is_whole(st_slot *slot) {
+    return atomic_load(&slot->written) && atomic_load(&slot->filled) == slot->bytes;
 }
 
 static void release(fp8_st_writer *w) {
@@ -231,12 +256,13 @@ static void release(fp8_st_writer *w) {
 }
 
 fp8_status fp8_st_writer_commit(fp8_st_writer *w) {
-    int64_t missing = 0;
-    fp8_status st;
+    fp8_status st = FP8_OK;
 
-    if (w->num_written < w->num_slots) {
-        while (w->slots[missing].written) missing++;
-        st = FP8_FAIL(FP8_EINVAL, "%s: '%s' was never put", w->file.path, w->slots[missing].name);
+    for (int64_t i = 0; i < w->num_slots && st == FP8_OK; i++)
+        if (!is_whole(&w->slots[i]))
+            st = FP8_FAIL(FP8_EINVAL, "%s: '%s' was never put%s", w->file.path, w->slots[i].name,
+                          atomic_load(&w->slots[i].written) ? " whole" : "");
+    if (st != FP8_OK) {
         fp8_st_writer_abort(w);
         return st;
     }

@@ -277,6 +277,37 @@ static void test_shards(void) {
     }
 }
 
+/* In parts, from the end and from both shards in turn: the same files as whole. */
+static void test_parts(void) {
+    static const fp8_st_spec two[] = {{"b", FP8_DTYPE_U8, 1, {5}}, {"a", FP8_DTYPE_U8, 1, {2}}};
+    const fp8_checkpoint_writer_options o = {.max_shard_bytes = 1};
+    fp8_checkpoint_writer *w = NULL;
+    fp8_checkpoint *c = NULL;
+    const fp8_st_entry *e;
+
+    check_case = "parts";
+    CHECK_STATUS(fp8_checkpoint_writer_create(&w, in_root("out"), two, NULL, 2, NULL, 0, &o),
+                 FP8_OK);
+    CHECK_STATUS(fp8_checkpoint_writer_put_part(w, 0, 6, "", 0), FP8_EINVAL);
+    CHECK_STATUS(fp8_checkpoint_writer_put_part(w, 0, 4, "12", 2), FP8_EINVAL);
+    CHECK(strstr(fp8_last_message(), "/out: 'b': expected at most 5 bytes, found 6"));
+    CHECK_STATUS(fp8_checkpoint_writer_put_part(w, 0, 3, "45", 2), FP8_OK);
+    CHECK_STATUS(fp8_checkpoint_writer_put_part(w, 1, 1, "y", 1), FP8_OK);
+    CHECK_STATUS(fp8_checkpoint_writer_put_part(w, 0, 1, "23", 2), FP8_OK);
+    CHECK_STATUS(fp8_checkpoint_writer_put_part(w, 0, 0, "1", 1), FP8_OK);
+    CHECK_STATUS(fp8_checkpoint_writer_put_part(w, 0, 0, "1", 1), FP8_EINVAL);
+    CHECK(strstr(fp8_last_message(), "'b' is put twice"));
+    CHECK_STATUS(fp8_checkpoint_writer_put_part(w, 1, 0, "x", 1), FP8_OK);
+    CHECK_STATUS(fp8_checkpoint_writer_commit(w), FP8_OK);
+    CHECK_STATUS(fp8_checkpoint_open(&c, in_root("out")), FP8_OK);
+    e = fp8_checkpoint_find(c, "b");
+    CHECK(e && e->bytes == 5 && memcmp(e->tensor.data, "12345", 5) == 0);
+    e = fp8_checkpoint_find(c, "a");
+    CHECK(e && e->bytes == 2 && memcmp(e->tensor.data, "xy", 2) == 0);
+    fp8_checkpoint_close(c);
+    CHECK_STATUS(fp8_folder_remove(in_root("out")), FP8_OK);
+}
+
 static void test_index_text(void) {
     static const fp8_st_spec two[] = {{"b\"", FP8_DTYPE_U8, 1, {5}}, {"a", FP8_DTYPE_U8, 1, {2}}};
     static const char want[] = "{\n  \"metadata\": {\n    \"total_size\": 7\n  },\n"
@@ -478,6 +509,7 @@ int main(void) {
     CHECK_STATUS(fp8_folder_remove(in_root("m")), FP8_OK);
     test_shared_models();
     test_shards();
+    test_parts();
     test_index_text();
     test_existing();
     test_duties();

@@ -456,8 +456,16 @@ static void test_writer_duties(const char *root) {
     fp8_file_unmap(&f);
     CHECK_STATUS(fp8_st_writer_create(&w, path, specs, 2, NULL, 0), FP8_OK);
     CHECK_STATUS(fp8_st_writer_put(w, 1, NULL, 0), FP8_OK);
-    CHECK_STATUS(fp8_st_writer_put(w, 0, "1234", 4), FP8_OK);
+    CHECK_STATUS(fp8_st_writer_put_part(w, 0, 2, "34", 2), FP8_OK);
+    CHECK_STATUS(fp8_st_writer_put_part(w, 0, 2, "345", 3), FP8_EINVAL);
+    CHECK(strstr(fp8_last_message(), "'a': bytes 2 to 5 of 4, of which 2 are there"));
+    CHECK_STATUS(fp8_st_writer_put_part(w, 0, 0, "12", 2), FP8_OK);
     CHECK_STATUS(fp8_st_writer_commit(w), FP8_OK);
+    CHECK_STATUS(fp8_st_writer_create(&w, path, specs, 2, NULL, 0), FP8_OK);
+    CHECK_STATUS(fp8_st_writer_put(w, 1, NULL, 0), FP8_OK);
+    CHECK_STATUS(fp8_st_writer_put_part(w, 0, 1, "2", 1), FP8_OK);
+    CHECK_STATUS(fp8_st_writer_commit(w), FP8_EINVAL);
+    CHECK(strstr(fp8_last_message(), "'a' was never put whole"));
     CHECK_STATUS(fp8_st_writer_create(&w, below, specs, 2, NULL, 0), FP8_ENOTFOUND);
     CHECK(w == NULL && unlink(path) == 0);
     free(below);
