@@ -31,8 +31,8 @@ typedef struct fp8_append_heads {
     const void *x; /* in [total_q, heads, d], place of the device; NULL: this part is absent */
     int64_t token_stride, head_stride; /* elements; 0, 0 = packed */
     const void *norm_weight; /* in [d_qk], type of x; q and k only; NULL: not normed */
-    fp8_amax_slot *amax; /* io, 1 slot: joined with the figures of v before the quantizing, of all
-                          * rows in 0 .. q_starts[num_seqs] - 1, written or not; NULL: none */
+    fp8_amax_slot *amax; /* io, 1 slot: joined with the figures of what is quantized, of every row
+                          * that is in a sequence, has it a place or not; NULL: none */
 } fp8_append_heads;
 
 typedef struct fp8_kv_append {
