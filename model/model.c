@@ -37,6 +37,22 @@ done:
     return st;
 }
 
+fp8_status fp8_model_place_kv_scales(fp8_model *m, const float descales[3], float **out) {
+    float host[FP8_KV_SCALE_FLOATS] = {0};
+    fp8_status st = FP8_OK;
+    void *data = NULL;
+
+    for (int i = 0; i < 3; i++) {
+        host[2 * i * FP8_SCALE_STEP] = 1.0f / descales[i];
+        host[(2 * i + 1) * FP8_SCALE_STEP] = descales[i];
+    }
+    FP8_TRY(fp8_model_alloc(m, &data, sizeof host));
+    FP8_TRY(fp8_device_upload(m->device, data, host, sizeof host));
+    *out = data;
+done:
+    return st;
+}
+
 /* ---- scratch --------------------------------------------------------------------------------- */
 
 static fp8_gemm lm_head_product(const fp8_model *m, int64_t rows) {
@@ -62,20 +78,30 @@ done:
     return st;
 }
 
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+/* What the Linears of a layer want, and its mixture. */
+static size_t layer_workspace(const fp8_model *m, int64_t index) {
+    size_t most = fp8_mixture_workspace(m, &m->layers[index].mixture);
+
+    for (int k = 0; k < FP8_NUM_LINEAR_KINDS; k++) {
+        const fp8_linear *l = m->layers[index].linears[k];
+        const fp8_tensor residual = {.dtype = m->type};
+        fp8_dtype y = m->type;
+        fp8_linear_call call;
+        if (!l) continue;
+        most = larger(most, fp8_linear_workspace_size(l, m->max_tokens));
+        call = fp8_layer_call(m, index, (fp8_linear_kind)k, &residual, &y);
+        most = larger(most, fp8_linear_apply_workspace_size(l, m->max_tokens, y, &call));
+    }
+    return most;
+}
+
 static size_t workspace_bytes(const fp8_model *m) {
     const fp8_gemm g = lm_head_product(m, m->max_tokens);
-    size_t most = fp8_gemm_workspace_size(m->device, &g);
+    size_t most = m->lm_head.data ? fp8_gemm_workspace_size(m->device, &g) : 0;
 
-    for (int64_t i = 0; i < m->config.num_layers; i++)
-        for (int k = 0; k < FP8_NUM_LINEAR_KINDS; k++) {
-            const fp8_linear *l = m->layers[i].linears[k];
-            const size_t bytes = l ? fp8_linear_workspace_size(l, m->max_tokens) : 0;
-            if (bytes > most) most = bytes;
-        }
-    for (int64_t i = 0; i < m->config.num_layers; i++) {
-        const size_t bytes = fp8_mixture_workspace(m, &m->layers[i].mixture);
-        if (bytes > most) most = bytes;
-    }
+    for (int64_t i = 0; i < m->config.num_layers; i++) most = larger(most, layer_workspace(m, i));
     return most;
 }
 
@@ -88,7 +114,7 @@ done:
     return st;
 }
 
-static fp8_status create_scratch(fp8_model *m) {
+fp8_status fp8_model_create_scratch(fp8_model *m) {
     const fp8_model_config *c = &m->config;
     const int64_t q = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;
     const int64_t expert = c->expert_size > c->shared_size ? c->expert_size : c->shared_size;
@@ -205,7 +231,7 @@ fp8_status fp8_model_load(fp8_model **out, fp8_device *d, const fp8_checkpoint *
         m->embed_multiplier = m->type == FP8_DTYPE_BF16 ? fp8_round_bf16(root) : root;
     }
     FP8_TRY(fp8_model_load_weights(m, c));
-    FP8_TRY(create_scratch(m));
+    FP8_TRY(fp8_model_create_scratch(m));
     *out = m;
     m = NULL;
 done:

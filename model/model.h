@@ -10,6 +10,7 @@
 
 #include "core/device.h"
 #include "formats/formats.h"
+#include "model/block.h"
 #ifdef __cplusplus
 extern "C" {
 #endif

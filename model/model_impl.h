@@ -60,9 +60,12 @@ typedef struct fp8_layer {
     fp8_tensor norm1_after, norm2_after;
     fp8_linear *linears[FP8_NUM_LINEAR_KINDS]; /* fused ones are split when loaded */
     int share_qkv, share_up; /* q/k/v, gate/up take one quantized input */
-    /* place: scale and descale of Q, K, V in turn, 1 float each; NULL without FP8 keys */
+    /* place: scale and descale of Q, K, V in turn, each on 16 bytes as cuBLASLt wants scalars;
+     * NULL without FP8 keys */
     float *kv_scales;
 } fp8_layer;
+
+enum { FP8_SCALE_STEP = 4, FP8_KV_SCALE_FLOATS = 6 * FP8_SCALE_STEP }; /* of kv_scales */
 
 /* What a forward is given, on its way to the device (inputs.c): [max_tokens] ids, positions, last
  * rows; [max_tokens + 1] starts; [2] starts of the keys of a cached sequence. */
@@ -103,6 +106,14 @@ typedef struct fp8_rope_table {
     int64_t positions, key;
 } fp8_rope_table;
 
+/* What the steps of a layer may do at the store of a product. */
+typedef enum fp8_steps {
+    FP8_STEPS_LATE = 0, /* nothing: a block's result waits in y for the next norm, which adds it;
+                         * activation and quantizing are passes of producers */
+    FP8_STEPS_AT_STORE, /* activation, residual, and quantizing by a known scale, where they fit */
+    FP8_STEPS_SINGLE    /* each a pass of its own, to measure the others against */
+} fp8_steps;
+
 struct fp8_model {
     fp8_device *device;
     const fp8_ops *ops;
@@ -111,6 +122,10 @@ struct fp8_model {
     fp8_quant_config quant;
     fp8_dtype type; /* the compute type: BF16 or F32 */
     int64_t max_tokens;
+    fp8_steps steps;
+    fp8_accumulate accumulate;
+    fp8_attention_backend backend; /* of attention: AUTO, or the one that must serve */
+    int quantize_p;                /* as fp8_attention_options has it */
 
     fp8_tensor embed, positions, final_norm, final_norm_bias, lm_head;
     fp8_layer *layers;
@@ -151,6 +166,39 @@ size_t fp8_mixture_workspace(const fp8_model *m, const fp8_mixture *x);
 /* x [tokens, hidden] = the mixture of x, in place (moe.c); taps DOWN_INPUT, SHARED_DOWN_INPUT. */
 FP8_NODISCARD fp8_status fp8_mixture_run(fp8_model *m, int64_t index, const fp8_tensor *x,
                                          const fp8_tap *tap);
+
+/* A forward under way (forward.c, layer.c). */
+typedef struct fp8_pass {
+    fp8_model *m;
+    fp8_kv_cache *cache;  /* may be NULL */
+    const fp8_tap *tap;   /* may be NULL */
+    int64_t tokens, num_seqs, past, max_len;
+    int uniform;     /* every sequence has max_len tokens */
+    int pending;     /* y holds a block's result that x does not have yet */
+    fp8_tensor x, y; /* the residual stream; a norm's or a block's output */
+} fp8_pass;
+
+/* One layer over p->x, tokens and starts in m->inputs; what it brings may be pending after it. */
+FP8_NODISCARD fp8_status fp8_layer_forward(fp8_pass *p, int64_t index);
+/* p->y = norm of p->x, which has taken what was pending; as transformers rounds it. */
+FP8_NODISCARD fp8_status fp8_pass_norm(fp8_pass *p, const fp8_tensor *weight,
+                                       const fp8_tensor *bias);
+FP8_NODISCARD fp8_status fp8_pass_tap(const fp8_pass *p, int64_t layer, fp8_point point,
+                                      const fp8_tensor *x);
+/* p->x += p->y where that is pending. */
+FP8_NODISCARD fp8_status fp8_pass_settle(fp8_pass *p);
+/* How a layer's product is called where nobody taps, and the type it leaves; `residual` is what it
+ * is given to add, if it adds. */
+fp8_linear_call fp8_layer_call(const fp8_model *m, int64_t index, fp8_linear_kind kind,
+                               const fp8_tensor *residual, fp8_dtype *y);
+
+/* Sets share_qkv and share_up by the layer's Linears (weights.c). */
+void fp8_layer_share_inputs(fp8_layer *layer);
+/* A layer's kv_scales from the descales of Q, K and V (model.c). */
+FP8_NODISCARD fp8_status fp8_model_place_kv_scales(fp8_model *m, const float descales[3],
+                                                   float **out);
+/* Buffers of the forward for m->max_tokens, once layers and config are there (model.c). */
+FP8_NODISCARD fp8_status fp8_model_create_scratch(fp8_model *m);
 
 /* logits F32 [rows, vocab] = x lm_head^T, rounded to the compute type (model.c). */
 FP8_NODISCARD fp8_status fp8_model_lm_head(fp8_model *m, const fp8_tensor *logits,

@@ -327,9 +327,8 @@ done:
 static fp8_status load_kv_scales(fp8_model *m, const fp8_checkpoint *c, const char *module,
                                  float **out) {
     const fp8_dialect_row *row = fp8_dialect_get(m->quant.dialect);
-    float descales[3] = {1.0f, 1.0f, 1.0f}, pairs[6];
+    float descales[3] = {1.0f, 1.0f, 1.0f};
     fp8_status st = FP8_OK;
-    void *data = NULL;
 
     if (m->quant.kv_per_head)
         return FP8_FAIL(FP8_EUNSUPPORTED, "%s: dialect %s: KV scales by head are not run here; "
@@ -339,13 +338,7 @@ static fp8_status load_kv_scales(fp8_model *m, const fp8_checkpoint *c, const ch
         FP8_TRY(load_descale(c, row->q_descale, module, &descales[0]));
     FP8_TRY(load_descale(c, row->k_descale, module, &descales[1]));
     FP8_TRY(load_descale(c, row->v_descale, module, &descales[2]));
-    for (int i = 0; i < 3; i++) {
-        pairs[2 * i] = 1.0f / descales[i];
-        pairs[2 * i + 1] = descales[i];
-    }
-    FP8_TRY(fp8_model_alloc(m, &data, sizeof pairs));
-    FP8_TRY(fp8_device_upload(m->device, data, pairs, sizeof pairs));
-    *out = data;
+    FP8_TRY(fp8_model_place_kv_scales(m, descales, out));
 done:
     return st;
 }
@@ -423,6 +416,11 @@ static int shares_input(fp8_linear *const *linears, int first, int last) {
     return one && fp8_linear_input_scaling(one) != FP8_INPUT_DENSE;
 }
 
+void fp8_layer_share_inputs(fp8_layer *layer) {
+    layer->share_qkv = shares_input(layer->linears, FP8_LINEAR_Q, FP8_LINEAR_V);
+    layer->share_up = shares_input(layer->linears, FP8_LINEAR_GATE, FP8_LINEAR_UP);
+}
+
 /* How attention and format are written down: in our metadata; a checkpoint of another tool that has
  * query scales asks for FP8 attention by them. */
 static fp8_status read_attention_mode(fp8_model *m, const fp8_checkpoint *c, const char *prefix) {
@@ -494,11 +492,7 @@ fp8_status fp8_model_load_weights(fp8_model *m, const fp8_checkpoint *c) {
     for (int64_t i = 0; i < m->config.num_layers; i++) FP8_TRY(load_layer(m, c, prefix, i));
     FP8_TRY(fp8_model_list_linears(&linears, &count, &m->config, c));
     for (int64_t i = 0; i < count; i++) FP8_TRY(load_linear(m, c, &linears[i]));
-    for (int64_t i = 0; i < m->config.num_layers; i++) {
-        fp8_layer *layer = &m->layers[i];
-        layer->share_qkv = shares_input(layer->linears, FP8_LINEAR_Q, FP8_LINEAR_V);
-        layer->share_up = shares_input(layer->linears, FP8_LINEAR_GATE, FP8_LINEAR_UP);
-    }
+    for (int64_t i = 0; i < m->config.num_layers; i++) fp8_layer_share_inputs(&m->layers[i]);
 done:
     free(linears);
     return st;
