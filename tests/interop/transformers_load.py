@@ -169,7 +169,7 @@ def check_counts(applied, weights, layers):
     told = ", ".join(f"{applied[k]} {k}" for k in whole) + f", {applied['weight']} weight"
     print(f"  quantizer calls of its forward: {told}")
     return all(applied[k] in (0, n) for k, n in whole.items()) and not applied["weight"] and \
-        bool(applied["k"]) == bool(applied["v"]) and (applied["input"] or not applied["k"])
+        bool(applied["k"]) == bool(applied["v"]) and bool(applied["input"] or not applied["k"])
 
 
 def compare_f32(build, folder, like, theirs, ids):
