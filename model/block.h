@@ -3,9 +3,9 @@
  * (model/layer.c), so that both compute the same:
  *
  *   x += o(attention(rope(q(n)), rope(k(n)), v(n)))   n = norm1(x)
- *   x += down(act(gate(n)) * up(n))                   n = norm2(x);  down(act(up(n))) without a gate
+ *   x += down(act(gate(n)) * up(n))                   n = norm2(x);  down(act(up(n))) if ungated
  *
- * Which precision the Linears have is theirs: dense, FP8 by a static scale, a token's, or in blocks.
+ * The precision of the Linears is theirs: dense, FP8 by a static scale, by a token's, or in blocks.
  * Attention is causal, in the compute type, or in E4M3 where descales of q, k and v are given.
  * One thread uses a block at a time. A forward is asynchronous on CUDA and can be captured in a
  * graph after one forward of the same batch: a new one brings an attention plan. */

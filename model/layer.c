@@ -26,7 +26,7 @@ static int makes_codes(const fp8_linear *l) {
     return l && fp8_linear_input_scaling(l) == FP8_INPUT_STATIC;
 }
 
-/* The quantizing of q, k or v at the store of its product: the scale, where nothing comes before. */
+/* The scale by which the product of q, k or v stores codes; NULL: something comes between. */
 static const float *heads_scale(const fp8_model *m, const fp8_layer *layer, fp8_linear_kind kind) {
     const int turns = m->config.rope.type != FP8_ROPE_NONE && kind != FP8_LINEAR_V;
     const fp8_tensor *norm = kind == FP8_LINEAR_Q ? &layer->q_norm : &layer->k_norm;
@@ -253,6 +253,8 @@ static fp8_status place_heads(const pass *p, int64_t index, fp8_tensor qkv[3],
     const int turns = m->config.rope.type != FP8_ROPE_NONE;
     const int local = m->config.layer_window[index] && m->config.rope_local.type != FP8_ROPE_NONE;
     const fp8_rope_table *table = local ? &m->rope_local : &m->rope;
+    const float *const k_scale = scales ? scales + 2 * FP8_SCALE_STEP : NULL;
+    const float *const v_scale = scales ? scales + 4 * FP8_SCALE_STEP : NULL;
     const int codes = m->quant.attention != FP8_ATTENTION_NONE;
     fp8_qkv op = {.q = {.x = qkv[0].data, .norm_weight = layer->q_norm.data},
                   .k = {.x = qkv[1].data, .norm_weight = layer->k_norm.data},
@@ -275,8 +277,8 @@ static fp8_status place_heads(const pass *p, int64_t index, fp8_tensor qkv[3],
         op.q.scale = scales;
     }
     if (!codes || p->tap) op.q.dense = qkv[0].data;
-    place_kv(p, &op.k, &qkv[1], index, 0, scales ? scales + 2 * FP8_SCALE_STEP : NULL, m->scratch.k_codes, &io->k);
-    place_kv(p, &op.v, &qkv[2], index, 1, scales ? scales + 4 * FP8_SCALE_STEP : NULL, m->scratch.v_codes, &io->v);
+    place_kv(p, &op.k, &qkv[1], index, 0, k_scale, m->scratch.k_codes, &io->k);
+    place_kv(p, &op.v, &qkv[2], index, 1, v_scale, m->scratch.v_codes, &io->v);
     if (p->tap && op.k.codes) op.k.dense = qkv[1].data;
     if (op.k.dense) qkv[1].data = op.k.dense;
     op.q.heads = has_work(&op.q, &qkv[0], turns) ? m->config.num_heads : 0;
