@@ -224,16 +224,29 @@ void fp8_block_destroy(fp8_block *b) {
 
 /* ---- running --------------------------------------------------------------------------------- */
 
-static fp8_status check_batch(const fp8_model *m, const fp8_tensor *x, const fp8_block_batch *b) {
+static fp8_status check_rows(const fp8_model *m, const char *name, const fp8_tensor *x,
+                             int64_t most) {
     char shape[128];
 
     if (x->ndim != 2 || x->shape[1] != m->config.hidden_size || x->dtype != m->type ||
-        x->place != fp8_device_place(m->device) || x->shape[0] < 1 || x->shape[0] > m->max_tokens)
-        return FP8_FAIL(FP8_EINVAL, "block: x is %s %s, expected %s [1 to %lld, %lld] in the place "
-                        "of the device", fp8_dtype_name(x->dtype),
+        x->place != fp8_device_place(m->device) || x->shape[0] < 1 || x->shape[0] > most)
+        return FP8_FAIL(FP8_EINVAL, "block: %s is %s %s, expected %s [1 to %lld, %lld] in the "
+                        "place of the device", name, fp8_dtype_name(x->dtype),
                         fp8_shape_text(shape, sizeof shape, x->shape, x->ndim),
-                        fp8_dtype_name(m->type), (long long)m->max_tokens,
+                        fp8_dtype_name(m->type), (long long)most,
                         (long long)m->config.hidden_size);
+    return FP8_OK;
+}
+
+static fp8_status check_batch(const fp8_model *m, const fp8_tensor *y, const fp8_tensor *x,
+                              const fp8_block_batch *b) {
+    fp8_status st;
+
+    FP8_TRY(check_rows(m, "x", x, m->max_tokens));
+    FP8_TRY(check_rows(m, "y", y, x->shape[0]));
+    if (y->shape[0] != x->shape[0])
+        return FP8_FAIL(FP8_EINVAL, "block: y of %lld tokens for x of %lld",
+                        (long long)y->shape[0], (long long)x->shape[0]);
     if (!b->starts || (m->config.rotary_dim && !b->positions))
         return FP8_FAIL(FP8_EINVAL, "block: no starts, or no positions to turn by");
     if (b->num_seqs < 1 || b->max_len < 1 || b->max_len > x->shape[0] ||
@@ -241,16 +254,17 @@ static fp8_status check_batch(const fp8_model *m, const fp8_tensor *x, const fp8
         return FP8_FAIL(FP8_EINVAL, "block: %lld sequences of %s%lld tokens, found %lld in all",
                         (long long)b->num_seqs, b->equal ? "" : "up to ", (long long)b->max_len,
                         (long long)x->shape[0]);
-    return FP8_OK;
+done:
+    return st;
 }
 
-fp8_status fp8_block_forward(fp8_block *b, const fp8_tensor *x, const fp8_block_batch *batch,
-                             const struct fp8_tap *tap) {
+fp8_status fp8_block_forward(fp8_block *b, const fp8_tensor *y, const fp8_tensor *x,
+                             const fp8_block_batch *batch, const struct fp8_tap *tap) {
     fp8_model *m = b->model;
-    fp8_pass p = {.m = m, .tap = tap, .x = *x, .y = *x};
+    fp8_pass p = {.m = m, .tap = tap, .x = *x, .out = *y, .y = *x};
     fp8_status st = FP8_OK;
 
-    FP8_TRY(check_batch(m, x, batch));
+    FP8_TRY(check_batch(m, y, x, batch));
     p.tokens = x->shape[0];
     p.num_seqs = batch->num_seqs;
     p.max_len = batch->max_len;

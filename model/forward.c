@@ -110,7 +110,7 @@ fp8_status fp8_model_forward(fp8_model *m, const fp8_batch *batch, fp8_kv_cache 
     p.num_seqs = batch->num_seqs;
     p.x = fp8_tensor_view(m->scratch.x, m->type, fp8_device_place(m->device), p.tokens,
                           m->config.hidden_size);
-    p.y = p.x;
+    p.y = p.out = p.x;
     p.y.data = m->scratch.y;
     measure(&p, batch);
     FP8_TRY(fit_rope(&p));

@@ -128,7 +128,8 @@ static fp8_status norm(pass *p, input *in, const fp8_linear *l, const fp8_tensor
 
     if (p->pending) {
         n.residual = p->y.data;
-        n.h = p->x.data;
+        n.h = p->out.data;
+        p->x = p->out;
     }
     p->pending = 0;
     FP8_TRY(open_input(p, in, l, p->y.data, width));
@@ -146,9 +147,10 @@ fp8_status fp8_pass_settle(pass *p) {
     const fp8_sink nothing = {0};
     const fp8_norm n = {.kind = FP8_NORM_RMS, .dtype = p->m->type, .rows = p->tokens,
                         .cols = p->m->config.hidden_size, .x = p->x.data, .residual = p->y.data,
-                        .h = p->x.data, .weight = p->m->layers[0].norm1.data};
+                        .h = p->out.data, .weight = p->m->layers[0].norm1.data};
     if (!p->pending) return FP8_OK;
     p->pending = 0;
+    p->x = p->out;
     return fp8_produce_norm(p->m->device, &nothing, &n, FP8_LAUNCH_OVERLAP);
 }
 
@@ -176,8 +178,11 @@ static fp8_status bring(pass *p, int64_t index, fp8_linear_kind kind, const fp8_
     fp8_dtype type;
     const fp8_linear_call call = call_of(p, index, kind, &type);
 
-    FP8_TRY(linear(p, layer->linears[kind], call.residual ? &p->x : &p->y, x, x_descale, call));
-    if (call.residual) goto done;
+    FP8_TRY(linear(p, layer->linears[kind], call.residual ? &p->out : &p->y, x, x_descale, call));
+    if (call.residual) {
+        p->x = p->out;
+        goto done;
+    }
     FP8_TRY(norm_after(p, kind == FP8_LINEAR_O ? &layer->norm1_after : &layer->norm2_after));
     p->pending = 1;
     if (p->m->steps == FP8_STEPS_SINGLE) FP8_TRY(fp8_pass_settle(p));

@@ -175,7 +175,9 @@ typedef struct fp8_pass {
     int64_t tokens, num_seqs, past, max_len;
     int uniform;     /* every sequence has max_len tokens */
     int pending;     /* y holds a block's result that x does not have yet */
-    fp8_tensor x, y; /* the residual stream; a norm's or a block's output */
+    /* The residual stream; where it goes on once something is added to it, x itself or another;
+     * a norm's or a block's output. */
+    fp8_tensor x, out, y;
 } fp8_pass;
 
 /* One layer over p->x, tokens and starts in m->inputs; what it brings may be pending after it. */

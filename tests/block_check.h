@@ -305,12 +305,14 @@ static inline void block_spec_free(fp8_device *d, fp8_block_spec *s) {
     for (size_t i = 0; i < sizeof l / sizeof *l; i++) fp8_linear_destroy(l[i]);
 }
 
-/* got [tokens, HIDDEN] = what the block makes of b->x, `times` times from the start. */
+/* got [tokens, HIDDEN] = what the block makes of b->x, in place or beside it. */
 static inline fp8_status block_run(fp8_device *d, const block_data *b, fp8_block *block,
-                                   const struct fp8_tap *tap, float *got) {
+                                   const struct fp8_tap *tap, int in_place, float *got) {
     const int64_t n = b->tokens * HIDDEN;
     const size_t bytes = (size_t)n * fp8_dtype_size(b->type);
-    fp8_tensor x = block_vector(d, b, b->x, b->tokens, HIDDEN);
+    const fp8_tensor x = block_vector(d, b, b->x, b->tokens, HIDDEN);
+    const fp8_tensor other = block_vector(d, b, b->x, b->tokens, HIDDEN);
+    const fp8_tensor y = in_place ? x : other;
     void *starts = NULL, *positions = NULL;
     unsigned char *host = malloc(bytes);
     int equal = 1;
@@ -322,9 +324,9 @@ static inline fp8_status block_run(fp8_device *d, const block_data *b, fp8_block
     CHECK_STATUS(fp8_device_alloc(d, &positions, sizeof b->positions), FP8_OK);
     CHECK_STATUS(fp8_device_upload(d, starts, b->starts, sizeof b->starts), FP8_OK);
     CHECK_STATUS(fp8_device_upload(d, positions, b->positions, sizeof b->positions), FP8_OK);
-    st = fp8_block_forward(block, &x, &(fp8_block_batch){starts, positions, b->num_seqs,
-                                                         b->max_len, equal}, tap);
-    CHECK_STATUS(fp8_device_download(d, host, x.data, bytes), FP8_OK);
+    st = fp8_block_forward(block, &y, &x, &(fp8_block_batch){starts, positions, b->num_seqs,
+                                                             b->max_len, equal}, tap);
+    CHECK_STATUS(fp8_device_download(d, host, y.data, bytes), FP8_OK);
     for (int64_t i = 0; i < n; i++) {
         uint16_t h;
         if (b->type == FP8_DTYPE_F32) memcpy(&got[i], host + 4 * i, 4);
@@ -334,6 +336,7 @@ static inline fp8_status block_run(fp8_device *d, const block_data *b, fp8_block
         }
     }
     fp8_device_free(d, x.data);
+    fp8_device_free(d, other.data);
     fp8_device_free(d, starts);
     fp8_device_free(d, positions);
     free(host);
@@ -400,8 +403,8 @@ static inline void check_block(fp8_device *d, const block_case *c, fp8_dtype typ
     spec = block_spec_of(d, &b, backend);
     CHECK_STATUS(fp8_block_create(&block, d, &spec), FP8_OK);
     if (block) {
-        CHECK_STATUS(block_run(d, &b, block, NULL, got), FP8_OK);
-        CHECK_STATUS(block_run(d, &b, block, NULL, again), FP8_OK);
+        CHECK_STATUS(block_run(d, &b, block, NULL, 1, got), FP8_OK);
+        CHECK_STATUS(block_run(d, &b, block, NULL, 0, again), FP8_OK);
         CHECK(memcmp(got, again, (size_t)(b.tokens * HIDDEN) * sizeof *got) == 0);
         error = block_error(&b, got, want);
         CHECK(error < bound);

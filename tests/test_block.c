@@ -31,7 +31,7 @@ static void test_tap(void) {
     ref_block(&b, want, 0);
     spec = block_spec_of(cpu, &b, FP8_BACKEND_AUTO);
     CHECK_STATUS(fp8_block_create(&block, cpu, &spec), FP8_OK);
-    CHECK_STATUS(block_run(cpu, &b, block, &tap, got), FP8_OK);
+    CHECK_STATUS(block_run(cpu, &b, block, &tap, 1, got), FP8_OK);
     for (size_t i = 0; i < sizeof points / sizeof *points; i++) CHECK(seen[points[i]] == 1);
     CHECK(block_error(&b, got, want) < 5e-3);
     fp8_block_destroy(block);
@@ -49,6 +49,7 @@ static void test_refused(void) {
     static float x[MAX_TOKENS * HIDDEN];
     const int32_t starts[2] = {0, 5};
     fp8_tensor t = fp8_tensor_view(x, FP8_DTYPE_F32, FP8_PLACE_CPU, 5, HIDDEN);
+    fp8_tensor other = t;
     fp8_block_batch batch = {starts, NULL, 1, 5, 1};
     fp8_block *block = NULL;
     fp8_block_spec s, wrong;
@@ -81,15 +82,17 @@ static void test_refused(void) {
 
     s.rotary_dim = DIM;
     CHECK_STATUS(fp8_block_create(&block, cpu, &s), FP8_OK);
-    CHECK_STATUS(fp8_block_forward(block, &t, &batch, NULL), FP8_EINVAL); /* no positions */
+    CHECK_STATUS(fp8_block_forward(block, &t, &t, &batch, NULL), FP8_EINVAL); /* no positions */
     batch.positions = b.positions;
-    CHECK_STATUS(fp8_block_forward(block, &t, &batch, NULL), FP8_OK);
+    CHECK_STATUS(fp8_block_forward(block, &t, &t, &batch, NULL), FP8_OK);
     CHECK(fp8_block_backend(block) == FP8_BACKEND_CPU);
     batch.max_len = 4;
-    CHECK_STATUS(fp8_block_forward(block, &t, &batch, NULL), FP8_EINVAL);
+    CHECK_STATUS(fp8_block_forward(block, &t, &t, &batch, NULL), FP8_EINVAL);
     batch.max_len = 5;
+    other.shape[0] = 4;
+    CHECK_STATUS(fp8_block_forward(block, &other, &t, &batch, NULL), FP8_EINVAL);
     t.shape[0] = MAX_TOKENS + 1;
-    CHECK_STATUS(fp8_block_forward(block, &t, &batch, NULL), FP8_EINVAL);
+    CHECK_STATUS(fp8_block_forward(block, &t, &t, &batch, NULL), FP8_EINVAL);
     fp8_block_destroy(block);
     block_spec_free(cpu, &s);
 }
