@@ -50,9 +50,18 @@ FP8_NODISCARD fp8_status fp8_bench_write_text(const fp8_bench_table *t, FILE *ou
 FP8_NODISCARD fp8_status fp8_bench_write_csv(const fp8_bench_table *t, const char *path);
 FP8_NODISCARD fp8_status fp8_bench_write_svg(const fp8_bench_table *t, const char *path);
 
+typedef enum fp8_bench_dtype { FP8_BENCH_ALL, FP8_BENCH_BF16, FP8_BENCH_FP8 } fp8_bench_dtype;
+
+/* Of `bench block`: heads of hidden / heads elements; batch sequences of seq tokens. */
+typedef struct fp8_bench_block_shape {
+    int64_t hidden, ffn, heads, seq, batch;
+    fp8_bench_dtype dtype; /* of the Linears */
+} fp8_bench_block_shape;
+
 typedef struct fp8_bench_options {
     const char *const *shapes; /* of the benchmark's own form; none = its published list */
     int32_t num_shapes;
+    fp8_bench_block_shape block; /* of bench block alone */
     int64_t rounds; /* times every provider is measured */
     void (*note)(const char *line); /* what is under way; NULL = nobody listens */
     int (*interrupted)(void);       /* nonzero stops with FP8_ECANCELED; NULL = never */
@@ -89,6 +98,14 @@ FP8_NODISCARD fp8_status fp8_bench_linear_large(fp8_bench_table *out, fp8_device
 /* The fused producers, casts and lookups of quant/: bytes a second against a copy in the same race,
  * and microseconds at the size of a decoding step. Shapes: parts of a line's name; default: all. */
 FP8_NODISCARD fp8_status fp8_bench_quant(fp8_bench_table *out, fp8_device *d,
+                                         const fp8_bench_options *options);
+
+/* A decoder block of GPT-2's form, options->block, its forward: dense with every step a pass of its
+ * own, dense with residuals, biases and GELU at the products' stores, FP8 by static scales, and FP8
+ * attention besides; each with flash, fused and unfused attention. Error: relative L2 of the first
+ * sequence's output against the block in F32 on the CPU, at most 4e-2. peak_GB: device memory that
+ * the block, its weights, input and output take. */
+FP8_NODISCARD fp8_status fp8_bench_block(fp8_bench_table *out, fp8_device *d,
                                          const fp8_bench_options *options);
 
 #ifdef __cplusplus

@@ -8,17 +8,27 @@
 typedef struct options {
     cli_common common;
     cli_list shapes;
-    int64_t rounds;
-    const char *csv, *svg;
+    int64_t rounds, hidden, ffn_hidden, heads, seq, batch;
+    const char *csv, *svg, *dtype;
     int force;
 } options;
-static const options defaults = {CLI_COMMON_DEFAULTS, {NULL, 0}, 40, NULL, NULL, 0};
+static const options defaults = {.common = CLI_COMMON_DEFAULTS, .rounds = 40, .hidden = 4096,
+                                 .ffn_hidden = 16384, .heads = 32, .seq = 256, .batch = 32,
+                                 .dtype = "all"};
 
 static const cli_option table[] = {
     {"--shape", 0, CLI_LIST, offsetof(options, shapes), "SHAPE", 1, 0,
      "what to measure, in the benchmark's own form; default: its published list"},
     {"--rounds", 0, CLI_INT, offsetof(options, rounds), "N", 5, 100000,
      "how often each provider is timed"},
+    {"--dtype", 0, CLI_TEXT, offsetof(options, dtype), "bf16|fp8|all", 1, 0,
+     "block: of the Linears that are measured"},
+    {"--hidden", 0, CLI_INT, offsetof(options, hidden), "N", 16, 1 << 20, "block: width"},
+    {"--ffn-hidden", 0, CLI_INT, offsetof(options, ffn_hidden), "N", 16, 1 << 20,
+     "block: width of the MLP"},
+    {"--heads", 0, CLI_INT, offsetof(options, heads), "N", 1, 1 << 16, "block: heads"},
+    {"--seq", 0, CLI_INT, offsetof(options, seq), "N", 1, 1 << 24, "block: tokens of a sequence"},
+    {"--batch", 0, CLI_INT, offsetof(options, batch), "N", 1, 1 << 20, "block: sequences"},
     {"--csv", 0, CLI_TEXT, offsetof(options, csv), "FILE", 1, 0, "write the table as CSV too"},
     {"--svg", 0, CLI_TEXT, offsetof(options, svg), "FILE", 1, 0, "and as a chart"},
     {"--force", 0, CLI_FLAG, offsetof(options, force), NULL, 0, 0, "replace these files"},
@@ -33,6 +43,7 @@ static const struct {
     {"linear", fp8_bench_linear},
     {"linear-large", fp8_bench_linear_large},
     {"quant", fp8_bench_quant},
+    {"block", fp8_bench_block},
 };
 enum { NUM_BENCHES = sizeof benches / sizeof *benches };
 
@@ -50,6 +61,16 @@ static fp8_status find_bench(int *out, const char *name) {
                         near);
     return FP8_FAIL(FP8_EINVAL, "bench: unknown benchmark '%s'; 'fp8calib help bench' lists them",
                     name);
+}
+
+static fp8_status find_dtype(fp8_bench_dtype *out, const char *name) {
+    static const char *const names[] = {"all", "bf16", "fp8"}; /* as fp8_bench_dtype */
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(names[i], name) != 0) continue;
+        *out = (fp8_bench_dtype)i;
+        return FP8_OK;
+    }
+    return FP8_FAIL(FP8_EINVAL, "bench: --dtype '%s', expected bf16, fp8 or all", name);
 }
 
 static void note(const char *line) { cli_note("%s", line); }
@@ -86,15 +107,18 @@ done:
 
 static fp8_status run(const void *opts, const cli_list *operands) {
     const options *o = opts;
-    const fp8_bench_options bench = {.shapes = o->shapes.items, .num_shapes = o->shapes.count,
-                                     .rounds = o->rounds, .note = note,
-                                     .interrupted = cli_interrupted};
+    fp8_bench_options bench = {.shapes = o->shapes.items, .num_shapes = o->shapes.count,
+                               .rounds = o->rounds, .note = note,
+                               .interrupted = cli_interrupted,
+                               .block = {o->hidden, o->ffn_hidden, o->heads, o->seq, o->batch,
+                                         FP8_BENCH_ALL}};
     fp8_bench_table t = {0};
     fp8_device *device = NULL;
     fp8_status st, wrote;
     int which = 0;
 
     FP8_TRY(find_bench(&which, operands->items[0]));
+    FP8_TRY(find_dtype(&bench.block.dtype, o->dtype));
     if (o->csv) FP8_TRY(cli_check_output_file(o->csv, o->force));
     if (o->svg) FP8_TRY(cli_check_output_file(o->svg, o->force));
     FP8_TRY(cli_device_open(&device, &o->common));
@@ -113,7 +137,7 @@ done:
 const cli_command cli_cmd_bench = {
     .name = "bench",
     .purpose = "time what this library does against its peers",
-    .usage = "attention|flux|linear|linear-large|quant [--shape SHAPE]... [options]",
+    .usage = "attention|flux|linear|linear-large|quant|block [--shape SHAPE]... [options]",
     .about =
         "Runs each provider on the same random data, in turns, checks what it computed\n"
         "in the same program, and prints medians of CUDA graph replays with the limit\n"
@@ -131,14 +155,17 @@ const cli_command cli_cmd_bench = {
         "             FP8 products of many tokens: cuBLASLt's timed algorithm and its first\n"
         "             guess. SHAPE is M,N,K[,tensor|row|blocks][,fast]\n"
         "  quant      norms, activations, RoPE and casts to FP8, lookups: GB/s against\n"
-        "             a copy, and us at 64 tokens; SHAPE is part of a line's name\n",
+        "             a copy, and us at 64 tokens; SHAPE is part of a line's name\n"
+        "  block      a decoder block's forward (LayerNorm, GELU, biases, causal): plain\n"
+        "             BF16, fused BF16, FP8, FP8 attention, by --hidden, --ffn-hidden,\n"
+        "             --heads, --seq, --batch\n",
     .examples = "  fp8calib bench attention --csv attention.csv --svg attention.svg\n"
                 "  fp8calib bench attention --shape 1,32,8,128,8192,causal\n",
     .options = table,
     .num_options = sizeof table / sizeof *table,
     .min_operands = 1,
     .max_operands = 1,
-    .operand = "attention, flux, linear, linear-large or quant",
+    .operand = "attention, flux, linear, linear-large, quant or block",
     .defaults = &defaults,
     .options_bytes = sizeof defaults,
     .run = run,

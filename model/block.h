@@ -69,9 +69,9 @@ typedef struct fp8_block_batch {
     int equal; /* 1: every sequence has max_len tokens */
 } fp8_block_batch;
 
-/* y = the block of x, both [tokens, hidden] of the compute type; y may be x. tap (model.h), layer 0, sees
- * the points of a layer, in their values: then nothing is made at a store. FP8_EINVAL: x, y or batch;
- * FP8_EUNSUPPORTED: no backend serves this attention. */
+/* y = the block of x, both [tokens, hidden] of the compute type; y may be x. tap (model.h), layer
+ * 0, sees the points of a layer, in their values: then nothing is made at a store. FP8_EINVAL: x, y
+ * or batch; FP8_EUNSUPPORTED: no backend serves this attention. */
 FP8_NODISCARD fp8_status fp8_block_forward(fp8_block *b, const fp8_tensor *y,
                                            const fp8_tensor *x, const fp8_block_batch *batch,
                                            const struct fp8_tap *tap);
