@@ -47,7 +47,8 @@ void fp8_device_free(fp8_device *d, void *p); /* NULL is fine; waits on CUDA */
 FP8_NODISCARD fp8_status fp8_device_alloc_host(fp8_device *d, void **out, size_t bytes);
 void fp8_device_free_host(fp8_device *d, void *p);
 
-/* upload: host -> device; the host buffer may be reused on return. download: waits for the result.
+/* upload: host -> device; the host buffer may be reused on return. A large one is the work of all
+ * of the pool's threads, through pinned memory (128 MB, kept). download: waits for the result.
  * download_async: `dst` is from fp8_device_alloc_host and filled when a later event is reached. */
 FP8_NODISCARD fp8_status fp8_device_upload(fp8_device *d, void *dst, const void *src, size_t bytes);
 FP8_NODISCARD fp8_status fp8_device_download(fp8_device *d, void *dst, const void *src,

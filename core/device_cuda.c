@@ -44,6 +44,7 @@ void fp8_cuda_close(fp8_device *d) {
     if (!d->stream) return;
     fp8_cuda_use(d);
     (void)cudaStreamSynchronize(d->stream);
+    fp8_cuda_drop_ring(d->ring);
     (void)cudaStreamDestroy(d->stream);
 }
 
@@ -63,8 +64,9 @@ void fp8_cuda_free(fp8_device *d, void *p) {
 }
 
 fp8_status fp8_cuda_alloc_host(fp8_device *d, void **out, size_t bytes) {
-    const cudaError_t e = cudaMallocHost(out, bytes ? bytes : 1);
-    (void)d;
+    cudaError_t e;
+    fp8_cuda_use(d);
+    e = cudaMallocHost(out, bytes ? bytes : 1);
     if (e == cudaSuccess) return FP8_OK;
     (void)cudaGetLastError();
     return FP8_FAIL(FP8_ENOMEM, "%zu bytes of pinned host memory: %s", bytes,
@@ -82,6 +84,8 @@ fp8_status fp8_cuda_copy(fp8_device *d, void *dst, const void *src, size_t bytes
                                                 cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice};
     fp8_status st = FP8_OK;
 
+    if (kind == FP8_COPY_UP && fp8_cuda_upload_is_large(d, bytes))
+        return fp8_cuda_upload_large(d, dst, src, bytes);
     FP8_TRY_CUDA(cudaMemcpyAsync(dst, src, bytes, kinds[kind], d->stream));
     /* From pageable memory the runtime stages the bytes before it returns, but pinned or managed
      * memory would be read later: the promise is that src may be reused now. */
@@ -108,6 +112,7 @@ done:
 fp8_status fp8_cuda_event_create(fp8_event *e) {
     fp8_status st = FP8_OK;
     cudaEvent_t event = NULL;
+    fp8_cuda_use(e->device);
     FP8_TRY_CUDA(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     e->handle = event;
 done:

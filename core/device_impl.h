@@ -3,12 +3,15 @@
 #define FP8_CORE_DEVICE_IMPL_H
 #include "core/device.h"
 
+typedef struct fp8_upload_ring fp8_upload_ring; /* upload_cuda.c */
+
 struct fp8_device {
     fp8_place place;
     int32_t index, capability;
     fp8_pool *pool;
     fp8_stream stream;
     char name[256];
+    fp8_upload_ring *ring; /* NULL until the first large upload */
 };
 
 struct fp8_event {
@@ -33,6 +36,9 @@ typedef enum fp8_copy_kind {
 } fp8_copy_kind;
 fp8_status fp8_cuda_copy(fp8_device *d, void *dst, const void *src, size_t bytes,
                          fp8_copy_kind kind);
+int fp8_cuda_upload_is_large(const fp8_device *d, size_t bytes);
+fp8_status fp8_cuda_upload_large(fp8_device *d, void *dst, const void *src, size_t bytes);
+void fp8_cuda_drop_ring(fp8_upload_ring *r); /* NULL is fine */
 fp8_status fp8_cuda_fill(fp8_device *d, void *dst, int byte, size_t bytes);
 fp8_status fp8_cuda_sync(fp8_device *d);
 fp8_status fp8_cuda_event_create(fp8_event *e);
