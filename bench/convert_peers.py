@@ -9,8 +9,7 @@ from 2 GB on), reads it once, and takes the best of the repeats of
     script   numpy + ml_dtypes + safetensors: the same codes and scales, one tensor at a time,
              shard by shard, with and without an fsync of what it wrote
     cp       of the weights, with and without an fsync
-`beyond files` is the largest RssAnon + RssShmem seen in /proc, every 5 ms: memory that is not a
-mapped file's. With --compare the script's tensors are held against ours, byte by byte.
+`beyond files` is the largest RssAnon seen in /proc, every 5 ms: memory that is no mapped file's. With --compare the script's tensors are held against ours, byte by byte.
 Needs numpy, ml_dtypes, safetensors."""
 import argparse
 import glob
@@ -151,7 +150,7 @@ def beyond_files(pid):
     try:
         with open(f"/proc/{pid}/status") as f:
             fields = dict(line.split(":", 1) for line in f)
-        return sum(int(fields[k].split()[0]) for k in ("RssAnon", "RssShmem")) / 1024
+        return int(fields["RssAnon"].split()[0]) / 1024
     except (OSError, KeyError):
         return 0.0
 

@@ -135,6 +135,20 @@ FP8_NODISCARD fp8_status fp8_export(fp8_export_result *result, const char *out,
                                     const fp8_checkpoint *source, fp8_device *d,
                                     const fp8_record *record, const fp8_export_options *options);
 
+/* The same in two steps, a calibration between them: begin decides and checks all that needs no
+ * record; with a model on CUDA (m not NULL: the source's, on `d`) a thread of its own then writes
+ * the weights out of the model's memory, on a stream of its own, beside whatever the caller does
+ * with the device. finish takes the record, if has_record said that there would be one, and frees
+ * the job whatever it returns. What is given must outlive the job; the model stays as it is. */
+typedef struct fp8_export_job fp8_export_job;
+FP8_NODISCARD fp8_status fp8_export_begin(fp8_export_job **out, const char *folder,
+                                          const fp8_checkpoint *source, fp8_device *d,
+                                          const fp8_model *m, int has_record,
+                                          const fp8_export_options *options);
+FP8_NODISCARD fp8_status fp8_export_finish(fp8_export_job *j, fp8_export_result *result,
+                                           const fp8_record *record);
+void fp8_export_abort(fp8_export_job *j); /* leaves no output; NULL is fine */
+
 /* ---- report -------------------------------------------------------------------------------- */
 
 /* One row a weight, and one an activation that has a static scale (an input that several Linears

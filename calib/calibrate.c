@@ -154,6 +154,76 @@ done:
     return st;
 }
 
+static fp8_status count_layer(void *ctx, int64_t layer) {
+    run *r = ctx;
+    const fp8_progress *progress = &r->options->progress;
+    const fp8_record *rec = r->record;
+
+    (void)layer;
+    if (!progress->on || !progress->on(progress->ctx, "calibrating", rec->steps, rec->steps_total))
+        return FP8_OK;
+    return FP8_FAIL(FP8_ECANCELED, "calibration stopped after %lld of %lld steps",
+                    (long long)rec->steps, (long long)rec->steps_total);
+}
+
+/* Steps [record's, record's + count) through the layers together. */
+static fp8_status run_wave(run *r, int64_t count, fp8_batch *batches, fp8_tap *taps,
+                           int32_t *starts) {
+    fp8_record *rec = r->record;
+    fp8_status st = FP8_OK;
+
+    for (int64_t i = 0; i < count; i++) {
+        fp8_steps_batch(&batches[i], starts + i * (r->options->batch + 1), r->samples,
+                        r->options->batch, rec->steps + i);
+        FP8_TRY(fp8_observer_open(r->observer, &taps[i], &batches[i]));
+    }
+    FP8_TRY(fp8_model_forward_layers(r->model, batches, count, taps, count_layer, r));
+    for (int64_t i = 0; i < count; i++) FP8_TRY(fp8_observer_send(r->observer));
+    for (int64_t i = 0; i < count; i++) {
+        rec->tokens[rec->steps] = batches[i].num_tokens;
+        FP8_TRY(collect(r));
+    }
+    FP8_TRY(save(r));
+done:
+    return st;
+}
+
+/* A model that does not fit: as many steps at a time as their hidden states leave room for. What is
+ * stopped keeps the waves that were done. */
+static fp8_status run_waves(run *r, int64_t wave) {
+    const int64_t width = r->options->batch + 1;
+    fp8_record *rec = r->record;
+    fp8_batch *batches = malloc((size_t)wave * sizeof *batches);
+    fp8_tap *taps = malloc((size_t)wave * sizeof *taps);
+    int32_t *starts = malloc((size_t)(wave * width) * sizeof *starts);
+    fp8_status st = FP8_OK;
+
+    if (!batches || !taps || !starts)
+        FP8_TRY(FP8_FAIL(FP8_ENOMEM, "%lld steps at a time", (long long)wave));
+    while (rec->steps < rec->steps_total && !r->canceled) {
+        const int64_t left = rec->steps_total - rec->steps;
+        FP8_TRY(run_wave(r, left < wave ? left : wave, batches, taps, starts));
+    }
+    if (rec->steps < rec->steps_total)
+        st = FP8_FAIL(FP8_ECANCELED, "calibration stopped after %lld of %lld steps",
+                      (long long)rec->steps, (long long)rec->steps_total);
+done:
+    free(batches);
+    free(taps);
+    free(starts);
+    return st;
+}
+
+/* Steps that go together; 0: each is a forward of its own. Histograms lie on the device, too. */
+static int64_t wave_of(const run *r) {
+    const int64_t tokens = fp8_model_layers_tokens(r->model);
+    const int64_t most = r->options->histograms ? 8 : r->record->steps_total;
+    const int64_t wave = tokens / (r->options->batch * r->options->seq);
+
+    if (tokens == 0) return 0;
+    return wave < 1 ? 1 : wave < most ? wave : most;
+}
+
 /* Experts that no token chose: the scale of what their down Linear reads is that of the others. */
 static void note_experts(const fp8_model *m) {
     const fp8_model_config *c = fp8_model_get_config(m);
@@ -179,6 +249,7 @@ fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8_checkpoint *s
                          const fp8_samples *samples, const fp8_calib_options *options) {
     run r = {.model = m, .samples = samples, .options = options};
     char *recipe = NULL;
+    int64_t wave;
     fp8_status st = FP8_OK;
 
     *out = NULL;
@@ -199,9 +270,11 @@ fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8_checkpoint *s
         st = FP8_FAIL(FP8_ENOMEM, "a step of %lld samples", (long long)options->batch);
         goto done;
     }
+    wave = wave_of(&r);
     FP8_TRY(fp8_observer_create(&r.observer, fp8_model_device(m), r.points.num_layers,
-                                options->batch * options->seq, options->histograms));
-    FP8_TRY(run_steps(&r));
+                                options->batch * options->seq, wave ? wave : FP8_OBSERVER_DEPTH,
+                                options->histograms));
+    FP8_TRY(wave ? run_waves(&r, wave) : run_steps(&r));
     note_experts(m);
     *out = r.record;
     r.record = NULL;

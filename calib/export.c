@@ -3,38 +3,40 @@
 #include <string.h>
 
 #include "calib/calib.h"
+#include "calib/export_background.h"
 #include "calib/export_files.h"
-#include "calib/export_plan.h"
-#include "calib/weight_stream.h"
 #include "core/log.h"
 
-/* One export under way. */
-typedef struct job {
+/* One export under way. `source` and what `options` points to are the caller's. */
+struct fp8_export_job {
     const fp8_checkpoint *source;
-    const fp8_record *record;
-    const fp8_export_options *options;
+    const fp8_record *record; /* NULL until it is there, if ever */
+    int has_record;
+    fp8_export_options options;
     fp8_device *d;
+    char *out;
     char *config_path; /* NULL: a lone file */
     fp8_file config_text;
     fp8_model_config config;
     fp8_points points;
-    fp8_scale *scales;
+    fp8_scale *scales; /* [num_slots]: the plan points into them, the record fills them */
     fp8_weights weights;
     fp8_export_plan plan;
     fp8_quant_config quant;
     fp8_checkpoint_writer *writer;
-    size_t done_bytes;
-} job;
+    fp8_export_background *background; /* NULL: nothing is written yet */
+};
+typedef struct fp8_export_job job;
 
 static fp8_status find_config(job *j) {
-    const char *given = j->options->config_json;
+    const char *given = j->options.config_json;
     if (!given) return fp8_checkpoint_sibling(&j->config_path, j->source, "config.json");
     j->config_path = fp8_path_join(NULL, given);
     return j->config_path ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "path of %s", given);
 }
 
-static fp8_status check_options(const job *j, const char *out) {
-    const fp8_export_options *o = j->options;
+static fp8_status check_options(const job *j) {
+    const fp8_export_options *o = &j->options;
     const int wants_record = o->scheme == FP8_SCHEME_TENSOR || o->kv_fp8 ||
                              o->attention != FP8_ATTENTION_NONE;
     const fp8_dialect_row *row = fp8_dialect_get(o->dialect);
@@ -48,17 +50,17 @@ static fp8_status check_options(const job *j, const char *out) {
     if (o->ue8m0 && o->scheme != FP8_SCHEME_BLOCK)
         return FP8_FAIL(FP8_EINVAL, "power-of-two scales go with scheme block, found %s",
                         fp8_scheme_name(o->scheme));
-    if (wants_record && !j->record)
+    if (wants_record && !j->has_record)
         return FP8_FAIL(FP8_EINVAL, "static scales (scheme tensor, FP8 keys and values, FP8 "
                         "attention) need a calibration record; without one: scheme dynamic or "
                         "tensor-dynamic");
     if (j->config_path && (o->num_include || o->num_exclude))
         return FP8_FAIL(FP8_EINVAL, "include and exclude patterns are for a file without "
                         "config.json; found %s", j->config_path);
-    if (!j->config_path && j->record)
+    if (!j->config_path && j->has_record)
         return FP8_FAIL(FP8_EINVAL, "%s: a calibration record, but no config.json beside it",
                         fp8_checkpoint_path(j->source));
-    return fp8_export_check_output(out, j->source);
+    return fp8_export_check_output(j->out, j->source);
 }
 
 static fp8_status read_config(job *j) {
@@ -74,8 +76,8 @@ done:
 }
 
 /* What is written, before anything is. */
-static fp8_status decide(job *j) {
-    const fp8_export_options *o = j->options;
+static fp8_status decide(job *j, const fp8_model *m) {
+    const fp8_export_options *o = &j->options;
     char *value = NULL; /* printed once before anything is written: whether it can be said at all */
     fp8_status st = FP8_OK;
 
@@ -90,10 +92,10 @@ static fp8_status decide(job *j) {
     } else {
         FP8_TRY(fp8_weights_of_file(&j->weights, j->source, o));
     }
+    if (m && j->config_path) fp8_weights_find_resident(&j->weights, &j->points, m);
     if (o->scheme == FP8_SCHEME_NONE) fp8_weights_ignore_all(&j->weights);
-    if (j->record)
-        FP8_TRY(fp8_scales_create(&j->scales, j->record, j->source, &j->points, &o->recipe,
-                                  o->percentile));
+    j->scales = calloc(fp8_num_slots(j->points.num_layers), sizeof *j->scales);
+    if (!j->scales) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "scales"));
     j->quant = (fp8_quant_config){
         .dialect = o->dialect, .scheme = o->scheme, .ue8m0 = o->ue8m0,
         .kv_fp8 = o->kv_fp8 || o->attention != FP8_ATTENTION_NONE, .attention = o->attention,
@@ -106,88 +108,68 @@ done:
     return st;
 }
 
-static fp8_status create_writer(job *j, const char *out) {
-    const fp8_export_options *o = j->options;
+static fp8_status create_writer(job *j) {
+    const fp8_export_options *o = &j->options;
     const fp8_st_pair ours[] = {{"format", "pt"},
                                 {"fp8calib.attention", fp8_attention_mode_name(o->attention)},
                                 {"fp8calib.format", fp8_fp8_format_name(o->format)},
                                 {"fp8calib.version", FP8_VERSION}};
-    const fp8_checkpoint_writer_options how = {o->max_shard_bytes, o->force, j->record != NULL};
+    const fp8_checkpoint_writer_options how = {o->max_shard_bytes, o->force, j->has_record};
 
-    return fp8_export_writer(&j->writer, out, j->source, j->plan.specs, j->plan.groups,
+    return fp8_export_writer(&j->writer, j->out, j->source, j->plan.specs, j->plan.groups,
                              j->plan.count, ours, sizeof ours / sizeof *ours, &how);
 }
 
-/* Tensor i of the plan. */
-static fp8_status put(job *j, int64_t i, const void *data) {
-    const fp8_progress *p = &j->options->progress;
-    const fp8_st_spec *spec = &j->plan.specs[i];
-    size_t bytes = 0;
-    fp8_status st = FP8_OK;
-
-    FP8_TRY(fp8_shape_bytes(&bytes, spec->dtype, spec->shape, spec->ndim));
-    FP8_TRY(fp8_checkpoint_writer_put(j->writer, i, data, bytes));
-    j->done_bytes += bytes;
-    if (p->on && p->on(p->ctx, "writing", (int64_t)j->done_bytes, (int64_t)j->plan.bytes))
-        st = FP8_FAIL(FP8_ECANCELED, "writing stopped after %zu of %zu bytes", j->done_bytes,
-                      j->plan.bytes);
-done:
-    return st;
-}
-
-/* All of it by the host's threads. */
-static fp8_status put_streaming(job *j) {
-    const fp8_weight_stream s = {.plan = &j->plan,
-                                 .weights = &j->weights,
-                                 .writer = j->writer,
-                                 .pool = fp8_device_pool(j->d),
-                                 .scheme = j->options->scheme,
-                                 .ue8m0 = j->options->ue8m0,
-                                 .allow_nonfinite = j->options->allow_nonfinite,
-                                 .progress = &j->options->progress};
-    return fp8_weight_stream_run(&s);
-}
-
-/* Copies out of the source's mapping, and descales that come from the record. */
-static fp8_status put_known(job *j) {
-    fp8_status st = FP8_OK;
-    for (int64_t i = 0; i < j->plan.count; i++)
-        if (j->plan.data[i]) FP8_TRY(put(j, i, j->plan.data[i]));
-done:
-    return st;
-}
-
-static fp8_status put_weights(job *j) {
-    const fp8_weights *all = &j->weights;
-    const fp8_scheme scheme = j->options->scheme;
-    fp8_weight_stage *stage = NULL;
-    fp8_status st = FP8_OK;
-
-    FP8_TRY(fp8_weight_stage_create(&stage, j->d, all, j->options->ue8m0));
-    for (int64_t begin = 0, end; begin < all->count; begin = end) {
-        end = fp8_weights_group_end(all, begin);
-        FP8_TRY(fp8_weight_stage_load(stage, all, begin, end, j->options->allow_nonfinite));
-        for (int64_t i = begin; i < end; i++) {
-            const int64_t at = j->plan.codes_at[i];
-            const uint8_t *codes = NULL;
-            const float *descales = NULL;
-            FP8_TRY(fp8_weight_stage_quantize(stage, i - begin, scheme, &codes, &descales));
-            FP8_TRY(put(j, at, codes));
-            FP8_TRY(put(j, at + 1, descales));
-        }
-    }
-done:
-    fp8_weight_stage_destroy(stage);
-    return st;
-}
+/* ---- weights --------------------------------------------------------------------------------- */
 
 /* Squares are quantized on the host whatever the device. */
 static int on_host(const job *j) {
-    return fp8_device_place(j->d) == FP8_PLACE_CPU || j->options->scheme == FP8_SCHEME_BLOCK ||
-           j->options->scheme == FP8_SCHEME_NONE;
+    return fp8_device_place(j->d) == FP8_PLACE_CPU || j->options.scheme == FP8_SCHEME_BLOCK ||
+           j->options.scheme == FP8_SCHEME_NONE;
 }
 
-static fp8_status add_record(job *j) {
+static fp8_weight_stream stream_of(job *j) {
+    return (fp8_weight_stream){.plan = &j->plan,
+                               .weights = &j->weights,
+                               .writer = j->writer,
+                               .d = j->d,
+                               .scheme = j->options.scheme,
+                               .ue8m0 = j->options.ue8m0,
+                               .allow_nonfinite = j->options.allow_nonfinite,
+                               .progress = &j->options.progress};
+}
+
+/* What is left to put when the record is there. */
+static fp8_status put_scales(job *j) {
+    fp8_status st = FP8_OK;
+
+    for (int64_t i = 0; i < j->plan.count; i++) {
+        const fp8_st_spec *spec = &j->plan.specs[i];
+        size_t bytes = 0;
+        if (!j->plan.from_record[i]) continue;
+        FP8_TRY(fp8_shape_bytes(&bytes, spec->dtype, spec->shape, spec->ndim));
+        FP8_TRY(fp8_checkpoint_writer_put(j->writer, i, j->plan.data[i], bytes));
+    }
+done:
+    return st;
+}
+
+static fp8_status put_all(job *j) {
+    fp8_weight_stream s;
+    fp8_status st = FP8_OK;
+
+    if (j->background) {
+        FP8_TRY(fp8_export_background_join(j->background, &j->options.progress, j->plan.bytes));
+        return put_scales(j);
+    }
+    FP8_TRY(create_writer(j));
+    s = stream_of(j);
+    st = on_host(j) ? fp8_weight_stream_run(&s) : fp8_export_ship(&s);
+done:
+    return st;
+}
+
+static fp8_status add_record(const job *j) {
     char *path = NULL;
     fp8_status st = FP8_OK;
 
@@ -199,12 +181,12 @@ static fp8_status add_record(job *j) {
     return st;
 }
 
-static fp8_status fill_result(fp8_export_result *result, const job *j, const char *out) {
+static fp8_status fill_result(fp8_export_result *result, const job *j) {
     fp8_checkpoint *written = NULL;
     fp8_status st = FP8_OK;
 
-    FP8_TRY(fp8_checkpoint_open(&written, out)); /* and so what was written is checked once */
-    result->linears = j->options->scheme == FP8_SCHEME_NONE ? 0 : j->weights.count;
+    FP8_TRY(fp8_checkpoint_open(&written, j->out)); /* and so what was written is checked once */
+    result->linears = j->options.scheme == FP8_SCHEME_NONE ? 0 : j->weights.count;
     result->source_bytes = fp8_checkpoint_bytes(j->source);
     result->output_bytes = fp8_checkpoint_bytes(written);
 done:
@@ -212,7 +194,75 @@ done:
     return st;
 }
 
-static void drop(job *j) {
+/* ---- the whole ------------------------------------------------------------------------------- */
+
+fp8_status fp8_export_begin(fp8_export_job **out, const char *folder, const fp8_checkpoint *source,
+                            fp8_device *d, const fp8_model *m, int has_record,
+                            const fp8_export_options *options) {
+    job *j = calloc(1, sizeof *j);
+    fp8_weight_stream s;
+    fp8_status st = FP8_OK;
+
+    *out = NULL;
+    if (!j) return FP8_FAIL(FP8_ENOMEM, "export");
+    *j = (job){.source = source, .has_record = has_record, .options = *options, .d = d};
+    j->out = strdup(folder);
+    if (!j->out) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "name of %s", folder));
+    FP8_TRY(find_config(j));
+    FP8_TRY(check_options(j));
+    FP8_TRY(decide(j, m));
+    if (m && !on_host(j)) {
+        FP8_TRY(create_writer(j));
+        s = stream_of(j);
+        FP8_TRY(fp8_export_background_start(&j->background, &s));
+    }
+    *out = j;
+    j = NULL;
+done:
+    fp8_export_abort(j);
+    return st;
+}
+
+/* The record's scales to where the plan points. */
+static fp8_status take_record(job *j, const fp8_record *record) {
+    fp8_scale *scales = NULL;
+    fp8_status st = FP8_OK;
+
+    if (!record != !j->has_record)
+        return FP8_FAIL(FP8_EINVAL, "export: begun %s a record", record ? "without" : "with");
+    if (!record) return FP8_OK;
+    j->record = record;
+    FP8_TRY(fp8_scales_create(&scales, record, j->source, &j->points, &j->options.recipe,
+                              j->options.percentile));
+    memcpy(j->scales, scales, fp8_num_slots(j->points.num_layers) * sizeof *scales);
+done:
+    free(scales);
+    return st;
+}
+
+fp8_status fp8_export_finish(fp8_export_job *j, fp8_export_result *result,
+                             const fp8_record *record) {
+    fp8_checkpoint_writer *finished = NULL;
+    fp8_status st = FP8_OK;
+
+    *result = (fp8_export_result){0};
+    FP8_TRY(take_record(j, record));
+    FP8_TRY(put_all(j));
+    FP8_TRY(fp8_export_config(j->writer, j->config_path, &j->quant));
+    FP8_TRY(fp8_export_companions(j->writer, j->source));
+    FP8_TRY(add_record(j));
+    finished = j->writer;
+    j->writer = NULL; /* the commit frees it whatever it returns */
+    FP8_TRY(fp8_checkpoint_writer_commit(finished));
+    FP8_TRY(fill_result(result, j));
+done:
+    fp8_export_abort(j);
+    return st;
+}
+
+void fp8_export_abort(fp8_export_job *j) {
+    if (!j) return;
+    fp8_export_background_stop(j->background);
     fp8_checkpoint_writer_abort(j->writer);
     fp8_export_plan_free(&j->plan);
     fp8_weights_free(&j->weights);
@@ -220,32 +270,18 @@ static void drop(job *j) {
     fp8_file_unmap(&j->config_text);
     free(j->scales);
     free(j->config_path);
+    free(j->out);
+    free(j);
 }
 
 fp8_status fp8_export(fp8_export_result *result, const char *out, const fp8_checkpoint *source,
                       fp8_device *d, const fp8_record *record, const fp8_export_options *options) {
-    job j = {.source = source, .record = record, .options = options, .d = d};
-    fp8_checkpoint_writer *finished = NULL;
+    job *j = NULL;
     fp8_status st = FP8_OK;
 
     *result = (fp8_export_result){0};
-    FP8_TRY(find_config(&j));
-    FP8_TRY(check_options(&j, out));
-    FP8_TRY(decide(&j));
-    FP8_TRY(create_writer(&j, out));
-    if (on_host(&j)) FP8_TRY(put_streaming(&j));
-    else {
-        FP8_TRY(put_known(&j));
-        FP8_TRY(put_weights(&j));
-    }
-    FP8_TRY(fp8_export_config(j.writer, j.config_path, &j.quant));
-    FP8_TRY(fp8_export_companions(j.writer, source));
-    FP8_TRY(add_record(&j));
-    finished = j.writer;
-    j.writer = NULL; /* the commit frees it whatever it returns */
-    FP8_TRY(fp8_checkpoint_writer_commit(finished));
-    FP8_TRY(fill_result(result, &j, out));
+    FP8_TRY(fp8_export_begin(&j, out, source, d, NULL, record != NULL, options));
+    st = fp8_export_finish(j, result, record);
 done:
-    drop(&j);
     return st;
 }

@@ -42,6 +42,7 @@ static fp8_status add_descale(maker *m, const char *pattern, const char *module,
     FP8_TRY(fp8_dialect_format(text, sizeof text, pattern, module));
     name = fp8_arena_copy(&m->plan.arena, text, strlen(text));
     if (!name) return FP8_FAIL(FP8_ENOMEM, "'%s'", text);
+    m->plan.from_record[m->plan.count] = value != NULL;
     FP8_TRY(add(m, name, FP8_DTYPE_F32, ndim, shape, value, group));
 done:
     return st;
@@ -98,8 +99,9 @@ static fp8_status reserve(fp8_export_plan *p, int64_t num_tensors, int64_t num_w
     p->specs = fp8_arena_alloc(&p->arena, n * sizeof *p->specs);
     p->groups = fp8_arena_alloc(&p->arena, n * sizeof *p->groups);
     p->data = fp8_arena_alloc(&p->arena, n * sizeof *p->data);
+    p->from_record = fp8_arena_alloc(&p->arena, n);
     p->codes_at = fp8_arena_alloc(&p->arena, (size_t)num_weights * sizeof *p->codes_at);
-    return p->specs && p->groups && p->data && p->codes_at
+    return p->specs && p->groups && p->data && p->from_record && p->codes_at
                ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "plan of %zu tensors", n);
 }
 

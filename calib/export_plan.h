@@ -11,7 +11,8 @@ extern "C" {
 typedef struct fp8_export_plan {
     fp8_st_spec *specs;  /* [count] */
     int64_t *groups;     /* [count]: a weight and its scales are one group */
-    const void **data;   /* [count]: what is known already; NULL: comes from quantizing */
+    const void **data;   /* [count]: where what is copied lies; NULL: comes from quantizing */
+    unsigned char *from_record; /* [count]: data is a scale of the record's */
     int64_t *codes_at;   /* [num_weights]: spec of a weight's codes; its descale is the next one */
     int64_t count;
     size_t bytes;        /* of all tensors */

@@ -7,6 +7,7 @@
 
 /* One step in flight. */
 typedef struct stage {
+    fp8_observer *owner;
     fp8_amax_slot *slots, *row; /* [num_slots] on the device; its copy in pinned host memory */
     fp8_error_stats *counts, *stats; /* likewise, of the histograms; NULL: not gathered */
     uint8_t *first;             /* [max_tokens] on the device: 1 where a sequence begins */
@@ -16,11 +17,12 @@ typedef struct stage {
 struct fp8_observer {
     fp8_device *d;
     int64_t num_layers, max_tokens;
-    int64_t launched, collected;
+    int64_t depth;
+    int64_t opened, sent, collected;
     uint8_t *first; /* [max_tokens], host */
     float *one;     /* on the device: scale and descale of a histogram; NULL: none is gathered */
     void *workspace;
-    stage stages[FP8_OBSERVER_DEPTH];
+    stage *stages; /* [depth] */
 };
 
 /* A pair of histograms a stage, so that a step's counts come with its row and an interrupted record
@@ -33,7 +35,7 @@ static fp8_status allocate_histograms(fp8_observer *o) {
     FP8_TRY(fp8_device_alloc(o->d, (void **)&o->one, sizeof one));
     FP8_TRY(fp8_device_upload(o->d, o->one, &one, sizeof one));
     FP8_TRY(fp8_device_alloc(o->d, &o->workspace, fp8_measure_error_workspace(o->d)));
-    for (stage *s = o->stages; s < o->stages + FP8_OBSERVER_DEPTH; s++) {
+    for (stage *s = o->stages; s < o->stages + o->depth; s++) {
         FP8_TRY(fp8_device_alloc(o->d, (void **)&s->counts, bytes));
         FP8_TRY(fp8_device_alloc_host(o->d, (void **)&s->stats, bytes));
     }
@@ -42,7 +44,7 @@ done:
 }
 
 fp8_status fp8_observer_create(fp8_observer **out, fp8_device *d, int64_t num_layers,
-                               int64_t max_tokens, int histograms) {
+                               int64_t max_tokens, int64_t depth, int histograms) {
     const size_t row_bytes = fp8_num_slots(num_layers) * sizeof(fp8_amax_slot);
     fp8_status st = FP8_OK;
     fp8_observer *o = calloc(1, sizeof *o);
@@ -52,12 +54,15 @@ fp8_status fp8_observer_create(fp8_observer **out, fp8_device *d, int64_t num_la
     o->d = d;
     o->num_layers = num_layers;
     o->max_tokens = max_tokens;
+    o->depth = depth;
     o->first = malloc((size_t)max_tokens);
-    if (!o->first) {
+    o->stages = calloc((size_t)depth, sizeof *o->stages);
+    if (!o->first || !o->stages) {
         st = FP8_FAIL(FP8_ENOMEM, "observer of %lld tokens", (long long)max_tokens);
         goto done;
     }
-    for (stage *s = o->stages; s < o->stages + FP8_OBSERVER_DEPTH; s++) {
+    for (stage *s = o->stages; s < o->stages + o->depth; s++) {
+        s->owner = o;
         FP8_TRY(fp8_device_alloc(d, (void **)&s->slots, row_bytes));
         FP8_TRY(fp8_device_alloc_host(d, (void **)&s->row, row_bytes));
         FP8_TRY(fp8_device_alloc(d, (void **)&s->first, (size_t)max_tokens));
@@ -73,7 +78,7 @@ done:
 
 void fp8_observer_destroy(fp8_observer *o) {
     if (!o) return;
-    for (stage *s = o->stages; s < o->stages + FP8_OBSERVER_DEPTH; s++) {
+    for (stage *s = o->stages; s && s < o->stages + o->depth; s++) {
         fp8_device_free(o->d, s->slots); /* waits, so that no copy into `row` is under way */
         fp8_device_free(o->d, s->counts);
         fp8_device_free(o->d, s->first);
@@ -83,13 +88,14 @@ void fp8_observer_destroy(fp8_observer *o) {
     }
     fp8_device_free(o->d, o->one);
     fp8_device_free(o->d, o->workspace);
+    free(o->stages);
     free(o->first);
     free(o);
 }
 
 static fp8_status observe(void *ctx, int32_t layer, fp8_point point, const fp8_tensor *x) {
-    fp8_observer *o = ctx;
-    const stage *s = &o->stages[o->launched % FP8_OBSERVER_DEPTH];
+    const stage *s = ctx;
+    const fp8_observer *o = s->owner;
     const int32_t slot = fp8_point_slot(o->num_layers, layer, point);
     if (slot < 0) return FP8_OK;
     const int64_t rows = x->shape[0], cols = fp8_tensor_count(x) / rows;
@@ -102,15 +108,15 @@ done:
     return st;
 }
 
-fp8_status fp8_observer_launch(fp8_observer *o, fp8_model *m, const fp8_batch *batch) {
+fp8_status fp8_observer_open(fp8_observer *o, fp8_tap *tap, const fp8_batch *batch) {
     const size_t row_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_amax_slot);
     const size_t stats_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_error_stats);
-    const fp8_tap tap = {observe, o};
-    stage *s = &o->stages[o->launched % FP8_OBSERVER_DEPTH];
+    stage *s = &o->stages[o->opened % o->depth];
     fp8_status st = FP8_OK;
 
-    if (o->launched - o->collected >= FP8_OBSERVER_DEPTH)
-        return FP8_FAIL(FP8_EINVAL, "observer: %d steps are in flight already", FP8_OBSERVER_DEPTH);
+    if (o->opened - o->collected >= o->depth)
+        return FP8_FAIL(FP8_EINVAL, "observer: %lld steps are in flight already",
+                        (long long)o->depth);
     if (batch->num_tokens > o->max_tokens)
         return FP8_FAIL(FP8_EINVAL, "observer: %lld tokens in a step made for %lld",
                         (long long)batch->num_tokens, (long long)o->max_tokens);
@@ -119,23 +125,45 @@ fp8_status fp8_observer_launch(fp8_observer *o, fp8_model *m, const fp8_batch *b
     FP8_TRY(fp8_device_upload(o->d, s->first, o->first, (size_t)batch->num_tokens));
     FP8_TRY(fp8_device_fill(o->d, s->slots, 0, row_bytes));
     if (s->counts) FP8_TRY(fp8_device_fill(o->d, s->counts, 0, stats_bytes));
-    FP8_TRY(fp8_model_forward(m, batch, NULL, &tap, FP8_LOGITS_NONE, NULL));
+    *tap = (fp8_tap){observe, s};
+    o->opened++;
+done:
+    return st;
+}
+
+fp8_status fp8_observer_send(fp8_observer *o) {
+    const size_t row_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_amax_slot);
+    const size_t stats_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_error_stats);
+    const stage *s = &o->stages[o->sent % o->depth];
+    fp8_status st = FP8_OK;
+
     FP8_TRY(fp8_device_download_async(o->d, s->row, s->slots, row_bytes));
     if (s->counts) FP8_TRY(fp8_device_download_async(o->d, s->stats, s->counts, stats_bytes));
     FP8_TRY(fp8_event_record(s->done));
-    o->launched++;
+    o->sent++;
+done:
+    return st;
+}
+
+fp8_status fp8_observer_launch(fp8_observer *o, fp8_model *m, const fp8_batch *batch) {
+    fp8_tap tap;
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_observer_open(o, &tap, batch));
+    FP8_TRY(fp8_model_forward(m, batch, NULL, &tap, FP8_LOGITS_NONE, NULL));
+    FP8_TRY(fp8_observer_send(o));
 done:
     return st;
 }
 
 fp8_status fp8_observer_collect(fp8_observer *o, const fp8_amax_slot **row,
                                 const fp8_error_stats **stats) {
-    const stage *s = &o->stages[o->collected % FP8_OBSERVER_DEPTH];
+    const stage *s = &o->stages[o->collected % o->depth];
     fp8_status st = FP8_OK;
 
     *row = NULL;
     *stats = NULL;
-    if (o->collected == o->launched) return FP8_FAIL(FP8_EINVAL, "observer: no step is in flight");
+    if (o->collected == o->sent) return FP8_FAIL(FP8_EINVAL, "observer: no step is in flight");
     FP8_TRY(fp8_event_wait(s->done));
     *row = s->row;
     *stats = s->stats;

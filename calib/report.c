@@ -108,7 +108,7 @@ static fp8_status report_weights(job *j) {
     fp8_weight_stage *stage = NULL;
     fp8_status st = FP8_OK;
 
-    FP8_TRY(fp8_weight_stage_create(&stage, j->d, all, j->options->ue8m0));
+    FP8_TRY(fp8_weight_stage_create(&stage, j->d, all));
     for (int64_t begin = 0, end; begin < all->count; begin = end) {
         end = fp8_weights_group_end(all, begin);
         FP8_TRY(fp8_weight_stage_load(stage, all, begin, end, j->options->allow_nonfinite));
@@ -149,24 +149,45 @@ static fp8_status measure_point(void *ctx, int32_t layer, fp8_point point, const
                              j->workspace);
 }
 
-static fp8_status run_steps(job *j, int64_t steps) {
+static fp8_status tell(void *ctx, int64_t done, int64_t total) {
+    const job *j = ctx;
     const fp8_progress *p = &j->calib->progress;
-    const fp8_tap tap = {measure_point, j};
-    int32_t *starts = malloc((size_t)(j->calib->batch + 1) * sizeof *starts);
-    fp8_batch batch;
+    if (!p->on || !p->on(p->ctx, "measuring", done, total)) return FP8_OK;
+    return FP8_FAIL(FP8_ECANCELED, "report stopped after %lld of %lld steps", (long long)done,
+                    (long long)total);
+}
+
+static fp8_status tell_layer(void *ctx, int64_t layer) {
+    (void)layer;
+    return tell(ctx, 0, 1);
+}
+
+/* Of a model that does not fit, `wave` steps together (0: one by one). */
+static fp8_status run_steps(job *j, int64_t steps, int64_t wave) {
+    const int64_t width = j->calib->batch + 1, room = wave ? wave : 1;
+    fp8_batch *batches = malloc((size_t)room * sizeof *batches);
+    fp8_tap *taps = malloc((size_t)room * sizeof *taps);
+    int32_t *starts = malloc((size_t)(room * width) * sizeof *starts);
     fp8_status st = FP8_OK;
 
-    if (!starts) return FP8_FAIL(FP8_ENOMEM, "a step of %lld samples", (long long)j->calib->batch);
-    for (int64_t i = 0; i < steps; i++) {
-        fp8_steps_batch(&batch, starts, j->samples, j->calib->batch, i);
-        FP8_TRY(fp8_model_forward(j->model, &batch, NULL, &tap, FP8_LOGITS_NONE, NULL));
-        if (p->on && p->on(p->ctx, "measuring", i + 1, steps)) {
-            st = FP8_FAIL(FP8_ECANCELED, "report stopped after %lld of %lld steps",
-                          (long long)(i + 1), (long long)steps);
-            goto done;
+    if (!batches || !taps || !starts)
+        FP8_TRY(FP8_FAIL(FP8_ENOMEM, "steps of %lld samples", (long long)j->calib->batch));
+    for (int64_t begin = 0, n; begin < steps; begin += n) {
+        n = steps - begin < room ? steps - begin : room;
+        for (int64_t i = 0; i < n; i++) {
+            fp8_steps_batch(&batches[i], starts + i * width, j->samples, j->calib->batch,
+                            begin + i);
+            taps[i] = (fp8_tap){measure_point, j};
         }
+        if (wave)
+            FP8_TRY(fp8_model_forward_layers(j->model, batches, n, taps, tell_layer, j));
+        else
+            FP8_TRY(fp8_model_forward(j->model, batches, NULL, taps, FP8_LOGITS_NONE, NULL));
+        FP8_TRY(tell(j, begin + n, steps));
     }
 done:
+    free(batches);
+    free(taps);
     free(starts);
     return st;
 }
@@ -174,6 +195,8 @@ done:
 static fp8_status report_activations(job *j, int64_t steps) {
     const int32_t num_slots = (int32_t)fp8_num_slots(j->points.num_layers);
     const int64_t all = fp8_steps_count(j->samples, j->calib->batch);
+    const int64_t tokens = fp8_model_layers_tokens(j->model);
+    int64_t wave = 0;
     fp8_status st = FP8_OK;
 
     for (int32_t i = 0; i < num_slots; i++) {
@@ -182,7 +205,9 @@ static fp8_status report_activations(job *j, int64_t steps) {
     }
     FP8_TRY(upload_pairs(j, num_slots));
     FP8_TRY(fp8_device_fill(j->d, j->stats, 0, (size_t)num_slots * sizeof *j->stats));
-    FP8_TRY(run_steps(j, steps < all ? steps : all));
+    if (tokens) wave = tokens / (j->calib->batch * j->calib->seq);
+    if (tokens && wave < 1) wave = 1;
+    FP8_TRY(run_steps(j, steps < all ? steps : all, wave));
     for (int32_t i = 0; i < num_slots; i++) {
         FP8_TRY(fp8_device_download(j->d, j->host, j->stats + i, sizeof *j->host));
         if (j->host->count > 0)
@@ -251,6 +276,7 @@ fp8_status fp8_report_create(fp8_report *out, fp8_model *m, const fp8_checkpoint
     *out = (fp8_report){0};
     FP8_TRY(fp8_points_create(&j.points, fp8_model_get_config(m), source));
     FP8_TRY(fp8_weights_of_model(&j.weights, &j.points, source));
+    fp8_weights_find_resident(&j.weights, &j.points, m);
     FP8_TRY(allocate(&j));
     FP8_TRY(report_weights(&j));
     if (record && steps > 0) {

@@ -135,6 +135,11 @@ done:
     return st;
 }
 
+void fp8_weights_find_resident(fp8_weights *w, const fp8_points *points, const fp8_model *m) {
+    for (int64_t i = 0; i < w->count; i++) /* one a Linear, in their order */
+        w->data[i].resident = fp8_model_weight(m, &points->linears[i], w->data[i].entry);
+}
+
 static int is_chosen(const char *name, const fp8_export_options *o) {
     if (matches(kept, sizeof kept / sizeof *kept, name)) return 0;
     if (o->num_include > 0 && !matches(o->include, (size_t)o->num_include, name)) return 0;

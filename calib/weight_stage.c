@@ -14,12 +14,10 @@ struct fp8_weight_stage {
     float *descales;      /* device [most channels] */
     float *scale;         /* device [1] */
     fp8_amax_slot *host_slots;
-    uint8_t *host_codes; /* pinned; on the CPU `codes` itself serves */
     float *host_descales;
     const void **at; /* [most] where each tensor of the group lies */
     const fp8_weight *group;
     fp8_scale shared;
-    int ue8m0;
 };
 
 static size_t aligned(size_t bytes) {
@@ -34,14 +32,9 @@ int64_t fp8_weights_group_end(const fp8_weights *w, int64_t begin) {
 
 /* The largest of everything a group or a tensor needs. */
 typedef struct extent {
-    int64_t members, elements, channels; /* channels: or squares */
+    int64_t members, elements, channels;
     size_t bytes;
 } extent;
-
-static int64_t squares_of(const fp8_weight *w) {
-    const int64_t side = FP8_DIALECT_BLOCK;
-    return (w->rows + side - 1) / side * ((w->cols + side - 1) / side);
-}
 
 static extent measure(const fp8_weights *w) {
     extent most = {1, 1, 1, 1};
@@ -50,10 +43,9 @@ static extent measure(const fp8_weights *w) {
         end = fp8_weights_group_end(w, begin);
         for (int64_t i = begin; i < end; i++) {
             const fp8_weight *x = &w->data[i];
-            bytes += aligned(x->entry->bytes);
+            if (!x->resident) bytes += aligned(x->entry->bytes);
             if (x->rows * x->cols > most.elements) most.elements = x->rows * x->cols;
             if (x->channels > most.channels) most.channels = x->channels;
-            if (squares_of(x) > most.channels) most.channels = squares_of(x);
         }
         if (bytes > most.bytes) most.bytes = bytes;
         if (end - begin > most.members) most.members = end - begin;
@@ -62,7 +54,7 @@ static extent measure(const fp8_weights *w) {
 }
 
 fp8_status fp8_weight_stage_create(fp8_weight_stage **out, fp8_device *d,
-                                   const fp8_weights *weights, int ue8m0) {
+                                   const fp8_weights *weights) {
     const extent most = measure(weights);
     const size_t members = (size_t)most.members;
     const size_t descale_bytes = (size_t)most.channels * sizeof(float);
@@ -72,7 +64,6 @@ fp8_status fp8_weight_stage_create(fp8_weight_stage **out, fp8_device *d,
     *out = NULL;
     if (!s) return FP8_FAIL(FP8_ENOMEM, "weight buffers");
     s->d = d;
-    s->ue8m0 = ue8m0;
     s->at = calloc(members, sizeof *s->at);
     s->host_slots = calloc(members, sizeof *s->host_slots);
     s->host_descales = malloc(descale_bytes);
@@ -85,8 +76,6 @@ fp8_status fp8_weight_stage_create(fp8_weight_stage **out, fp8_device *d,
     FP8_TRY(fp8_device_alloc(d, (void **)&s->codes, (size_t)most.elements));
     FP8_TRY(fp8_device_alloc(d, (void **)&s->descales, descale_bytes));
     FP8_TRY(fp8_device_alloc(d, (void **)&s->scale, sizeof *s->scale));
-    if (fp8_device_place(d) == FP8_PLACE_CUDA)
-        FP8_TRY(fp8_device_alloc_host(d, (void **)&s->host_codes, (size_t)most.elements));
     *out = s;
     s = NULL;
 done:
@@ -101,18 +90,21 @@ void fp8_weight_stage_destroy(fp8_weight_stage *s) {
     fp8_device_free(s->d, s->codes);
     fp8_device_free(s->d, s->descales);
     fp8_device_free(s->d, s->scale);
-    fp8_device_free_host(s->d, s->host_codes);
     free(s->host_slots);
     free(s->host_descales);
     free(s->at);
     free(s);
 }
 
-/* On the CPU the mapping itself serves, unless the file has the tensor at an odd place. */
+/* What a model holds serves as it is; on the CPU the mapping itself, unless the file has the tensor
+ * at an odd place. */
 static fp8_status bring(fp8_weight_stage *s, int64_t i, size_t *offset) {
     const fp8_st_entry *e = s->group[i].entry;
     const uintptr_t element = fp8_dtype_size(e->tensor.dtype);
     unsigned char *to = (unsigned char *)s->x + *offset;
+
+    s->at[i] = s->group[i].resident;
+    if (s->at[i]) return FP8_OK;
 
     if (fp8_device_place(s->d) == FP8_PLACE_CPU && (uintptr_t)e->tensor.data % element == 0) {
         s->at[i] = e->tensor.data;
@@ -166,26 +158,20 @@ fp8_status fp8_weight_stage_quantize(fp8_weight_stage *s, int64_t i, fp8_scheme 
                                      const uint8_t **codes, const float **descales) {
     const fp8_weight *w = &s->group[i];
     const fp8_dtype from = w->entry->tensor.dtype;
-    const int64_t n = w->rows * w->cols;
     fp8_status st = FP8_OK;
 
-    *codes = s->host_codes ? s->host_codes : s->codes;
+    *codes = s->codes;
     *descales = s->host_descales;
-    if (scheme == FP8_SCHEME_BLOCK) {
-        uint8_t *to = s->host_codes ? s->host_codes : s->codes;
-        return fp8_quantize_squares(fp8_device_pool(s->d), to, s->host_descales,
-                                    w->entry->tensor.data, from, w->rows, w->cols, s->ue8m0);
-    }
     if (scheme == FP8_SCHEME_DYNAMIC) {
         FP8_TRY(fp8_quantize_groups(s->d, s->codes, FP8_DTYPE_E4M3, s->descales, s->at[i], from,
                                     w->rows, w->cols, w->in_out ? 1 : 0));
         FP8_TRY(fp8_device_download(s->d, s->host_descales, s->descales,
                                     (size_t)w->channels * sizeof(float)));
     } else {
-        FP8_TRY(fp8_quantize(s->d, s->codes, FP8_DTYPE_E4M3, s->at[i], from, n, s->scale));
+        FP8_TRY(fp8_quantize(s->d, s->codes, FP8_DTYPE_E4M3, s->at[i], from, w->rows * w->cols,
+                             s->scale));
         s->host_descales[0] = s->shared.descale;
     }
-    if (s->host_codes) FP8_TRY(fp8_device_download(s->d, s->host_codes, s->codes, (size_t)n));
 done:
     return st;
 }

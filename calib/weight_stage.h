@@ -22,6 +22,7 @@ typedef struct fp8_weight {
     int32_t group;
     int32_t input_slot; /* -1: no calibration */
     int32_t kv_layer;   /* the layer whose k, v, q scales lie beside this weight; -1 */
+    const void *resident; /* the tensor in the place of the device, where a model holds it; NULL */
 } fp8_weight;
 
 typedef struct fp8_weights {
@@ -41,6 +42,8 @@ FP8_NODISCARD fp8_status fp8_weights_of_model(fp8_weights *out, const fp8_points
 FP8_NODISCARD fp8_status fp8_weights_of_file(fp8_weights *out, const fp8_checkpoint *source,
                                              const fp8_export_options *options);
 void fp8_weights_free(fp8_weights *w); /* {0} is fine */
+/* Looks for the weights, which are those of a model, in the memory of that model. */
+void fp8_weights_find_resident(fp8_weights *w, const fp8_points *points, const fp8_model *m);
 void fp8_weights_ignore_all(fp8_weights *w); /* all that are in it join the ignore list */
 int64_t fp8_weights_group_end(const fp8_weights *w, int64_t begin); /* past begin's group */
 
@@ -54,7 +57,7 @@ FP8_NODISCARD fp8_status fp8_quantize_squares(fp8_pool *pool, uint8_t *codes, fl
 typedef struct fp8_weight_stage fp8_weight_stage;
 
 FP8_NODISCARD fp8_status fp8_weight_stage_create(fp8_weight_stage **out, fp8_device *d,
-                                                 const fp8_weights *weights, int ue8m0);
+                                                 const fp8_weights *weights);
 void fp8_weight_stage_destroy(fp8_weight_stage *s); /* NULL is fine */
 
 /* Brings weights [begin, end), one group, to the device and finds their common scale. FP8_EDATA
@@ -65,8 +68,9 @@ FP8_NODISCARD fp8_status fp8_weight_stage_load(fp8_weight_stage *s, const fp8_we
 fp8_scale fp8_weight_stage_scale(const fp8_weight_stage *s, int64_t i);
 const void *fp8_weight_stage_data(const fp8_weight_stage *s, int64_t i);
 
-/* Weight i of the loaded group: its codes and descales ([1]; DYNAMIC [channels]; BLOCK one a
- * square, row-major), on the host, until the next call. */
+/* Weight i of the loaded group, by any scheme but BLOCK: its codes in the device's place, until
+ * the next call on its stream, and its descales on the host, until the next call ([1];
+ * DYNAMIC [channels]). */
 FP8_NODISCARD fp8_status fp8_weight_stage_quantize(fp8_weight_stage *s, int64_t i,
                                                    fp8_scheme scheme, const uint8_t **codes,
                                                    const float **descales);

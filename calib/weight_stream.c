@@ -130,7 +130,7 @@ static fp8_status list_pieces(job *j) {
     }
     for (int64_t i = 0; i < plan->count; i++) {
         const int64_t first = weight_of[i] ? j->group_of[weight_of[i] - 1] : -1;
-        if (plan->data[i]) {
+        if (fp8_weight_stream_copies(j->s, i)) {
             const fp8_st_spec *spec = &plan->specs[i];
             size_t bytes = 0;
             FP8_TRY(fp8_shape_bytes(&bytes, spec->dtype, spec->shape, spec->ndim));
@@ -324,14 +324,6 @@ done:
     return st;
 }
 
-static fp8_status tell(const job *j) {
-    const fp8_progress *p = j->s->progress;
-    const size_t done = atomic_load(&j->done_bytes), all = j->s->plan->bytes;
-
-    if (!p->on || !p->on(p->ctx, "writing", (int64_t)done, (int64_t)all)) return FP8_OK;
-    return FP8_FAIL(FP8_ECANCELED, "writing stopped after %zu of %zu bytes", done, all);
-}
-
 static fp8_status run_piece(void *ctx, int64_t begin, int64_t end, int32_t worker) {
     job *j = ctx;
     scratch *own = &j->scratches[worker];
@@ -342,7 +334,7 @@ static fp8_status run_piece(void *ctx, int64_t begin, int64_t end, int32_t worke
         if (p->kind == PIECE_COPY) FP8_TRY(copy_piece(j, p));
         if (p->kind == PIECE_AMAX) FP8_TRY(amax_piece(j, own, p));
         if (p->kind == PIECE_CODES) FP8_TRY(codes_piece(j, own, p));
-        if (worker == 0) FP8_TRY(tell(j));
+        if (worker == 0) FP8_TRY(fp8_weight_stream_tell(j->s, atomic_load(&j->done_bytes)));
     }
 done:
     if (st != FP8_OK) {
@@ -380,7 +372,7 @@ done:
 
 fp8_status fp8_weight_stream_run(const fp8_weight_stream *s) {
     const size_t n = (size_t)s->weights->count + 1;
-    const int32_t threads = fp8_pool_threads(s->pool);
+    const int32_t threads = fp8_pool_threads(fp8_device_pool(s->d));
     job j = {.s = s, .lock = PTHREAD_MUTEX_INITIALIZER, .ready = PTHREAD_COND_INITIALIZER};
     fp8_status st = FP8_OK;
 
@@ -393,8 +385,8 @@ fp8_status fp8_weight_stream_run(const fp8_weight_stream *s) {
         FP8_TRY(FP8_FAIL(FP8_ENOMEM, "streams of %zu weights", n - 1));
     FP8_TRY(fp8_device_create(&j.inline_device, "cpu", 1));
     FP8_TRY(list_pieces(&j));
-    st = fp8_parallel_for(s->pool, j.count, 1, run_piece, &j);
-    if (st == FP8_OK) st = tell(&j);
+    st = fp8_parallel_for(fp8_device_pool(s->d), j.count, 1, run_piece, &j);
+    if (st == FP8_OK) st = fp8_weight_stream_tell(s, atomic_load(&j.done_bytes));
     if (st == FP8_EDATA) st = name_nonfinite(&j);
 done:
     for (int32_t i = 0; j.scratches && i < threads; i++) {

@@ -102,6 +102,7 @@ void cli_progress_start(const cli_common *common);
 fp8_progress cli_progress(void); /* a bar on a terminal, lines elsewhere; stops on a signal */
 int cli_interrupted(void);
 FP8_NODISCARD fp8_status cli_check_interrupt(void); /* FP8_ECANCELED after a signal */
+double cli_seconds(void); /* of a clock that only goes forward */
 void cli_note(const char *fmt, ...) FP8_PRINTF(1, 2);   /* a line on stderr unless --quiet */
 void cli_print_error(const char *message);              /* "fp8calib: message", always one line */
 

@@ -11,7 +11,7 @@ typedef struct options {
     const char *output, *data, *tokens, *field, *eval_data;
     recipe_options recipe;
     int64_t samples, seq, batch, eval_windows;
-    size_t max_shard;
+    size_t max_shard, gpu_memory;
     int histograms, resume, force, no_sync, allow_nonfinite, no_eval;
 } options;
 static const options defaults = {
@@ -44,6 +44,9 @@ static const cli_option table[] = {
      "--calibrator percentile does, too"},
     {"--max-shard-size", 0, CLI_BYTES, offsetof(options, max_shard), "SIZE", 1, 0,
      "split the weights into files of at most SIZE (500MB, 5GB, 4GiB); default: one file"},
+    {"--gpu-memory", 0, CLI_BYTES, offsetof(options, gpu_memory), "SIZE", 1, 0,
+     "CUDA: use at most about SIZE of the GPU (8GB, 16GiB); a model that does not fit has two "
+     "layers there at a time, and all steps go through them together"},
     {"--resume", 0, CLI_FLAG, offsetof(options, resume), NULL, 0, 0,
      "go on from the record an interrupted run left; begins anew where there is none"},
     {"--force", 0, CLI_FLAG, offsetof(options, force), NULL, 0, 0,
@@ -73,6 +76,7 @@ typedef struct job {
     fp8_calib_options calib;
     fp8_export_options export;
     fp8_record *record;
+    fp8_export_job *exporting; /* CUDA: its weights are written while the forward runs */
     char *output, *record_path; /* OUT, OUT.calibration.safetensors */
     fp8_path_lock *lock;        /* on both */
     run_result result;
@@ -155,14 +159,27 @@ static fp8_status prepare(job *j, const char *model) {
     const options *o = j->o;
     fp8_status st = FP8_OK;
     fp8_model_options model_options = {0};
+    double seconds = cli_seconds();
     FP8_TRY(check_options(j));
     FP8_TRY(cli_source_open(&j->source, model));
     FP8_TRY(prepare_output(j, model));
     FP8_TRY(cli_length(&j->result.seq, "--seq", o->seq, &j->source.config));
     FP8_TRY(load_samples(j));
+    j->result.seconds.data = cli_seconds() - seconds;
+    seconds = cli_seconds();
     FP8_TRY(cli_device_open(&j->device, &o->common));
+    j->result.seconds.device = cli_seconds() - seconds;
+    if (o->gpu_memory && fp8_device_place(j->device) != FP8_PLACE_CUDA) {
+        st = FP8_FAIL(FP8_EINVAL, "run: --gpu-memory is for CUDA, found device %s",
+                      fp8_device_name(j->device));
+        goto done;
+    }
+    model_options.memory_bytes = o->gpu_memory;
     model_options.max_tokens = j->result.seq * o->batch;
+    seconds = cli_seconds();
     FP8_TRY(fp8_model_load(&j->model, j->device, j->source.checkpoint, &model_options));
+    FP8_TRY(fp8_device_sync(j->device));
+    j->result.seconds.load = cli_seconds() - seconds;
     j->calib = (fp8_calib_options){
         .batch = o->batch,
         .seq = j->result.seq,
@@ -201,16 +218,27 @@ static void count_experts(run_result *r, const fp8_model *m) {
 static fp8_status make_checkpoint(job *j) {
     fp8_status st = FP8_OK;
     run_result *r = &j->result;
+    double seconds = cli_seconds();
+    FP8_TRY(fp8_export_begin(&j->exporting, j->output, j->source.checkpoint, j->device, j->model,
+                             1, &j->export));
+    r->seconds.plan = cli_seconds() - seconds;
+    seconds = cli_seconds();
     cli_note("calibrating on %s: %lld samples, %lld tokens", r->data_name, (long long)r->samples,
              (long long)j->samples.num_ids);
     FP8_TRY(fp8_calibrate(&j->record, j->model, j->source.checkpoint, &j->samples, &j->calib));
+    r->seconds.calibrate = cli_seconds() - seconds;
     count_experts(r, j->model);
     r->steps = j->record->steps;
     for (int64_t i = 0; i < r->steps; i++) r->tokens += j->record->tokens[i];
+    seconds = cli_seconds();
     FP8_TRY(fp8_report_create(&r->report, j->model, j->source.checkpoint, j->record, &j->samples,
                               &j->calib, &j->export, REPORT_STEPS));
-    FP8_TRY(fp8_export(&r->exported, j->output, j->source.checkpoint, j->device, j->record,
-                       &j->export));
+    r->seconds.report = cli_seconds() - seconds;
+    seconds = cli_seconds();
+    st = fp8_export_finish(j->exporting, &r->exported, j->record);
+    j->exporting = NULL; /* freed whatever it returns */
+    FP8_TRY(st);
+    r->seconds.write = cli_seconds() - seconds;
     remove(j->record_path); /* the whole of it is in OUT now */
 done:
     if (st == FP8_ECANCELED && fp8_path_exists(j->record_path))
@@ -307,6 +335,7 @@ static fp8_status run(const void *opts, const cli_list *operands) {
     else
         run_result_print(&j->result);
 done:
+    fp8_export_abort(j->exporting);
     fp8_record_destroy(j->record);
     fp8_samples_free(&j->samples);
     fp8_model_destroy(j->model);

@@ -38,7 +38,7 @@ static void on_bus_error(int sig, siginfo_t *info, void *context) {
     if (!fp8_file_lost(info->si_addr)) signal(sig, SIG_DFL); /* not ours: it comes again */
 }
 
-static double now(void) {
+double cli_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -76,7 +76,7 @@ void cli_progress_start(const cli_common *common) {
     sigaction(SIGBUS, &action, NULL);
     state.quiet = common->quiet;
     state.terminal = isatty(STDERR_FILENO);
-    state.last = now();
+    state.last = cli_seconds();
     if (!debug || !*debug) /* with it the library writes to stderr itself */
         fp8_log_set(common->quiet ? ignore_warning : print_warning, NULL, FP8_LOG_WARNING);
 }
@@ -91,7 +91,7 @@ void cli_note(const char *fmt, ...) {
     va_list ap;
     if (state.quiet) return;
     clear_bar();
-    state.last = now();
+    state.last = cli_seconds();
     va_start(ap, fmt);
     vfprintf(stderr, fmt, ap);
     va_end(ap);
@@ -166,7 +166,7 @@ static void report(int64_t done, int64_t total, double t) {
 }
 
 static int on_progress(void *ctx, const char *what, int64_t done, int64_t total) {
-    const double t = now();
+    const double t = cli_seconds();
     (void)ctx;
     if (state.quiet) return stop != 0;
     if (strcmp(what, state.what) != 0) {

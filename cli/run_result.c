@@ -84,6 +84,17 @@ done:
     return st;
 }
 
+static void add_seconds(cJSON *doc, const run_seconds *s) {
+    cJSON *o = cJSON_AddObjectToObject(doc, "seconds");
+    cJSON_AddNumberToObject(o, "data", s->data);
+    cJSON_AddNumberToObject(o, "device", s->device);
+    cJSON_AddNumberToObject(o, "load", s->load);
+    cJSON_AddNumberToObject(o, "plan", s->plan);
+    cJSON_AddNumberToObject(o, "calibrate", s->calibrate);
+    cJSON_AddNumberToObject(o, "report", s->report);
+    cJSON_AddNumberToObject(o, "write", s->write);
+}
+
 static fp8_status add_calibration(cJSON *doc, const run_result *r) {
     cJSON *c = cJSON_AddObjectToObject(doc, "calibration"), *recipe;
     cJSON_AddNumberToObject(c, "samples", (double)r->samples);
@@ -138,6 +149,7 @@ fp8_status run_result_print_json(const run_result *r) {
     char *report = NULL;
     FP8_TRY(add_paths(doc, r));
     FP8_TRY(add_calibration(doc, r));
+    add_seconds(doc, &r->seconds);
     if (r->evaluated) FP8_TRY(add_evaluation(doc, r));
     FP8_TRY(fp8_report_json(&report, &r->report));
     cJSON_AddRawToObject(doc, "report", report);

@@ -9,6 +9,11 @@ typedef struct run_side { /* BF16 or FP8 */
     size_t text_len;
 } run_side;
 
+/* Wall time of the parts, one after the other; weights are written during `calibrate` on CUDA. */
+typedef struct run_seconds {
+    double data, device, load, plan, calibrate, report, write;
+} run_seconds;
+
 typedef struct run_result {
     const char *model, *output, *data_name, *eval_name, *device;
     int64_t samples, batch, seq, steps, tokens;
@@ -22,6 +27,7 @@ typedef struct run_result {
     char *prompt;
     size_t prompt_len;
     run_side bf16, fp8;
+    run_seconds seconds;
 } run_result;
 
 void run_result_free(run_result *r);

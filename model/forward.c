@@ -7,6 +7,8 @@
  * Everything runs in the scratch that the model was loaded with. Two things may still grow,
  * outside any kernel: a batch of a new look brings an attention plan (plans.c), and the first
  * batch that wants logits their buffer. */
+#include <stdlib.h>
+
 #include "model/model_impl.h"
 
 /* ---- logits ---------------------------------------------------------------------------------- */
@@ -96,6 +98,44 @@ static fp8_status embed(const fp8_pass *p) {
     return fp8_embed(m->device, p->x.data, &e, FP8_LAUNCH_ORDERED);
 }
 
+/* A started pass goes on after others. */
+static fp8_status resume(const fp8_pass *p, const fp8_batch *batch) {
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_inputs_send(p->m, batch, p->past));
+    FP8_TRY(fit_rope(p));
+done:
+    return st;
+}
+
+/* A pass over hidden states at x and y, which hold as many rows as the batch has tokens. */
+static fp8_status start(fp8_pass *p, const fp8_batch *batch, void *x, void *y) {
+    const fp8_model *m = p->m;
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_inputs_send(p->m, batch, p->past));
+    p->tokens = batch->num_tokens;
+    p->num_seqs = batch->num_seqs;
+    p->x = fp8_tensor_view(x, m->type, fp8_device_place(m->device), p->tokens,
+                           m->config.hidden_size);
+    p->y = p->out = p->x;
+    p->y.data = y;
+    measure(p, batch);
+    FP8_TRY(fit_rope(p));
+    FP8_TRY(embed(p));
+done:
+    return st;
+}
+
+static fp8_status enter(const fp8_model *m, int64_t i) {
+    return m->store ? fp8_layer_store_enter(m->store, i) : FP8_OK;
+}
+
+static fp8_status leave(const fp8_model *m, int64_t i) {
+    return m->store ? fp8_layer_store_leave(m->store, i, i + 1 < m->config.num_layers ? i + 1 : -1)
+                    : FP8_OK;
+}
+
 fp8_status fp8_model_forward(fp8_model *m, const fp8_batch *batch, fp8_kv_cache *cache,
                              const fp8_tap *tapped, fp8_logits want, fp8_tensor *logits) {
     const int64_t past = cache ? cache->length : 0;
@@ -105,20 +145,67 @@ fp8_status fp8_model_forward(fp8_model *m, const fp8_batch *batch, fp8_kv_cache 
     if (want != FP8_LOGITS_NONE && !logits)
         return FP8_FAIL(FP8_EINVAL, "logits are wanted, but there is no tensor for them");
     if (cache && batch) FP8_TRY(check_cache(m, batch, cache));
-    FP8_TRY(fp8_inputs_send(m, batch, past));
-    p.tokens = batch->num_tokens;
-    p.num_seqs = batch->num_seqs;
-    p.x = fp8_tensor_view(m->scratch.x, m->type, fp8_device_place(m->device), p.tokens,
-                          m->config.hidden_size);
-    p.y = p.out = p.x;
-    p.y.data = m->scratch.y;
-    measure(&p, batch);
-    FP8_TRY(fit_rope(&p));
-
-    FP8_TRY(embed(&p));
-    for (int64_t i = 0; i < m->config.num_layers; i++) FP8_TRY(fp8_layer_forward(&p, i));
+    FP8_TRY(start(&p, batch, m->scratch.x, m->scratch.y));
+    for (int64_t i = 0; i < m->config.num_layers; i++) {
+        FP8_TRY(enter(m, i));
+        FP8_TRY(fp8_layer_forward(&p, i));
+        FP8_TRY(leave(m, i));
+    }
     FP8_TRY(finish(&p, want, logits));
     if (cache) cache->length = past + batch->num_tokens;
 done:
+    return st;
+}
+
+/* All batches are embedded, go through each layer in turn, and get their final norm. */
+static fp8_status run_together(fp8_model *m, fp8_pass *passes, const fp8_batch *batches,
+                               int64_t count, unsigned char *rows, fp8_layer_fn after_layer,
+                               void *ctx) {
+    const size_t row = (size_t)m->config.hidden_size * fp8_dtype_size(m->type);
+    fp8_status st = FP8_OK;
+
+    for (int64_t b = 0; b < count; b++) {
+        const size_t bytes = (size_t)batches[b].num_tokens * row;
+        FP8_TRY(start(&passes[b], &batches[b], rows, rows + bytes));
+        rows += 2 * bytes;
+    }
+    for (int64_t i = 0; i < m->config.num_layers; i++) {
+        FP8_TRY(enter(m, i));
+        for (int64_t b = 0; b < count; b++) {
+            FP8_TRY(resume(&passes[b], &batches[b]));
+            FP8_TRY(fp8_layer_forward(&passes[b], i));
+        }
+        FP8_TRY(leave(m, i));
+        if (after_layer) FP8_TRY(after_layer(ctx, i));
+    }
+    for (int64_t b = 0; b < count; b++) {
+        FP8_TRY(resume(&passes[b], &batches[b]));
+        FP8_TRY(finish(&passes[b], FP8_LOGITS_NONE, NULL));
+    }
+done:
+    return st;
+}
+
+fp8_status fp8_model_forward_layers(fp8_model *m, const fp8_batch *batches, int64_t count,
+                                    const fp8_tap *taps, fp8_layer_fn after_layer, void *ctx) {
+    const size_t row = 2 * (size_t)m->config.hidden_size * fp8_dtype_size(m->type);
+    fp8_pass *passes = calloc((size_t)count + 1, sizeof *passes);
+    size_t tokens = 0;
+    void *rows = NULL;
+    fp8_status st = FP8_OK;
+
+    if (!passes) return FP8_FAIL(FP8_ENOMEM, "%lld batches", (long long)count);
+    for (int64_t b = 0; b < count; b++) {
+        if (batches[b].num_tokens < 1 || batches[b].num_tokens > m->max_tokens)
+            FP8_TRY(FP8_FAIL(FP8_EINVAL, "a batch of %lld tokens, expected 1 to %lld",
+                             (long long)batches[b].num_tokens, (long long)m->max_tokens));
+        passes[b] = (fp8_pass){.m = m, .tap = taps ? &taps[b] : NULL};
+        tokens += (size_t)batches[b].num_tokens;
+    }
+    FP8_TRY(fp8_device_alloc(m->device, &rows, tokens * row));
+    st = run_together(m, passes, batches, count, rows, after_layer, ctx);
+done:
+    fp8_device_free(m->device, rows); /* waits */
+    free(passes);
     return st;
 }

@@ -217,6 +217,7 @@ fp8_status fp8_model_load(fp8_model **out, fp8_device *d, const fp8_checkpoint *
     m->device = d;
     m->type = o.compute == FP8_COMPUTE_F32 ? FP8_DTYPE_F32 : FP8_DTYPE_BF16;
     m->max_tokens = o.max_tokens ? o.max_tokens : DEFAULT_MAX_TOKENS;
+    m->memory_bytes = o.memory_bytes;
     FP8_TRY(choose_ops(m));
     FP8_TRY(read_config(m, c, o.config_json));
     if (m->config.num_experts && fp8_device_place(d) != FP8_PLACE_CPU) {
@@ -246,6 +247,7 @@ void fp8_model_destroy(fp8_model *m) {
         fp8_mixture_destroy(m, &m->layers[i].mixture);
     for (int64_t i = 0; m->layers && i < m->config.num_layers; i++)
         for (int k = 0; k < FP8_NUM_LINEAR_KINDS; k++) fp8_linear_destroy(m->layers[i].linears[k]);
+    fp8_layer_store_destroy(m->store);
     for (int64_t i = 0; i < m->num_owned; i++) fp8_device_free(m->device, m->owned[i]);
     fp8_inputs_destroy(m);
     fp8_device_free(m->device, m->rope.memory.data);
@@ -262,6 +264,7 @@ void fp8_model_destroy(fp8_model *m) {
 const fp8_model_config *fp8_model_get_config(const fp8_model *m) { return &m->config; }
 const fp8_quant_config *fp8_model_get_quant(const fp8_model *m) { return &m->quant; }
 fp8_device *fp8_model_device(const fp8_model *m) { return m->device; }
+int64_t fp8_model_layers_tokens(const fp8_model *m) { return m->store ? m->layers_tokens : 0; }
 int64_t fp8_model_max_tokens(const fp8_model *m) { return m->max_tokens; }
 
 fp8_compute fp8_model_compute(const fp8_model *m) {

@@ -26,6 +26,10 @@ typedef struct fp8_model_options {
     fp8_compute compute;
     int64_t max_tokens; /* most tokens one forward may bring: sizes the scratch. 0: 4096 */
     const char *config_json; /* NULL: config.json beside the checkpoint; else this file's path */
+    /* Device memory for the model and what works with it, in bytes. Where its weights do not fit,
+     * those of the layers are there only while they are run, two layers at a time: see
+     * fp8_model_forward_layers. 0: no limit. */
+    size_t memory_bytes;
 } fp8_model_options;
 
 /* Loads the weights onto `d` (kept, must outlive the model). `c` must outlive the model too: on
@@ -89,6 +93,11 @@ FP8_NODISCARD fp8_status fp8_model_attention_name(char *buf, size_t bytes,
                                                   const fp8_model_config *config,
                                                   const fp8_checkpoint *c, int32_t layer);
 
+/* The weight of a Linear as the checkpoint has it, bit for bit, in the place of the model's device;
+ * NULL where the model keeps it in another form, or only while a layer is run. The model's own. */
+const void *fp8_model_weight(const fp8_model *m, const fp8_linear_info *info,
+                             const fp8_st_entry *entry);
+
 /* Tokens that each expert of a mixture was given since the model was loaded: [num_experts]; NULL:
  * the layer is none. The model's own memory. */
 const int64_t *fp8_model_expert_tokens(const fp8_model *m, int64_t layer);
@@ -124,6 +133,18 @@ typedef struct fp8_batch {
 FP8_NODISCARD fp8_status fp8_model_forward(fp8_model *m, const fp8_batch *batch,
                                            fp8_kv_cache *cache, const fp8_tap *tap,
                                            fp8_logits want, fp8_tensor *logits);
+
+/* Several batches, without a cache and without logits, taken through the layers together: the same
+ * values as one forward after another, at the cost of their hidden states (two rows a token), with
+ * each layer's weights needed once. taps [count]; after_layer may be NULL, and ends it all with
+ * anything but FP8_OK. */
+typedef fp8_status (*fp8_layer_fn)(void *ctx, int64_t layer);
+FP8_NODISCARD fp8_status fp8_model_forward_layers(fp8_model *m, const fp8_batch *batches,
+                                                  int64_t count, const fp8_tap *taps,
+                                                  fp8_layer_fn after_layer, void *ctx);
+/* 0: all weights are on the device, and forwards are best run one by one. Else: the tokens that
+ * one such call may bring within the model's memory_bytes. */
+int64_t fp8_model_layers_tokens(const fp8_model *m);
 
 /* Scores of logits rows, on the device; host arrays out (waits). Each may be NULL but nll.
  *   nll[r]  -log softmax(logits[r])[targets[r]]

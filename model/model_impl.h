@@ -4,6 +4,7 @@
 #define FP8_MODEL_MODEL_IMPL_H
 #include "attention/attention.h"
 #include "core/device.h"
+#include "model/layer_store.h"
 #include "model/model.h"
 #include "model/ops.h"
 #include "quant/quant.h"
@@ -127,6 +128,10 @@ struct fp8_model {
     fp8_attention_backend backend; /* of attention: AUTO, or the one that must serve */
     int quantize_p;                /* as fp8_attention_options has it */
 
+    size_t memory_bytes;    /* of the device, at most; 0: no limit */
+    fp8_layer_store *store; /* NULL: all weights stay on the device */
+    int64_t layers_tokens;  /* with a store: tokens whose hidden states fit beside it */
+
     fp8_tensor embed, positions, final_norm, final_norm_bias, lm_head;
     fp8_layer *layers;
     float embed_multiplier;
@@ -159,6 +164,12 @@ FP8_NODISCARD fp8_status fp8_buffer_reserve(fp8_device *d, fp8_buffer *b, size_t
 
 /* Weights of `c` into m, whose config, quant, family and device are set (weights.c). */
 FP8_NODISCARD fp8_status fp8_model_load_weights(fp8_model *m, const fp8_checkpoint *c);
+
+/* Makes the store where the weights of these Linears would not all fit (budget.c). FP8_EINVAL: not
+ * even two layers do. */
+FP8_NODISCARD fp8_status fp8_model_fit_memory(fp8_model *m, const fp8_checkpoint *c,
+                                              const char *prefix, const fp8_linear_info *linears,
+                                              int64_t count);
 
 FP8_NODISCARD fp8_status fp8_mixture_scratch(fp8_model *m); /* nothing without experts */
 void fp8_mixture_destroy(const fp8_model *m, fp8_mixture *x);

@@ -133,6 +133,7 @@ static fp8_status load_descale(const fp8_checkpoint *c, const char *pattern, con
 /* A Linear as it lies on disk. */
 typedef struct disk_linear {
     const fp8_linear_info *info;
+    const fp8_st_entry *entry; /* of the weight */
     fp8_tensor weight, bias; /* bias.data NULL: none */
     float *descales;         /* NULL: dense */
     int64_t num_descales;
@@ -175,6 +176,7 @@ static fp8_status read_linear(const fp8_model *m, const fp8_checkpoint *c,
     FP8_TRY(info->in_out ? find(c, name, info->in, info->out, &e)
                          : find(c, name, info->out, info->in, &e));
     out->weight = e->tensor;
+    out->entry = e;
     if (quantized) {
         if (e->tensor.dtype != FP8_DTYPE_E4M3 && e->tensor.dtype != FP8_DTYPE_E5M2)
             return FP8_FAIL(FP8_EFORMAT, "'%s': expected F8_E4M3 as quantization_config says, "
@@ -229,6 +231,18 @@ static fp8_status slice_weight(const disk_linear *l, int64_t begin, int64_t end,
     return FP8_OK;
 }
 
+/* The same where the weight will lie while its layer is run; [out, in]. */
+static void borrow_place(const fp8_model *m, const disk_linear *l, int64_t begin, int64_t end,
+                         fp8_tensor *out) {
+    const size_t row = (size_t)l->weight.shape[1] * fp8_dtype_size(l->weight.dtype);
+    unsigned char *at = fp8_layer_store_find(m->store, l->info->layer, l->entry);
+
+    *out = l->weight;
+    out->place = fp8_device_place(m->device);
+    out->shape[0] = end - begin;
+    out->data = at + (size_t)begin * row;
+}
+
 /* A bias or descale list is cut alongside. */
 static fp8_status make_linear(fp8_model *m, const disk_linear *l, int64_t begin, int64_t end,
                               fp8_linear **out) {
@@ -256,8 +270,13 @@ static fp8_status make_linear(fp8_model *m, const disk_linear *l, int64_t begin,
         return FP8_FAIL(FP8_EUNSUPPORTED, "'%s': rows %lld to %lld are a part of their own, but "
                         "its scales are of blocks of %d rows", l->info->name, (long long)begin,
                         (long long)end, FP8_DIALECT_BLOCK);
-    FP8_TRY(slice_weight(l, begin, end, &spec.weight, &weight_copy));
-    spec.borrow_weight = !weight_copy && fp8_device_place(m->device) == FP8_PLACE_CPU;
+    if (m->store) {
+        borrow_place(m, l, begin, end, &spec.weight);
+        spec.borrow_weight = 1;
+    } else {
+        FP8_TRY(slice_weight(l, begin, end, &spec.weight, &weight_copy));
+        spec.borrow_weight = !weight_copy && fp8_device_place(m->device) == FP8_PLACE_CPU;
+    }
     if (l->bias.data) {
         const size_t size = fp8_dtype_size(l->bias.dtype), bytes = (size_t)(end - begin) * size;
         spec.bias.shape[0] = end - begin;
@@ -303,6 +322,14 @@ static fp8_status load_linear(fp8_model *m, const fp8_checkpoint *c, const fp8_l
 done:
     free(l.descales);
     return st;
+}
+
+const void *fp8_model_weight(const fp8_model *m, const fp8_linear_info *info,
+                             const fp8_st_entry *entry) {
+    const fp8_linear *l = m->layers[info->layer].linears[info->kind];
+
+    if (info->expert != FP8_NO_EXPERT || info->in_out || !l || m->store) return NULL;
+    return fp8_linear_dense_weight(l, entry->tensor.dtype);
 }
 
 /* ---- layers ---------------------------------------------------------------------------------- */
@@ -491,6 +518,7 @@ fp8_status fp8_model_load_weights(fp8_model *m, const fp8_checkpoint *c) {
     FP8_TRY(load_ends(m, c, prefix));
     for (int64_t i = 0; i < m->config.num_layers; i++) FP8_TRY(load_layer(m, c, prefix, i));
     FP8_TRY(fp8_model_list_linears(&linears, &count, &m->config, c));
+    FP8_TRY(fp8_model_fit_memory(m, c, prefix, linears, count));
     for (int64_t i = 0; i < count; i++) FP8_TRY(load_linear(m, c, &linears[i]));
     for (int64_t i = 0; i < m->config.num_layers; i++) fp8_layer_share_inputs(&m->layers[i]);
 done:

@@ -395,4 +395,8 @@ int64_t fp8_linear_in(const fp8_linear *l) { return l->in; }
 int64_t fp8_linear_out(const fp8_linear *l) { return l->out; }
 fp8_dtype fp8_linear_compute(const fp8_linear *l) { return l->compute; }
 fp8_input_scaling fp8_linear_input_scaling(const fp8_linear *l) { return l->input; }
+const void *fp8_linear_dense_weight(const fp8_linear *l, fp8_dtype dtype) {
+    return !l->weight_is_kn && is_real(dtype) && l->weight_dtype == dtype ? l->weight : NULL;
+}
+
 float fp8_linear_input_descale(const fp8_linear *l) { return l->input_descale; }

@@ -74,6 +74,10 @@ fp8_dtype fp8_linear_compute(const fp8_linear *l);
 fp8_input_scaling fp8_linear_input_scaling(const fp8_linear *l);
 float fp8_linear_input_descale(const fp8_linear *l); /* STATIC only */
 
+/* The weight where it lies, in the place of the device, if it is kept [out, in] as values of this
+ * type and not as codes; else NULL. The layer's own. */
+const void *fp8_linear_dense_weight(const fp8_linear *l, fp8_dtype dtype);
+
 /* For fp8_linear_forward with up to so many tokens. */
 size_t fp8_linear_workspace_size(const fp8_linear *l, int64_t max_tokens);
 

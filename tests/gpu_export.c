@@ -56,6 +56,53 @@ static void check_export(const sample *cpu, const sample *gpu, const fp8_record 
     CHECK(sample_same_file(sample_file(a), sample_file(b)));
 }
 
+/* Begun before the record is there, with the weights as the model holds them, and forwards on the
+ * device meanwhile; then stopped half way. */
+static void check_background(const sample *gpu, const fp8_record *r) {
+    fp8_export_job *j = NULL;
+    fp8_export_result result;
+    fp8_record *other;
+    check_case = "background";
+    CHECK_STATUS(fp8_export_begin(&j, sample_file("background"), gpu->c, gpu->d, gpu->m, 1, &fixed),
+                 FP8_OK);
+    other = calibrate(gpu, NULL);
+    CHECK_STATUS(fp8_export_finish(j, &result, r), FP8_OK);
+    CHECK(sample_same_file(sample_file("fixed-cpu/model.safetensors"),
+                           sample_file("background/model.safetensors")));
+    check_case = "background, stopped";
+    CHECK_STATUS(fp8_export_begin(&j, sample_file("stopped"), gpu->c, gpu->d, gpu->m, 1, &fixed),
+                 FP8_OK);
+    fp8_export_abort(j);
+    CHECK(!fp8_path_exists(sample_file("stopped")));
+    CHECK(!fp8_path_exists(sample_file("stopped.fp8-partial")));
+    fp8_record_destroy(other);
+}
+
+/* Sizes around the pieces of a large upload, from odd addresses. */
+static void check_upload(fp8_device *d) {
+    static const size_t sizes[] = {(8 << 20) - 1, 8 << 20, (8 << 20) + 1, (200 << 20) + 4097};
+    const size_t most = sizes[3] + 16;
+    unsigned char *x = malloc(most), *back = malloc(most);
+    void *there = NULL;
+    uint64_t random = 5;
+    check_case = "large uploads";
+    for (size_t i = 0; i + 8 <= most; i += 8) {
+        const uint64_t v = check_random(&random);
+        memcpy(x + i, &v, 8);
+    }
+    CHECK_STATUS(fp8_device_alloc(d, &there, most), FP8_OK);
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        CHECK_STATUS(fp8_device_fill(d, there, 0x5a, most), FP8_OK);
+        CHECK_STATUS(fp8_device_upload(d, (char *)there + 3, x + i, sizes[i]), FP8_OK);
+        CHECK_STATUS(fp8_device_download(d, back, there, most), FP8_OK);
+        CHECK(memcmp(back + 3, x + i, sizes[i]) == 0);
+        CHECK(back[2] == 0x5a && back[3 + sizes[i]] == 0x5a);
+    }
+    fp8_device_free(d, there);
+    free(x);
+    free(back);
+}
+
 static const fp8_report_row *find(const fp8_report *r, const char *name) {
     for (int64_t i = 0; i < r->count; i++)
         if (strcmp(r->rows[i].name, name) == 0) return &r->rows[i];
@@ -122,6 +169,8 @@ int main(void) {
     check_case = "two runs on CUDA";
     CHECK(sample_same_file(sample_file("cuda"), sample_file("cuda-again")));
     check_export(&cpu, &gpu, on_cpu, &fixed, "fixed");
+    check_background(&gpu, on_cpu);
+    check_upload(gpu.d);
     check_export(&cpu, &gpu, NULL, &dynamic, "dynamic");
     check_export(&cpu, &gpu, NULL, &tensor_dynamic, "tensor-dynamic");
     check_reports(&cpu, &gpu, on_cpu, &fixed);

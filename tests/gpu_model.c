@@ -16,7 +16,7 @@ static void check_error(const char *what, const float *a, const float *b, int64_
 /* Logits [94, 512] of a checkpoint on a device. */
 static void run(fp8_device *d, const fp8_checkpoint *c, const fixture *f, const fp8_tap *tap,
                 float *out) {
-    const fp8_model_options options = {FP8_COMPUTE_BF16, FIXTURE_TOKENS, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_BF16, .max_tokens = FIXTURE_TOKENS};
     const fp8_batch batch = fixture_batch(f);
     fp8_model *m = NULL;
     fp8_tensor logits;
@@ -41,7 +41,7 @@ static fp8_status count_points(void *ctx, int32_t layer, fp8_point point, const 
 
 static void test_cache(const fixture *f) {
     static const int64_t cuts[] = {9, 1, 1, 17, 1, 18};
-    const fp8_model_options options = {FP8_COMPUTE_BF16, FIXTURE_TOKENS, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_BF16, .max_tokens = FIXTURE_TOKENS};
     fp8_kv_cache *cache = NULL;
     fp8_model *m = NULL;
     static float rows[6 * FIXTURE_VOCAB], exact[6 * FIXTURE_VOCAB];
@@ -75,7 +75,7 @@ static void test_cache(const fixture *f) {
 
 /* The same logits scored on both; a generation that begins with their argmax. */
 static void test_scores(const fixture *f) {
-    const fp8_model_options options = {FP8_COMPUTE_BF16, FIXTURE_TOKENS, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_BF16, .max_tokens = FIXTURE_TOKENS};
     const fp8_batch batch = fixture_batch(f);
     float nll[2][FIXTURE_TOKENS], kl[2][FIXTURE_TOKENS];
     uint8_t top1[2][FIXTURE_TOKENS];
@@ -156,7 +156,7 @@ static void test_fp8(const fixture *f, tiny_scheme scheme) {
 }
 
 static void test_f32(const fixture *f) {
-    const fp8_model_options options = {FP8_COMPUTE_F32, 64, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_F32, .max_tokens = 64};
     fp8_model *m = NULL;
     CHECK_STATUS(fp8_model_load(&m, gpu, f->checkpoint, &options), FP8_EUNSUPPORTED);
     CHECK(m == NULL);
@@ -164,7 +164,7 @@ static void test_f32(const fixture *f) {
 
 /* Mixtures of experts are refused in words. */
 static void test_mixture(void) {
-    const fp8_model_options options = {FP8_COMPUTE_BF16, 64, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_BF16, .max_tokens = 64};
     fp8_model *m = NULL;
     fixture f;
 

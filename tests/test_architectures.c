@@ -16,7 +16,7 @@ static void keep_warning(void *ctx, fp8_log_level level, const char *line) {
 
 /* Logits [94, 512] of a folder, over the fixture's ids; 0 when it cannot be run. */
 static int run(const char *folder, const fixture *f, fp8_compute compute, float *out) {
-    const fp8_model_options options = {compute, FIXTURE_TOKENS, NULL};
+    const fp8_model_options options = {.compute = compute, .max_tokens = FIXTURE_TOKENS};
     const fp8_batch batch = fixture_batch(f);
     fp8_checkpoint *c = NULL;
     fp8_model *m = NULL;
@@ -307,7 +307,7 @@ static void make_pair(tiny *fused, tiny *apart) {
 
 static int run_pair(const char *folder, float *out) {
     static const int32_t ids[] = {3, 1, 4, 1, 5, 9, 2, 6, 63}, starts[] = {0, 9};
-    const fp8_model_options options = {FP8_COMPUTE_BF16, 16, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_BF16, .max_tokens = 16};
     const fp8_batch batch = {ids, 9, starts, 1};
     fp8_checkpoint *c = NULL;
     fp8_model *m = NULL;

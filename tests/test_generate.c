@@ -91,7 +91,7 @@ static int follows_length(const fp8_model *m) {
 }
 
 static void test_fixture(const char *name) {
-    const fp8_model_options options = {FP8_COMPUTE_F32, FIXTURE_TOKENS, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_F32, .max_tokens = FIXTURE_TOKENS};
     fp8_model *m = NULL;
     fp8_ids ids = {0};
     fixture f;
@@ -123,7 +123,7 @@ static int32_t best_of(const float *x) {
 static void test_longrope(void) {
     enum { NEW = 40 };
     static const int32_t starts[] = {0, 30};
-    const fp8_model_options options = {FP8_COMPUTE_F32, FIXTURE_TOKENS, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_F32, .max_tokens = FIXTURE_TOKENS};
     int32_t all[FIXTURE_PROMPT + NEW];
     fp8_kv_cache *cache = NULL;
     fp8_model *m = NULL;
@@ -170,7 +170,8 @@ static void test_trained(void) {
         {"models/gpt2-3m", {270, 996, 1530, 531, 369, 1043, 201, 923, 270, 996, 1530, 531}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const fp8_model_options options = {FP8_COMPUTE_F32, 5, NULL}; /* two pieces */
+        const fp8_model_options options = {.compute = FP8_COMPUTE_F32,
+                                           .max_tokens = 5}; /* two pieces */
         const char *path = check_data(cases[i].path);
         fp8_checkpoint *c = NULL;
         fp8_model *m = NULL;
@@ -199,7 +200,7 @@ static int stop_after(void *ctx, int32_t id) {
 static fp8_model *load_with_eos(tiny *t, int32_t eos, fp8_checkpoint **c, char *folder,
                                 size_t bytes) {
     char config[2048];
-    const fp8_model_options options = {FP8_COMPUTE_F32, 64, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_F32, .max_tokens = 64};
     fp8_model *m = NULL;
     char *at;
 
@@ -267,7 +268,7 @@ static void test_caches(tiny_scheme scheme) {
     static const int32_t s17[] = {0, 17}, s1[] = {0, 1}, two[] = {0, 8, 17};
     const fp8_batch all = {tiny_ids, 17, s17, 1}, single = {tiny_ids, 1, s1, 1};
     const fp8_batch pair = {tiny_ids, 17, two, 2};
-    const fp8_model_options options = {FP8_COMPUTE_F32, 64, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_F32, .max_tokens = 64};
     fp8_kv_cache *cache = NULL, *foreign = NULL;
     fp8_checkpoint *c = NULL;
     fp8_model *m = NULL, *other = NULL;
@@ -318,7 +319,7 @@ static void test_positions(void) {
         {"llama", 520, FP8_OK},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        const fp8_model_options options = {FP8_COMPUTE_BF16, 64, NULL};
+        const fp8_model_options options = {.compute = FP8_COMPUTE_BF16, .max_tokens = 64};
         fp8_model *m = NULL;
         fp8_ids ids = {0};
         fixture f;
@@ -338,7 +339,7 @@ static void test_positions(void) {
 /* The cache's length counts: the 257th position of 256 is refused wherever it comes from. */
 static void test_learned_positions(void) {
     static const int32_t starts[] = {0, 64};
-    const fp8_model_options options = {FP8_COMPUTE_BF16, 64, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_BF16, .max_tokens = 64};
     fp8_kv_cache *cache = NULL;
     fp8_model *m = NULL;
     fixture f;
@@ -362,7 +363,7 @@ static void test_learned_positions(void) {
 static void test_scores(void) {
     static const int32_t starts[] = {0, TINY_LEN - 1};
     const fp8_batch batch = {tiny_ids, TINY_LEN - 1, starts, 1};
-    const fp8_model_options options = {FP8_COMPUTE_F32, 64, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_F32, .max_tokens = 64};
     float nll[TINY_LEN], kl[TINY_LEN];
     uint8_t top1[TINY_LEN];
     int32_t wrong[TINY_LEN];

@@ -104,7 +104,8 @@ static void run_fixture(const fixture *f, fp8_compute compute, const char *confi
     const int exact = compute == FP8_COMPUTE_F32;
     const int mixed = fixture_is_mixed(f);
     const double bound = exact ? 1e-5 : mixed ? 0.15 : 4e-2; /* BF16 flips an expert or two */
-    const fp8_model_options options = {compute, FIXTURE_TOKENS, config_json};
+    const fp8_model_options options = {.compute = compute, .max_tokens = FIXTURE_TOKENS,
+                                       .config_json = config_json};
     const fp8_batch batch = fixture_batch(f);
     seen s = {.f = f};
     const fp8_tap tap = {on_point, &s};
@@ -167,7 +168,7 @@ static int test_fixtures(void) {
 /* Logits [n, 64] of the tiny model's folder over `ids`; 0 when something failed. */
 static int tiny_logits(const char *folder, fp8_compute compute, const int32_t *ids, int64_t n,
                        float *out) {
-    const fp8_model_options options = {compute, 64, NULL};
+    const fp8_model_options options = {.compute = compute, .max_tokens = 64};
     const int32_t starts[] = {0, (int32_t)n};
     const fp8_batch batch = {ids, n, starts, 1};
     fp8_checkpoint *c = NULL;
@@ -417,7 +418,7 @@ static void test_batches(void) {
         {"id too high", {high, 1, s1, 1}, FP8_EINVAL},
         {"id below 0", {low, 1, s1, 1}, FP8_EINVAL},
     };
-    const fp8_model_options options = {FP8_COMPUTE_BF16, 8, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_BF16, .max_tokens = 8};
     fp8_checkpoint *c = NULL;
     fp8_model *m = NULL;
     const char *folder;
@@ -453,7 +454,7 @@ static fp8_status refuse(void *ctx, int32_t layer, fp8_point point, const fp8_te
 /* Packed sequences do not see each other, whatever their order; the tap can stop a forward. */
 static void test_packing(void) {
     static float alone[TINY_LEN * TINY_VOCAB];
-    const fp8_model_options options = {FP8_COMPUTE_F32, 64, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_F32, .max_tokens = 64};
     int32_t ids[2 * TINY_LEN], starts[] = {0, 5, 5 + TINY_LEN, 2 * TINY_LEN};
     const fp8_batch batch = {ids, 2 * TINY_LEN, starts, 3};
     fp8_checkpoint *c = NULL;

@@ -59,7 +59,7 @@ static simulation simulate(const fixture *f, tiny_scheme scheme, int queries) {
 
 /* Logits [94, 512] of what is in `t`, over the fixture's ids. */
 static void run(tiny *t, const fixture *f, fp8_compute compute, const fp8_tap *tap, float *out) {
-    const fp8_model_options options = {compute, FIXTURE_TOKENS, NULL};
+    const fp8_model_options options = {.compute = compute, .max_tokens = FIXTURE_TOKENS};
     const fp8_batch batch = fixture_batch(f);
     const char *folder = tiny_write(t);
     fp8_checkpoint *c = NULL;
@@ -150,7 +150,7 @@ enum { TINY_LEN = sizeof tiny_ids / sizeof *tiny_ids };
 static void tiny_run(tiny *t, float *out, fp8_attention_mode *mode) {
     static const int32_t starts[] = {0, TINY_LEN};
     const fp8_batch batch = {tiny_ids, TINY_LEN, starts, 1};
-    const fp8_model_options options = {FP8_COMPUTE_F32, 64, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_F32, .max_tokens = 64};
     const char *folder = tiny_write(t);
     fp8_checkpoint *c = NULL;
     fp8_model *m = NULL;

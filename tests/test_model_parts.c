@@ -144,7 +144,7 @@ int main(void) {
     test_frequencies();
     test_cache_bytes();
     for (int i = 0; i < 2; i++) {
-        const fp8_model_options options = {computes[i], 64, NULL};
+        const fp8_model_options options = {.compute = computes[i], .max_tokens = 64};
         fp8_checkpoint *c = NULL;
         fp8_model *m = NULL;
         const char *folder;

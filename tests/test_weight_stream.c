@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 
 #include "calib/calib.h"
+#include "calib/weight_stream.h"
 #include "check.h"
 #include "core/half.h"
 #include "formats/formats.h"
@@ -135,6 +136,22 @@ static int same_bytes(const char *a, const char *b) {
     return same;
 }
 
+static int same_tensors(const char *a, const char *b) {
+    fp8_safetensors *x = NULL, *y = NULL;
+    int same;
+
+    CHECK_STATUS(fp8_safetensors_open(&x, a), FP8_OK);
+    CHECK_STATUS(fp8_safetensors_open(&y, b), FP8_OK);
+    same = x && y && fp8_safetensors_count(x) == fp8_safetensors_count(y);
+    for (int64_t i = 0; same && i < fp8_safetensors_count(x); i++) {
+        const fp8_st_entry *e = fp8_safetensors_at(x, i), *f = fp8_safetensors_find(y, e->name);
+        same = f && e->bytes == f->bytes && memcmp(e->tensor.data, f->tensor.data, e->bytes) == 0;
+    }
+    fp8_safetensors_close(x);
+    fp8_safetensors_close(y);
+    return same;
+}
+
 static const struct {
     const char *name;
     fp8_scheme scheme;
@@ -186,6 +203,45 @@ static void test_schemes(const char *source) {
             }
             fp8_checkpoint_close(c);
             fp8_checkpoint_close(written);
+        }
+}
+
+/* The way of a device, on the host: one thread drives, others write. */
+static void test_ship(const char *source) {
+    for (int32_t threads = 2; threads <= 17; threads += 15)
+        for (size_t i = 0; i < 2; i++) {
+            fp8_export_options o = {.scheme = schemes[i].scheme, .force = 1};
+            const fp8_quant_config quant = {.scheme = schemes[i].scheme};
+            const fp8_progress silent = {0};
+            fp8_weight_stream s = {.scheme = schemes[i].scheme, .progress = &silent};
+            const fp8_checkpoint_writer_options how = {.force = 1};
+            fp8_points points = {0};
+            fp8_weights weights = {0};
+            fp8_export_plan plan = {0};
+            fp8_checkpoint *c = NULL;
+            char want[300], got[300];
+            check_case = "ship";
+            CHECK_STATUS(export(file("streamed"), source, 2, &o), FP8_OK);
+            CHECK_STATUS(fp8_checkpoint_open(&c, source), FP8_OK);
+            CHECK_STATUS(fp8_weights_of_file(&weights, c, &o), FP8_OK);
+            CHECK_STATUS(fp8_export_plan_create(&plan, c, &weights, &points, NULL, &quant), FP8_OK);
+            CHECK_STATUS(fp8_checkpoint_writer_create(&s.writer, file("shipped"), plan.specs,
+                                                      plan.groups, plan.count, NULL, 0, &how),
+                         FP8_OK);
+            CHECK_STATUS(fp8_device_create(&s.d, "cpu", 1), FP8_OK);
+            CHECK_STATUS(fp8_pool_create(&s.writers, threads), FP8_OK);
+            s.plan = &plan;
+            s.weights = &weights;
+            CHECK_STATUS(fp8_weight_ship_run(&s), FP8_OK);
+            CHECK_STATUS(fp8_checkpoint_writer_commit(s.writer), FP8_OK);
+            snprintf(want, sizeof want, "%s/model.safetensors", file("streamed"));
+            snprintf(got, sizeof got, "%s/model.safetensors", file("shipped"));
+            CHECK(same_tensors(want, got));
+            fp8_pool_destroy(s.writers);
+            fp8_device_destroy(s.d);
+            fp8_export_plan_free(&plan);
+            fp8_weights_free(&weights);
+            fp8_checkpoint_close(c);
         }
 }
 
@@ -267,6 +323,7 @@ int main(void) {
     source = strdup(file("source.safetensors"));
     write_source(source, 0);
     test_schemes(source);
+    test_ship(source);
     test_not_finite();
     test_progress(source);
     test_no_sync(source);
