@@ -94,7 +94,9 @@ fp8_status fp8_kv_append_run(fp8_device *d, const fp8_kv_pages *pages, const fp8
         (void)launch;
         FP8_TRY(append_run_cpu(d, &p, batch, &a));
     } else {
-        FP8_TRY(FP8_FAIL(FP8_EUNSUPPORTED, "append: the data is on %s", fp8_device_name(d)));
+#if FP8_CUDA
+        FP8_TRY(append_run_cuda(d, &p, batch, &a, launch));
+#endif
     }
     if (sync && *sync == '1') FP8_TRY(kv_batch_report(d, &p, batch));
 done:

@@ -45,4 +45,12 @@ fp8_status fp8_bench_block(fp8_bench_table *out, fp8_device *d, const fp8_bench_
     (void)options;
     return FP8_FAIL(FP8_EUNSUPPORTED, "bench block: this build is without CUDA");
 }
+
+fp8_status fp8_bench_append(fp8_bench_table *out, fp8_device *d,
+                            const fp8_bench_options *options) {
+    (void)out;
+    (void)d;
+    (void)options;
+    return FP8_FAIL(FP8_EUNSUPPORTED, "bench append: this build is without CUDA");
+}
 #endif

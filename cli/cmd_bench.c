@@ -44,6 +44,7 @@ static const struct {
     {"linear-large", fp8_bench_linear_large},
     {"quant", fp8_bench_quant},
     {"block", fp8_bench_block},
+    {"append", fp8_bench_append},
 };
 enum { NUM_BENCHES = sizeof benches / sizeof *benches };
 
