@@ -31,7 +31,8 @@ fp8_status lint_result_add(cJSON *doc, const fp8_lint_report *r) {
         engines = cJSON_AddArrayToObject(row, "engines");
         for (int e = 0; e < FP8_NUM_ENGINES; e++)
             if (f->rule->engines >> e & 1)
-                cJSON_AddItemToArray(engines, cJSON_CreateString(fp8_engine_name((fp8_engine)e)));
+                cJSON_AddItemToArray(
+                    engines, cJSON_CreateString(fp8_lint_engine_name((fp8_lint_engine)e)));
         FP8_TRY(cli_json_add_text(row, "where", f->text, strlen(f->text)));
     }
 done:
@@ -49,7 +50,7 @@ static void print_finding(const fp8_lint_finding *f) {
     printf("%s %s (", f->rule->is_error ? "error  " : "warning", f->rule->id);
     for (int e = 0; e < FP8_NUM_ENGINES; e++) {
         if (!(f->rule->engines >> e & 1)) continue;
-        printf("%s%s", comma, fp8_engine_name((fp8_engine)e));
+        printf("%s%s", comma, fp8_lint_engine_name((fp8_lint_engine)e));
         comma = ", ";
     }
     printf(")\n  where  ");
@@ -83,9 +84,9 @@ static fp8_status run(const void *opts, const cli_list *operands) {
     fp8_checkpoint *c = NULL;
     fp8_lint_report report = {0};
     fp8_lint_options how = {.tp = o->tp};
-    fp8_engine engine;
+    fp8_lint_engine engine;
     if (o->engine) {
-        FP8_TRY(fp8_engine_parse(&engine, o->engine));
+        FP8_TRY(fp8_lint_engine_parse(&engine, o->engine));
         how.engines = 1u << engine;
     }
     FP8_TRY(fp8_checkpoint_open(&c, operands->items[0]));

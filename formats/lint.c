@@ -13,12 +13,12 @@
 
 static const char *const engine_names[FP8_NUM_ENGINES] = {"vllm", "sglang", "tensorrt-llm", "hf"};
 
-const char *fp8_engine_name(fp8_engine e) { return engine_names[e]; }
+const char *fp8_lint_engine_name(fp8_lint_engine e) { return engine_names[e]; }
 
-fp8_status fp8_engine_parse(fp8_engine *out, const char *name) {
+fp8_status fp8_lint_engine_parse(fp8_lint_engine *out, const char *name) {
     for (int i = 0; i < FP8_NUM_ENGINES; i++)
         if (strcmp(name, engine_names[i]) == 0) {
-            *out = (fp8_engine)i;
+            *out = (fp8_lint_engine)i;
             return FP8_OK;
         }
     return FP8_FAIL(FP8_EINVAL, "engine '%s': expected vllm, sglang, tensorrt-llm or hf", name);

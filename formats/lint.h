@@ -11,20 +11,21 @@
 extern "C" {
 #endif
 
-typedef enum fp8_engine {
-    FP8_ENGINE_VLLM,
-    FP8_ENGINE_SGLANG,
-    FP8_ENGINE_TENSORRT_LLM,
-    FP8_ENGINE_HF, /* transformers */
+typedef enum fp8_lint_engine {
+    FP8_LINT_VLLM,
+    FP8_LINT_SGLANG,
+    FP8_LINT_TENSORRT_LLM,
+    FP8_LINT_HF, /* transformers */
     FP8_NUM_ENGINES
-} fp8_engine;
+} fp8_lint_engine;
 
-const char *fp8_engine_name(fp8_engine e); /* "vllm", "sglang", "tensorrt-llm", "hf" */
-FP8_NODISCARD fp8_status fp8_engine_parse(fp8_engine *out, const char *name); /* FP8_EINVAL */
+const char *fp8_lint_engine_name(fp8_lint_engine e); /* "vllm", "sglang", "tensorrt-llm", "hf" */
+/* FP8_EINVAL names those that are known. */
+FP8_NODISCARD fp8_status fp8_lint_engine_parse(fp8_lint_engine *out, const char *name);
 
 typedef struct fp8_lint_rule {
     const char *id;     /* "fused-weight-scale" */
-    unsigned engines;   /* 1 << fp8_engine of each that it is about */
+    unsigned engines;   /* 1 << fp8_lint_engine of each that it is about */
     int is_error;       /* it will not load, or answers wrongly; else: it loads, with a loss */
     const char *breaks; /* what happens */
     const char *mend;   /* the command or flag that mends it */
@@ -44,7 +45,7 @@ typedef struct fp8_lint_report {
 } fp8_lint_report;
 
 typedef struct fp8_lint_options {
-    unsigned engines; /* 1 << fp8_engine of each; 0: all */
+    unsigned engines; /* 1 << fp8_lint_engine of each; 0: all */
     int64_t tp;       /* tensor-parallel ranks; 0: 1 */
 } fp8_lint_options;
 

@@ -180,10 +180,10 @@ done:
 
 /* ---- the table ------------------------------------------------------------------------------- */
 
-#define VLLM (1u << FP8_ENGINE_VLLM)
-#define SGLANG (1u << FP8_ENGINE_SGLANG)
-#define TRT (1u << FP8_ENGINE_TENSORRT_LLM)
-#define HF (1u << FP8_ENGINE_HF)
+#define VLLM (1u << FP8_LINT_VLLM)
+#define SGLANG (1u << FP8_LINT_SGLANG)
+#define TRT (1u << FP8_LINT_TENSORRT_LLM)
+#define HF (1u << FP8_LINT_HF)
 #define ALL (VLLM | SGLANG | TRT | HF)
 
 static const struct {

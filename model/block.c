@@ -261,7 +261,7 @@ done:
 fp8_status fp8_block_forward(fp8_block *b, const fp8_tensor *y, const fp8_tensor *x,
                              const fp8_block_batch *batch, const struct fp8_tap *tap) {
     fp8_model *m = b->model;
-    fp8_pass p = {.m = m, .tap = tap, .x = *x, .out = *y, .y = *x};
+    fp8_pass p = {.m = m, .tap = tap, .positions = batch->positions, .x = *x, .out = *y, .y = *x};
     fp8_status st = FP8_OK;
 
     FP8_TRY(check_batch(m, y, x, batch));

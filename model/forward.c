@@ -13,11 +13,11 @@
 
 /* ---- logits ---------------------------------------------------------------------------------- */
 
-/* Final norm, and the logits of every token or of each sequence's last. */
-static fp8_status finish(fp8_pass *p, fp8_logits want, fp8_tensor *logits) {
+/* Final norm, and the logits of every token (last_rows NULL) or of `rows` rows; 0: none. */
+static fp8_status finish(fp8_pass *p, const int32_t *last_rows, int64_t rows,
+                         fp8_tensor *logits) {
     fp8_model *m = p->m;
     const int64_t layers = m->config.num_layers, vocab = m->config.vocab_size;
-    const int64_t rows = want == FP8_LOGITS_ALL ? p->tokens : p->num_seqs;
     fp8_status st = FP8_OK;
     fp8_tensor x = p->y;
     size_t bytes = 0;
@@ -25,10 +25,10 @@ static fp8_status finish(fp8_pass *p, fp8_logits want, fp8_tensor *logits) {
     FP8_TRY(fp8_pass_norm(p, &m->final_norm, &m->final_norm_bias));
     FP8_TRY(fp8_pass_tap(p, layers, FP8_POINT_HIDDEN, &p->y));
     FP8_TRY(fp8_pass_tap(p, -1, FP8_POINT_LM_HEAD_INPUT, &p->y));
-    if (want == FP8_LOGITS_NONE) return FP8_OK;
-    if (want == FP8_LOGITS_LAST) { /* the residual stream has done its duty: its memory is free */
+    if (!rows) return FP8_OK;
+    if (last_rows) { /* the residual stream has done its duty: its memory is free */
         const fp8_embedding last = {.dtype = m->type, .tokens = rows, .cols = x.shape[1],
-                                    .table = p->y.data, .ids = m->inputs.last, .multiplier = 1};
+                                    .table = p->y.data, .ids = last_rows, .multiplier = 1};
         x = p->x;
         x.shape[0] = rows;
         FP8_TRY(fp8_embed(m->device, x.data, &last, FP8_LAUNCH_OVERLAP));
@@ -85,44 +85,50 @@ static fp8_status fit_rope(const fp8_pass *p) {
     return fp8_rope_fit(p->m, length);
 }
 
-static fp8_status embed(const fp8_pass *p) {
+static fp8_status embed(const fp8_pass *p, const int32_t *ids) {
     const fp8_model *m = p->m;
     const fp8_embedding e = {.dtype = m->type,
                              .tokens = p->tokens,
                              .cols = m->config.hidden_size,
                              .table = m->embed.data,
-                             .ids = m->inputs.ids,
+                             .ids = ids,
                              .multiplier = m->embed_multiplier,
                              .positions_table = m->positions.data,
-                             .positions = m->inputs.positions};
+                             .positions = p->positions};
     return fp8_embed(m->device, p->x.data, &e, FP8_LAUNCH_ORDERED);
 }
 
 /* A started pass goes on after others. */
-static fp8_status resume(const fp8_pass *p, const fp8_batch *batch) {
+static fp8_status resume(fp8_pass *p, const fp8_batch *batch) {
     fp8_status st = FP8_OK;
 
     FP8_TRY(fp8_inputs_send(p->m, batch, p->past));
+    p->positions = p->m->inputs.positions;
     FP8_TRY(fit_rope(p));
 done:
     return st;
 }
 
-/* A pass over hidden states at x and y, which hold as many rows as the batch has tokens. */
+/* Hidden states at x and y, which hold `tokens` rows. */
+static void open_pass(fp8_pass *p, int64_t tokens, void *x, void *y) {
+    p->tokens = tokens;
+    p->x = fp8_tensor_view(x, p->m->type, fp8_device_place(p->m->device), tokens,
+                           p->m->config.hidden_size);
+    p->y = p->out = p->x;
+    p->y.data = y;
+}
+
+/* A pass over hidden states at x and y. */
 static fp8_status start(fp8_pass *p, const fp8_batch *batch, void *x, void *y) {
-    const fp8_model *m = p->m;
     fp8_status st = FP8_OK;
 
     FP8_TRY(fp8_inputs_send(p->m, batch, p->past));
-    p->tokens = batch->num_tokens;
+    open_pass(p, batch->num_tokens, x, y);
     p->num_seqs = batch->num_seqs;
-    p->x = fp8_tensor_view(x, m->type, fp8_device_place(m->device), p->tokens,
-                           m->config.hidden_size);
-    p->y = p->out = p->x;
-    p->y.data = y;
+    p->positions = p->m->inputs.positions;
     measure(p, batch);
     FP8_TRY(fit_rope(p));
-    FP8_TRY(embed(p));
+    FP8_TRY(embed(p, p->m->inputs.ids));
 done:
     return st;
 }
@@ -151,8 +157,25 @@ fp8_status fp8_model_forward(fp8_model *m, const fp8_batch *batch, fp8_kv_cache 
         FP8_TRY(fp8_layer_forward(&p, i));
         FP8_TRY(leave(m, i));
     }
-    FP8_TRY(finish(&p, want, logits));
+    FP8_TRY(finish(&p, want == FP8_LOGITS_LAST ? m->inputs.last : NULL,
+                   want == FP8_LOGITS_NONE ? 0 : want == FP8_LOGITS_ALL ? p.tokens : p.num_seqs,
+                   logits));
     if (cache) cache->length = past + batch->num_tokens;
+done:
+    return st;
+}
+
+fp8_status fp8_model_step(fp8_model *m, const fp8_paged *paged, int64_t tokens, const int32_t *ids,
+                          const int32_t *positions, const int32_t *last, int64_t num_last,
+                          fp8_tensor *logits) {
+    fp8_pass p = {.m = m, .paged = paged, .positions = positions,
+                  .num_seqs = paged->batch.num_seqs};
+    fp8_status st = FP8_OK;
+
+    open_pass(&p, tokens, m->scratch.x, m->scratch.y);
+    FP8_TRY(embed(&p, ids));
+    for (int64_t i = 0; i < m->config.num_layers; i++) FP8_TRY(fp8_layer_forward(&p, i));
+    FP8_TRY(finish(&p, last, num_last, logits));
 done:
     return st;
 }
@@ -180,7 +203,7 @@ static fp8_status run_together(fp8_model *m, fp8_pass *passes, const fp8_batch *
     }
     for (int64_t b = 0; b < count; b++) {
         FP8_TRY(resume(&passes[b], &batches[b]));
-        FP8_TRY(finish(&passes[b], FP8_LOGITS_NONE, NULL));
+        FP8_TRY(finish(&passes[b], NULL, 0, NULL));
     }
 done:
     return st;

@@ -73,7 +73,8 @@ fp8_linear_call fp8_layer_call(const fp8_model *m, int64_t index, fp8_linear_kin
 /* As fp8_layer_call, of a pass: a tap sees values, so that nothing may happen at a store. */
 static fp8_linear_call call_of(const pass *p, int64_t index, fp8_linear_kind kind, fp8_dtype *y) {
     *y = p->m->type;
-    if (p->tap) return (fp8_linear_call){.accumulate = p->m->accumulate};
+    if (p->tap || (p->paged && kind <= FP8_LINEAR_V)) /* append quantizes what goes into pages */
+        return (fp8_linear_call){.accumulate = p->m->accumulate};
     return fp8_layer_call(p->m, index, kind, &p->x, y);
 }
 
@@ -248,6 +249,15 @@ static int has_work(const fp8_heads *h, const fp8_tensor *x, int turns) {
     return turns || h->norm_weight || h->codes || h->dense != h->x;
 }
 
+static const fp8_rope_table *rope_of(const fp8_model *m, int64_t layer) {
+    const int local = m->config.layer_window[layer] && m->config.rope_local.type != FP8_ROPE_NONE;
+    return local ? &m->rope_local : &m->rope;
+}
+
+static fp8_norm_kind head_norm(const fp8_model *m) {
+    return m->family->norm == FP8_NORM_RMS_PLUS ? FP8_NORM_RMS_PLUS : FP8_NORM_RMS;
+}
+
 /* The heads' own norm, RoPE and quantizing of q, k and v [tokens, heads * dim], where the model has
  * them, to where attention reads them; q and k then point to their values, if a tap looks. */
 static fp8_status place_heads(const pass *p, int64_t index, fp8_tensor qkv[3],
@@ -256,8 +266,7 @@ static fp8_status place_heads(const pass *p, int64_t index, fp8_tensor qkv[3],
     const fp8_layer *layer = &m->layers[index];
     const float *scales = layer->kv_scales;
     const int turns = m->config.rope.type != FP8_ROPE_NONE;
-    const int local = m->config.layer_window[index] && m->config.rope_local.type != FP8_ROPE_NONE;
-    const fp8_rope_table *table = local ? &m->rope_local : &m->rope;
+    const fp8_rope_table *table = rope_of(m, index);
     const float *const k_scale = scales ? scales + 2 * FP8_SCALE_STEP : NULL;
     const float *const v_scale = scales ? scales + 4 * FP8_SCALE_STEP : NULL;
     const int codes = m->quant.attention != FP8_ATTENTION_NONE;
@@ -271,8 +280,8 @@ static fp8_status place_heads(const pass *p, int64_t index, fp8_tensor qkv[3],
                   .rotary_dim = m->config.rotary_dim,
                   .cos = table->cos,
                   .sin = table->sin,
-                  .positions = m->inputs.positions,
-                  .norm = m->family->norm == FP8_NORM_RMS_PLUS ? FP8_NORM_RMS_PLUS : FP8_NORM_RMS,
+                  .positions = p->positions,
+                  .norm = head_norm(m),
                   .eps = (float)m->config.norm_eps,
                   .rounded = !scales && !codes};
 
@@ -292,9 +301,42 @@ static fp8_status place_heads(const pass *p, int64_t index, fp8_tensor qkv[3],
     return fp8_produce_qkv(m->device, &op, FP8_LAUNCH_OVERLAP);
 }
 
+/* Q and K of `heads` heads, V, as their Linears left them. */
+static fp8_append_heads append_part(const fp8_tensor *x, const fp8_tensor *norm) {
+    return (fp8_append_heads){.x = x->data, .norm_weight = norm ? norm->data : NULL};
+}
+
+/* The same into the pages of a step; q goes to q_codes, or stays where it is. */
+static fp8_status append_heads(const pass *p, int64_t index, const fp8_tensor qkv[3]) {
+    const fp8_model *m = p->m;
+    const fp8_layer *layer = &m->layers[index];
+    const fp8_rope_table *table = rope_of(m, index);
+    const int codes = p->paged->q_codes;
+    const fp8_kv_append op = {
+        .q = append_part(&qkv[0], &layer->q_norm),
+        .k = append_part(&qkv[1], &layer->k_norm),
+        .v = append_part(&qkv[2], NULL),
+        .num_heads = (int32_t)m->config.num_heads,
+        .dtype = m->type,
+        .norm = head_norm(m),
+        .eps = (float)m->config.norm_eps,
+        .rounded = !codes && p->paged->pages[index].dtype != FP8_DTYPE_E4M3,
+        .rotary_dim = m->config.rope.type == FP8_ROPE_NONE ? 0 : (int32_t)m->config.rotary_dim,
+        .rope = FP8_ROPE_HALVES,
+        .cos = table->cos,
+        .sin = table->sin,
+        .num_positions = table->positions,
+        .positions = p->positions,
+        .q_out = codes ? (void *)m->scratch.q_codes : qkv[0].data,
+        .q_dtype = codes ? FP8_DTYPE_E4M3 : m->type,
+        .q_descale = codes ? layer->kv_scales + FP8_SCALE_STEP : NULL};
+    return fp8_kv_append_run(m->device, &p->paged->pages[index], &p->paged->batch, &op,
+                             FP8_LAUNCH_OVERLAP);
+}
+
 /* FP8 attention leaves the codes that the o Linear reads. */
 static int o_codes(const pass *p, int64_t layer) {
-    return p->m->steps == FP8_STEPS_AT_STORE && !p->tap &&
+    return p->m->steps == FP8_STEPS_AT_STORE && !p->tap && !p->paged &&
            p->m->quant.attention != FP8_ATTENTION_NONE &&
            makes_codes(p->m->layers[layer].linears[FP8_LINEAR_O]);
 }
@@ -348,6 +390,20 @@ done:
     return st;
 }
 
+/* Attention of a step over its pages. */
+static fp8_status attend_pages(const pass *p, int64_t index, const fp8_attention_io *io) {
+    const fp8_model *m = p->m;
+    const int codes = p->paged->q_codes;
+    const fp8_decode_io d = {
+        .pages = p->paged->pages[index],
+        .batch = p->paged->batch,
+        .o = io->o,
+        .o_scale = io->o_scale,
+        .q = codes ? (void *)m->scratch.q_codes : m->scratch.q,
+        .q_descale = codes ? m->layers[index].kv_scales + FP8_SCALE_STEP : NULL};
+    return fp8_decode_run(p->paged->plans[index], &d, m->workspace.data, m->workspace.bytes);
+}
+
 static fp8_status attention_block(pass *p, int64_t index) {
     const fp8_model *m = p->m;
     const fp8_layer *layer = &m->layers[index];
@@ -367,7 +423,7 @@ static fp8_status attention_block(pass *p, int64_t index) {
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_HIDDEN, &p->x));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_QKV_INPUT, &p->y));
     FP8_TRY(project(p, index, qkv, &in.x, in.x_descale));
-    FP8_TRY(place_heads(p, index, qkv, &io));
+    FP8_TRY(p->paged ? append_heads(p, index, qkv) : place_heads(p, index, qkv, &io));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_Q, &qkv[0]));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_K, &qkv[1]));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_V, &qkv[2]));
@@ -376,7 +432,7 @@ static fp8_status attention_block(pass *p, int64_t index) {
         o.dtype = FP8_DTYPE_E4M3;
         io.o_scale = sink.scale;
     }
-    FP8_TRY(attend(p, index, &io));
+    FP8_TRY(p->paged ? attend_pages(p, index, &io) : attend(p, index, &io));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_O_INPUT, &o));
     FP8_TRY(bring(p, index, FP8_LINEAR_O, &o, o_descale));
 done:

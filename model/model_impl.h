@@ -2,7 +2,9 @@
  * files of model/ do for each other. Every pointer named "place" is in the device's place. */
 #ifndef FP8_MODEL_MODEL_IMPL_H
 #define FP8_MODEL_MODEL_IMPL_H
+#include "attention/append.h"
 #include "attention/attention.h"
+#include "attention/decode.h"
 #include "core/device.h"
 #include "model/layer_store.h"
 #include "model/model.h"
@@ -178,10 +180,21 @@ size_t fp8_mixture_workspace(const fp8_model *m, const fp8_mixture *x);
 FP8_NODISCARD fp8_status fp8_mixture_run(fp8_model *m, int64_t index, const fp8_tensor *x,
                                          const fp8_tap *tap);
 
+/* A step over pages: all arrays in the device's place, so that the step can be captured; sizes of
+ * the host's stay as they are (model/engine.h). */
+typedef struct fp8_paged {
+    fp8_kv_batch batch;
+    const fp8_kv_pages *pages;     /* [num_layers] */
+    fp8_decode_plan *const *plans; /* [num_layers]; the model's workspace is large enough */
+    int q_codes;                   /* Q goes to attention in E4M3 */
+} fp8_paged;
+
 /* A forward under way (forward.c, layer.c). */
 typedef struct fp8_pass {
     fp8_model *m;
-    fp8_kv_cache *cache;  /* may be NULL */
+    fp8_kv_cache *cache;    /* may be NULL */
+    const fp8_paged *paged; /* instead of a cache; NULL: none */
+    const int32_t *positions; /* place, [tokens] */
     const fp8_tap *tap;   /* may be NULL */
     int64_t tokens, num_seqs, past, max_len;
     int uniform;     /* every sequence has max_len tokens */
@@ -190,6 +203,13 @@ typedef struct fp8_pass {
      * a norm's or a block's output. */
     fp8_tensor x, out, y;
 } fp8_pass;
+
+/* Tokens in place [tokens] with their positions, through all layers; *logits F32 [num_last, vocab]
+ * of the rows `last`, in the model's own memory, which is there already. Nothing is allocated. */
+FP8_NODISCARD fp8_status fp8_model_step(fp8_model *m, const fp8_paged *paged, int64_t tokens,
+                                        const int32_t *ids, const int32_t *positions,
+                                        const int32_t *last, int64_t num_last,
+                                        fp8_tensor *logits);
 
 /* One layer over p->x, tokens and starts in m->inputs; what it brings may be pending after it. */
 FP8_NODISCARD fp8_status fp8_layer_forward(fp8_pass *p, int64_t index);

@@ -301,20 +301,20 @@ static void test_good(void) {
 static void test_engines(void) {
     static model m;
     fp8_lint_report r;
-    fp8_engine e;
+    fp8_lint_engine e;
 
     check_case = "engines";
     make(&m, CT, FP8_SCHEME_TENSOR, 0);
     group(&m);
-    r = judge(&m, number++, (fp8_lint_options){.engines = 1u << FP8_ENGINE_VLLM}, NULL);
+    r = judge(&m, number++, (fp8_lint_options){.engines = 1u << FP8_LINT_VLLM}, NULL);
     CHECK(r.count == 0);
     fp8_lint_report_free(&r);
-    r = judge(&m, number++, (fp8_lint_options){.engines = 1u << FP8_ENGINE_TENSORRT_LLM}, NULL);
+    r = judge(&m, number++, (fp8_lint_options){.engines = 1u << FP8_LINT_TENSORRT_LLM}, NULL);
     CHECK(r.count == 1 && r.errors == 1);
     fp8_lint_report_free(&r);
-    CHECK_STATUS(fp8_engine_parse(&e, "sglang"), FP8_OK);
-    CHECK(e == FP8_ENGINE_SGLANG);
-    CHECK_STATUS(fp8_engine_parse(&e, "llama.cpp"), FP8_EINVAL);
+    CHECK_STATUS(fp8_lint_engine_parse(&e, "sglang"), FP8_OK);
+    CHECK(e == FP8_LINT_SGLANG);
+    CHECK_STATUS(fp8_lint_engine_parse(&e, "llama.cpp"), FP8_EINVAL);
 }
 
 int main(void) {

@@ -1,0 +1,97 @@
+/* model/engine_impl.h - private: what an engine and a request are, and what its files do for each
+ * other: engine.c (life, plans, graphs), engine_requests.c (who is in), engine_step.c (a step). */
+#ifndef FP8_MODEL_ENGINE_IMPL_H
+#define FP8_MODEL_ENGINE_IMPL_H
+#include <pthread.h>
+
+#include "core/graph.h"
+#include "model/engine.h"
+#include "model/model_impl.h"
+
+typedef struct engine_request {
+    int64_t id;
+    fp8_request_state state;
+    int32_t *tokens; /* prompt, then what was made; room for all */
+    int64_t num_prompt, max_new, count;
+    int64_t cached; /* tokens whose keys are in the pages */
+    int64_t polled; /* made ids that poll has given */
+    int32_t *stop_ids;
+    int64_t num_stop_ids;
+    int ignore_eos, canceled;
+    fp8_sampling sampling;
+    fp8_token_fn on;
+    void *ctx;
+    int32_t *pages; /* those it holds, in order of its tokens */
+    int64_t num_pages;
+    struct engine_request *next; /* of those that wait */
+} engine_request;
+
+/* Sizes of steps that share plans and, on CUDA, a graph. */
+typedef struct engine_kind {
+    int64_t seqs, tokens; /* the most it takes; with graphs every step has just these */
+    fp8_decode_plan *plans[2]; /* of layers without and with a window */
+    fp8_decode_plan **layers;  /* [num_layers] of these */
+    fp8_graph *graph;          /* NULL: not captured */
+    fp8_tensor logits;         /* what the captured forward leaves */
+} engine_kind;
+
+/* What a step is given, on its way to the device in one copy. */
+typedef struct engine_inputs {
+    int32_t *ids, *positions;                 /* [step_tokens] */
+    int32_t *q_starts, *kv_lengths, *last;    /* [max_seqs + 1], [max_seqs], [max_seqs] */
+    fp8_sample_row *rows;                     /* [max_seqs] */
+    int32_t *table;                           /* [max_seqs, max_pages] */
+} engine_inputs;
+
+/* A sequence's part in the step under way. */
+typedef struct engine_part {
+    engine_request *request;
+    int64_t tokens; /* of it, in this step */
+} engine_part;
+
+enum { ENGINE_MAX_KINDS = 64 };
+
+struct fp8_engine {
+    fp8_model *m;
+    fp8_device *device;
+    fp8_engine_options o; /* defaults filled in */
+    int graphs;
+    int dead; /* a CUDA call failed */
+
+    pthread_mutex_t lock; /* of all below but what only a step looks at */
+    engine_request **requests; /* [max_requests]; NULL: free */
+    int64_t num_requests, next_id;
+    engine_request *first, *last; /* waiting */
+    engine_request **running;     /* [max_seqs], oldest first */
+    int64_t num_running;
+    int32_t *free_pages; /* [num_pages]; a stack */
+    int64_t num_free;
+    fp8_engine_stats stats;
+
+    /* a step's */
+    int64_t max_pages; /* of a sequence */
+    fp8_kv_pages *pages; /* [num_layers] */
+    void *pool;
+    engine_kind kinds[ENGINE_MAX_KINDS];
+    int num_kinds, num_decode_kinds; /* decoding kinds first, both by rising size */
+    void *host, *place; /* pinned, device: the inputs */
+    size_t input_bytes;
+    engine_inputs in, on_device;
+    int32_t *chosen, *chosen_host; /* [max_seqs] */
+    engine_part *parts; /* [max_seqs] */
+    int64_t num_parts;
+};
+
+/* Requests (engine_requests.c); the lock is held. */
+void engine_admit(fp8_engine *e);           /* from waiting to running, while there is room */
+void engine_drop_canceled(fp8_engine *e);
+/* Its pages are free again; it stays until poll has given its ids. */
+void engine_end(fp8_engine *e, engine_request *r, fp8_request_state state);
+void engine_fail_all(fp8_engine *e);
+void engine_forget_all(fp8_engine *e);      /* frees every request */
+
+/* The forward of a step's inputs on the device (engine.c); logits of [num_last] rows. */
+fp8_status engine_forward(fp8_engine *e, const engine_kind *k, int64_t tokens, int64_t seqs,
+                          fp8_tensor *logits);
+
+#endif
