@@ -24,7 +24,8 @@ SAMPLE_INLINE uint64_t sample_mix(uint64_t x) {
 
 /* z / temperature plus a Gumbel variable of (seed, position, id). */
 SAMPLE_INLINE float sample_score(const fp8_sample_row *row, float z, int64_t id) {
-    const uint64_t place = sample_mix(row->how.seed + 0x9e3779b97f4a7c15u * (uint64_t)row->position);
+    const uint64_t step = 0x9e3779b97f4a7c15u * (uint64_t)row->position;
+    const uint64_t place = sample_mix(row->how.seed + step);
     const uint64_t bits = sample_mix(place ^ sample_mix((uint64_t)id + 0x9e3779b97f4a7c15u));
     const float u = ((float)(bits >> 41) + 0.5f) * 0x1p-23f; /* 23 bits: never 0, never 1 */
     return z / row->how.temperature - logf(-logf(u));

@@ -92,7 +92,7 @@ static const fp8_engine_options shapes[] = {
 };
 
 static void test_fixture(const char *name, fp8_compute compute) {
-    const fp8_model_options options = {compute, FIXTURE_TOKENS, NULL};
+    const fp8_model_options options = {.compute = compute, .max_tokens = FIXTURE_TOKENS};
     int32_t want[PROMPTS][NEW];
     fp8_model *m = NULL;
     fixture f;
@@ -109,7 +109,7 @@ static void test_fixture(const char *name, fp8_compute compute) {
 
 /* An FP8 checkpoint with FP8 keys and values: the engine's ids do not depend on who else is in. */
 static void test_fp8(const char *name) {
-    const fp8_model_options options = {FP8_COMPUTE_BF16, FIXTURE_TOKENS, NULL};
+    const fp8_model_options options = {.max_tokens = FIXTURE_TOKENS};
     int32_t want[PROMPTS][NEW];
     fp8_checkpoint *c = NULL;
     fp8_model *m = NULL;
@@ -232,7 +232,7 @@ static void test_refusals(fp8_model *m, const fixture *f) {
 }
 
 static void test_llama(void) {
-    const fp8_model_options options = {FP8_COMPUTE_F32, FIXTURE_TOKENS, NULL};
+    const fp8_model_options options = {.compute = FP8_COMPUTE_F32, .max_tokens = FIXTURE_TOKENS};
     int32_t want[PROMPTS][NEW];
     fp8_model *m = NULL;
     fixture f;
