@@ -34,10 +34,9 @@ static float threshold(const fp8_sampling *s, const float *x, int64_t n, float *
     qsort(sorted, (size_t)n, sizeof *sorted, falling);
     while (count < n && sorted[count] == sorted[kept - 1]) count++;
     if (s->top_p == 0.0f || s->top_p == 1.0f) return sorted[count - 1];
-    for (int64_t i = 0; i < count; i++)
-        sum += exp((double)(sorted[i] - sorted[0]) / s->temperature);
+    for (int64_t i = 0; i < count; i++) sum += (double)sample_weight(s, sorted[i], sorted[0]);
     for (int64_t i = 0; i < count; i++) {
-        part += exp((double)(sorted[i] - sorted[0]) / s->temperature);
+        part += (double)sample_weight(s, sorted[i], sorted[0]);
         if (part >= (double)s->top_p * sum) return sorted[i];
     }
     return sorted[count - 1];

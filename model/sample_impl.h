@@ -31,6 +31,11 @@ SAMPLE_INLINE float sample_score(const fp8_sample_row *row, float z, int64_t id)
     return z / row->how.temperature - logf(-logf(u));
 }
 
+/* exp of how far z lies below the row's highest, in units of the temperature. */
+SAMPLE_INLINE float sample_weight(const fp8_sampling *s, float z, float highest) {
+    return z == highest ? 1.0f : expf((z - highest) / s->temperature);
+}
+
 /* fp8_sample of checked arguments; asynchronous (sample.cu). */
 FP8_NODISCARD fp8_status sample_cuda(fp8_device *d, int32_t *ids, const float *logits,
                                      const fp8_sample_row *rows, int64_t num_rows, int64_t vocab);

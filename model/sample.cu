@@ -1,0 +1,169 @@
+/* model/sample.cu - the next id from rows of logits: highest, or drawn among the kept.
+ *
+ * Computes   model/sample.h, one block a row
+ * Shapes     logits [rows, vocab] F32, ids [rows]
+ * Bound      the row's passes through L2: the highest, 4 digits of top_k's value, the sum and 4
+ *            digits of top_p's, the draw; a greedy row needs the first alone. 256000 logits are 1
+ *            MB, some 12 us a pass of one block
+ * Numerics   thresholds are values of the row, found digit by digit of an order-preserving integer
+ *            key. Weights are summed as integers of 2^-40, so that the order of the atomics does
+ *            not matter: the same bytes every time. Against the CPU's doubles a value may fall to
+ *            the other side of top_p where the sums meet it within 2^-20
+ */
+#include "core/launch.cuh"
+#include "model/sample_impl.h"
+
+/* ---- constants ----------------------------------------------------------------------------- */
+
+enum { SAMPLE_THREADS = 1024, DIGIT_BITS = 8, DIGITS = 1 << DIGIT_BITS };
+typedef unsigned long long u64;
+
+/* ---- device helpers ------------------------------------------------------------------------ */
+
+static __device__ float value_at(const float *x, int64_t i) {
+    const float z = x[i];
+    return isnan(z) ? -INFINITY : z;
+}
+
+/* Larger floats have larger keys; -0 counts as 0. */
+static __device__ uint32_t key_of(float z) {
+    const uint32_t bits = __float_as_uint(z + 0.0f);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+typedef struct candidate {
+    float score;
+    int index;
+} candidate;
+
+static __device__ candidate better(candidate a, candidate b) {
+    return b.score > a.score || (b.score == a.score && b.index < a.index) ? b : a;
+}
+
+/* The best of the block's candidates, in every thread. */
+static __device__ candidate block_best(candidate c) {
+    __shared__ candidate all[SAMPLE_THREADS / 32];
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+
+    for (int step = 16; step > 0; step /= 2) {
+        const candidate other = {__shfl_xor_sync(0xffffffffu, c.score, step),
+                                 __shfl_xor_sync(0xffffffffu, c.index, step)};
+        c = better(c, other);
+    }
+    __syncthreads();
+    if (lane == 0) all[warp] = c;
+    __syncthreads();
+    c = all[lane];
+    for (int step = 16; step > 0; step /= 2) {
+        const candidate other = {__shfl_xor_sync(0xffffffffu, c.score, step),
+                                 __shfl_xor_sync(0xffffffffu, c.index, step)};
+        c = better(c, other);
+    }
+    return c;
+}
+
+/* What an element adds to the sum that is to reach a target: 1, or its weight. */
+static __device__ u64 share_of(const fp8_sampling *s, float z, float highest, int counts) {
+    return counts ? 1 : (u64)((double)sample_weight(s, z, highest) * 0x1p40);
+}
+
+/* Sums by the digit at `shift` of the keys that begin as `prefix` does and are at least `least`. */
+static __device__ void digit_sums(u64 *sums, const float *x, int64_t n, const fp8_sampling *s,
+                                  float highest, int counts, uint32_t least, uint32_t prefix,
+                                  int shift) {
+    const uint32_t above = shift + DIGIT_BITS == 32 ? 0 : ~0u << (shift + DIGIT_BITS);
+
+    for (int d = (int)threadIdx.x; d < DIGITS; d += SAMPLE_THREADS) sums[d] = 0;
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < n; i += SAMPLE_THREADS) {
+        const float z = value_at(x, i);
+        const uint32_t key = key_of(z);
+        if (key < least || (key & above) != prefix) continue;
+        atomicAdd(&sums[key >> shift & (DIGITS - 1)], share_of(s, z, highest, counts));
+    }
+    __syncthreads();
+}
+
+/* The largest key at which the sum over keys that are not less reaches `target`; `least` where it
+ * never does. */
+static __device__ uint32_t reach(const float *x, int64_t n, const fp8_sampling *s, float highest,
+                                 int counts, uint32_t least, u64 target) {
+    __shared__ u64 sums[DIGITS], left;
+    __shared__ uint32_t digit;
+    uint32_t prefix = 0;
+
+    for (int shift = 32 - DIGIT_BITS; shift >= 0; shift -= DIGIT_BITS) {
+        digit_sums(sums, x, n, s, highest, counts, least, prefix, shift);
+        if (threadIdx.x == 0) {
+            uint32_t d = DIGITS - 1;
+            u64 missing = target;
+            while (d > 0 && sums[d] < missing) missing -= sums[d--];
+            digit = d;
+            left = missing;
+        }
+        __syncthreads();
+        prefix |= digit << shift;
+        target = left;
+        __syncthreads();
+    }
+    return prefix > least ? prefix : least;
+}
+
+/* The sum of all weights from `least` on. */
+static __device__ u64 total(const float *x, int64_t n, const fp8_sampling *s, float highest,
+                            uint32_t least) {
+    __shared__ u64 sum;
+
+    if (threadIdx.x == 0) sum = 0;
+    __syncthreads();
+    u64 own = 0;
+    for (int64_t i = threadIdx.x; i < n; i += SAMPLE_THREADS) {
+        const float z = value_at(x, i);
+        if (key_of(z) >= least) own += share_of(s, z, highest, 0);
+    }
+    atomicAdd(&sum, own);
+    __syncthreads();
+    return sum;
+}
+
+/* ---- kernel -------------------------------------------------------------------------------- */
+
+static __global__ void __launch_bounds__(SAMPLE_THREADS)
+    sample_kernel(int32_t *ids, const float *logits, const fp8_sample_row *rows, int64_t vocab) {
+    const fp8_sample_row row = rows[blockIdx.x];
+    const fp8_sampling *s = &row.how;
+    const float *x = logits + blockIdx.x * vocab;
+    candidate best = {-INFINITY, INT32_MAX};
+    uint32_t least = 0;
+
+    for (int64_t i = threadIdx.x; i < vocab; i += SAMPLE_THREADS)
+        best = better(best, candidate{value_at(x, i), (int)i});
+    best = block_best(best);
+    const candidate highest = best;
+    if (s->temperature != 0.0f && highest.score != -INFINITY) {
+        if (s->top_k && s->top_k < vocab)
+            least = reach(x, vocab, s, highest.score, 1, least, (u64)s->top_k);
+        if (s->top_p != 0.0f && s->top_p != 1.0f) {
+            const double sum = (double)total(x, vocab, s, highest.score, least);
+            least = reach(x, vocab, s, highest.score, 0, least, (u64)((double)s->top_p * sum));
+        }
+        best = candidate{-INFINITY, INT32_MAX};
+        for (int64_t i = threadIdx.x; i < vocab; i += SAMPLE_THREADS) {
+            const float z = value_at(x, i);
+            if (z == -INFINITY || key_of(z) < least) continue;
+            best = better(best, candidate{sample_score(&row, z, i), (int)i});
+        }
+        best = block_best(best);
+        if (best.index == INT32_MAX) best = highest;
+    }
+    if (threadIdx.x == 0) ids[blockIdx.x] = best.index;
+}
+
+/* ---- host ---------------------------------------------------------------------------------- */
+
+extern "C" fp8_status sample_cuda(fp8_device *d, int32_t *ids, const float *logits,
+                                  const fp8_sample_row *rows, int64_t num_rows, int64_t vocab) {
+    sample_kernel<<<(unsigned)num_rows, SAMPLE_THREADS, 0, fp8_device_stream(d)>>>(ids, logits,
+                                                                                  rows, vocab);
+    return fp8_cuda_launched("sample_kernel", fp8_device_stream(d));
+}
