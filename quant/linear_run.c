@@ -81,6 +81,7 @@ static linear_layout layout_of(const fp8_linear *l, int64_t tokens, fp8_dtype y,
     linear_layout w = {0};
     size_t at = 0;
 
+    if (c->residual) g.residual = c->residual; /* only its presence counts, not where it lies */
     if (quantizes) { /* whether x comes as codes is not known here: room for both */
         static const float one = 1;
         g.a_descale = &one; /* only its presence counts */

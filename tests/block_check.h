@@ -404,6 +404,8 @@ static inline void check_block(fp8_device *d, const block_case *c, fp8_dtype typ
     CHECK_STATUS(fp8_block_create(&block, d, &spec), FP8_OK);
     if (block) {
         CHECK_STATUS(block_run(d, &b, block, NULL, 1, got), FP8_OK);
+        CHECK(block_error(&b, got, want) < bound);
+        CHECK_STATUS(block_run(d, &b, block, NULL, 0, got), FP8_OK);
         CHECK_STATUS(block_run(d, &b, block, NULL, 0, again), FP8_OK);
         CHECK(memcmp(got, again, (size_t)(b.tokens * HIDDEN) * sizeof *got) == 0);
         error = block_error(&b, got, want);
