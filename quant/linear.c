@@ -321,14 +321,14 @@ done:
 }
 
 static fp8_status place_input_pair(fp8_linear *l, const fp8_linear_spec *s) {
-    float pair[2] = {1, 1};
+    float pair[2 * FP8_PAIR_STEP] = {1, 1};
     void *p = NULL;
     fp8_status st;
 
     if (s->input != FP8_INPUT_STATIC && s->input != FP8_INPUT_CURRENT) return FP8_OK;
     if (s->input == FP8_INPUT_STATIC) {
         pair[0] = s->input_descale;
-        pair[1] = 1.0f / s->input_descale;
+        pair[FP8_PAIR_STEP] = 1.0f / s->input_descale;
     }
     st = place_copy(l->device, &p, pair, FP8_PLACE_CPU, sizeof pair);
     l->input_pair = p;

@@ -3,6 +3,8 @@
 #define FP8_QUANT_LINEAR_IMPL_H
 #include "quant/linear.h"
 
+enum { FP8_PAIR_STEP = 4 };
+
 struct fp8_linear {
     fp8_device *device;
     char name[256];
@@ -10,7 +12,9 @@ struct fp8_linear {
     fp8_dtype compute, operand; /* operand: type of the product's A */
     fp8_input_scaling input;
     float input_descale;
-    float *input_pair; /* place of the device: descale, scale (STATIC), 1, 1 (CURRENT) */
+    /* Place of the device: descale, and FP8_PAIR_STEP further the scale (STATIC), each on 16 bytes,
+     * for a product may leave codes for this layer by that scale; or ones (CURRENT). */
+    float *input_pair;
     const float *delayed_scale, *delayed_descale;
     fp8_amax_slot *delayed_amax;
     void *weight; /* place of the device */

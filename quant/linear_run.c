@@ -202,7 +202,7 @@ static fp8_status quantize_input(const fp8_linear *l, uint8_t *codes, float *des
     case FP8_INPUT_STATIC:
         *used = l->input_pair;
         return fp8_quantize(l->device, codes, FP8_DTYPE_E4M3, x->data, x->dtype, tokens * l->in,
-                            l->input_pair + 1);
+                            l->input_pair + FP8_PAIR_STEP);
     case FP8_INPUT_CURRENT:
         *used = &state->descale;
         return quantize_current(l, codes, state, x);
@@ -219,7 +219,7 @@ fp8_status fp8_linear_sink(const fp8_linear *l, fp8_sink *out, const float **x_d
     *out = (fp8_sink){.codes = codes, .code = FP8_DTYPE_E4M3};
     switch (l->input) {
     case FP8_INPUT_STATIC:
-        out->scale = l->input_pair + 1;
+        out->scale = l->input_pair + FP8_PAIR_STEP;
         *x_descale = l->input_pair;
         return FP8_OK;
     case FP8_INPUT_DELAYED:
