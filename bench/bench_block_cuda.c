@@ -21,7 +21,8 @@ static const fp8_attention_backend backends[NUM_BACKENDS] = {
 enum { PLAIN, FUSED, FP8, FP8_ATTENTION };
 
 static const double margin = 2; /* over the amax of one sequence: the others have more */
-static const double weight_spread = 0.02, most_error = 4e-2;
+/* E4M3 inputs and weights alone cost 6.1e-2 on these data, all sums in double (docs/NOTES.md). */
+static const double weight_spread = 0.02, most_error = 8e-2;
 
 enum { COL_MS, COL_LOW, COL_HIGH, COL_TOKENS, COL_RATE, COL_GB, COL_ERROR, COL_MHZ, NUM_COLS };
 static const fp8_bench_column columns[NUM_COLS] = {
