@@ -87,6 +87,8 @@ FP8_NODISCARD fp8_status fp8_scale_of_point(fp8_scale *out, const fp8_record *re
                                             int64_t point, const fp8_recipe *recipe,
                                             double percentile);
 
+typedef struct fp8_rounding fp8_rounding; /* see below */
+
 typedef struct fp8_export_options {
     fp8_dialect dialect;
     fp8_scheme scheme;            /* one that the dialect has; NONE: KV scales alone */
@@ -105,6 +107,7 @@ typedef struct fp8_export_options {
     int32_t num_exclude;
     fp8_progress progress;
     const char *config_json; /* NULL: config.json beside the source; else this file's path */
+    const fp8_rounding *rounding; /* its codes and scales in place of plain ones; NULL: none */
 } fp8_export_options;
 
 typedef struct fp8_export_result {
@@ -148,6 +151,44 @@ FP8_NODISCARD fp8_status fp8_export_begin(fp8_export_job **out, const char *fold
 FP8_NODISCARD fp8_status fp8_export_finish(fp8_export_job *j, fp8_export_result *result,
                                            const fp8_record *record);
 void fp8_export_abort(fp8_export_job *j); /* leaves no output; NULL is fine */
+
+/* ---- compensated rounding -------------------------------------------------------------------- */
+
+typedef enum fp8_round_target {
+    FP8_ROUND_TO_OUTPUT, /* weights are first moved to those that give the BF16 model's output on the
+                          * quantized model's inputs (calib/ridge.h) */
+    FP8_ROUND_TO_WEIGHT  /* the error of rounding alone is compensated */
+} fp8_round_target;
+
+typedef struct fp8_rounding_options {
+    double damping;     /* added to the diagonal of H, of its mean */
+    int act_order;      /* inputs of most energy are rounded first */
+    fp8_round_target target;
+    double ridge;       /* ROUND_TO_OUTPUT: what holds a weight where it was, of H's mean diagonal */
+    int search_scales;  /* static scales of inputs, Q, K and V of least error, not of amax */
+    int turn;           /* with FP8 attention: queries and keys in the basis that costs them least,
+                         * where the model allows it (calib/turn.h) */
+} fp8_rounding_options;
+#define FP8_ROUNDING_OPTIONS {0.01, 1, FP8_ROUND_TO_OUTPUT, 0.1, 1, 1}
+
+/* Codes and scales for m's weights by error compensation (GPTQ, calib/gptq.h), layer after layer,
+ * inputs being those of a model whose earlier layers are rounded already. m: the BF16 model;
+ * `plain`: its export by the same `options` with plain rounding, of which `record` is the record
+ * (NULL where the scheme needs none). Beside both models: on the device 2 residual streams, tokens of
+ * all samples x hidden_size, and 8 in^2 + 8 in * batch * seq bytes of the widest input; on the host
+ * the codes, and 24 in^2. What does not take part is rounded plainly: the down Linears of experts;
+ * with scheme BLOCK weights kept [in, out]. The same bytes for any number of CPU threads; devices
+ * differ. FP8_EINVAL: options; FP8_ECANCELED; else as the model's forward. */
+FP8_NODISCARD fp8_status fp8_rounding_create(fp8_rounding **out, fp8_model *m,
+                                             const fp8_checkpoint *source,
+                                             const fp8_checkpoint *plain, const fp8_record *record,
+                                             const fp8_samples *samples,
+                                             const fp8_calib_options *calib,
+                                             const fp8_export_options *options,
+                                             const fp8_rounding_options *how);
+void fp8_rounding_destroy(fp8_rounding *r); /* NULL is fine */
+/* Mean over the weights of (loss of rounding) / (loss of rounding the same weights plainly). */
+double fp8_rounding_loss(const fp8_rounding *r);
 
 /* ---- report -------------------------------------------------------------------------------- */
 

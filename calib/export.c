@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "calib/calib.h"
+#include "calib/compensate.h"
 #include "calib/export_background.h"
 #include "calib/export_files.h"
 #include "core/log.h"
@@ -75,6 +76,24 @@ done:
     return st;
 }
 
+/* Codes that compensated rounding has already: data to be copied. */
+static fp8_status place_rounded(job *j) {
+    const fp8_rounding *r = j->options.rounding;
+
+    if (!r) return FP8_OK;
+    if (r->count != j->weights.count)
+        return FP8_FAIL(FP8_EINVAL, "compensated rounding of %lld weights, found %lld: it was of "
+                        "another model", (long long)r->count, (long long)j->weights.count);
+    for (int64_t i = 0; i < r->count; i++) {
+        const int64_t at = j->plan.codes_at[i];
+        if (!r->weights[i].codes) continue;
+        j->plan.data[at] = r->weights[i].codes;
+        j->plan.data[at + 1] = r->weights[i].descales;
+        j->plan.in_memory[at] = j->plan.in_memory[at + 1] = 1;
+    }
+    return FP8_OK;
+}
+
 /* What is written, before anything is. */
 static fp8_status decide(job *j, const fp8_model *m) {
     const fp8_export_options *o = &j->options;
@@ -102,6 +121,7 @@ static fp8_status decide(job *j, const fp8_model *m) {
         .format = o->format, .ignore = j->weights.ignore, .num_ignore = j->weights.num_ignore};
     FP8_TRY(fp8_export_plan_create(&j->plan, j->source, &j->weights, &j->points, j->scales,
                                    &j->quant));
+    FP8_TRY(place_rounded(j));
     FP8_TRY(fp8_quant_config_print(&value, &j->quant));
 done:
     free(value);
@@ -113,6 +133,7 @@ static fp8_status create_writer(job *j) {
     const fp8_st_pair ours[] = {{"format", "pt"},
                                 {"fp8calib.attention", fp8_attention_mode_name(o->attention)},
                                 {"fp8calib.format", fp8_fp8_format_name(o->format)},
+                                {"fp8calib.round", o->rounding ? "gptq" : "nearest"},
                                 {"fp8calib.version", FP8_VERSION}};
     const fp8_checkpoint_writer_options how = {o->max_shard_bytes, o->force, j->has_record};
 
@@ -122,9 +143,9 @@ static fp8_status create_writer(job *j) {
 
 /* ---- weights --------------------------------------------------------------------------------- */
 
-/* Squares are quantized on the host whatever the device. */
+/* Squares are quantized on the host whatever the device; codes that are there lie there. */
 static int on_host(const job *j) {
-    return fp8_device_place(j->d) == FP8_PLACE_CPU || j->options.scheme == FP8_SCHEME_BLOCK ||
+    return j->options.rounding || fp8_device_place(j->d) == FP8_PLACE_CPU || j->options.scheme == FP8_SCHEME_BLOCK ||
            j->options.scheme == FP8_SCHEME_NONE;
 }
 
@@ -234,7 +255,8 @@ static fp8_status take_record(job *j, const fp8_record *record) {
     j->record = record;
     FP8_TRY(fp8_scales_create(&scales, record, j->source, &j->points, &j->options.recipe,
                               j->options.percentile));
-    memcpy(j->scales, scales, fp8_num_slots(j->points.num_layers) * sizeof *scales);
+    memcpy(j->scales, j->options.rounding ? j->options.rounding->scales : scales,
+           fp8_num_slots(j->points.num_layers) * sizeof *scales);
 done:
     free(scales);
     return st;

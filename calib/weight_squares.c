@@ -23,9 +23,9 @@ static float up_to_power(float x) {
     return fp8_bits_f32((exponent > 254 ? 254 : exponent) << 23);
 }
 
-static fp8_scale scale_of(const squares_job *j, float amax) {
+fp8_scale fp8_weight_scale_of(float amax, int ue8m0) {
     fp8_scale s = fp8_scale_of(amax);
-    if (!j->ue8m0) return s;
+    if (!ue8m0) return s;
     s.descale = up_to_power(s.descale);
     s.scale = 1.0f / s.descale;
     return s;
@@ -41,7 +41,7 @@ static fp8_status quantize_square(const squares_job *j, int64_t row, int64_t col
 
     FP8_TRY(fp8_observe(j->inline_device, &found, j->x + begin * size, j->from, height, width,
                         j->cols, NULL));
-    s = scale_of(j, found.amax);
+    s = fp8_weight_scale_of(found.amax, j->ue8m0);
     *descale = s.descale;
     for (int64_t r = 0; r < height; r++) {
         const int64_t at = begin + r * j->cols;

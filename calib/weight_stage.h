@@ -54,6 +54,9 @@ FP8_NODISCARD fp8_status fp8_quantize_squares(fp8_pool *pool, uint8_t *codes, fl
                                               const void *x, fp8_dtype from, int64_t rows,
                                               int64_t cols, int ue8m0);
 
+/* The scale of weights of that amax; ue8m0: with a descale rounded up to a power of two. */
+fp8_scale fp8_weight_scale_of(float amax, int ue8m0);
+
 typedef struct fp8_weight_stage fp8_weight_stage;
 
 FP8_NODISCARD fp8_status fp8_weight_stage_create(fp8_weight_stage **out, fp8_device *d,

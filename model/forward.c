@@ -232,3 +232,27 @@ done:
     free(passes);
     return st;
 }
+
+fp8_status fp8_model_forward_part(fp8_model *m, const fp8_batch *batch, const void *from, void *to,
+                                  int64_t begin, int64_t end, const fp8_tap *tapped) {
+    fp8_pass p = {.m = m, .tap = tapped};
+    size_t bytes = 0;
+    fp8_status st = FP8_OK;
+
+    if (begin < 0 || end > m->config.num_layers || begin > end || (!from && begin > 0))
+        return FP8_FAIL(FP8_EINVAL, "layers %lld to %lld of a model of %lld, from %s",
+                        (long long)begin, (long long)end, (long long)m->config.num_layers,
+                        from ? "a residual stream" : "the embedding");
+    if (m->store)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "a part of a forward needs a model that is on the device "
+                        "as a whole, found one in memory for two layers");
+    FP8_TRY(start(&p, batch, m->scratch.x, m->scratch.y));
+    bytes = (size_t)fp8_tensor_count(&p.x) * fp8_dtype_size(m->type);
+    if (from) FP8_TRY(fp8_device_copy(m->device, p.x.data, from, bytes));
+    for (int64_t i = begin; i < end; i++) FP8_TRY(fp8_layer_forward(&p, i));
+    if (!to) return FP8_OK;
+    FP8_TRY(fp8_pass_settle(&p));
+    FP8_TRY(fp8_device_copy(m->device, to, p.x.data, bytes));
+done:
+    return st;
+}

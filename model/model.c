@@ -37,18 +37,35 @@ done:
     return st;
 }
 
-fp8_status fp8_model_place_kv_scales(fp8_model *m, const float descales[3], float **out) {
+static fp8_status upload_kv_scales(fp8_model *m, const float descales[3], float *to) {
     float host[FP8_KV_SCALE_FLOATS] = {0};
-    fp8_status st = FP8_OK;
-    void *data = NULL;
 
     for (int i = 0; i < 3; i++) {
         host[2 * i * FP8_SCALE_STEP] = 1.0f / descales[i];
         host[(2 * i + 1) * FP8_SCALE_STEP] = descales[i];
     }
-    FP8_TRY(fp8_model_alloc(m, &data, sizeof host));
-    FP8_TRY(fp8_device_upload(m->device, data, host, sizeof host));
+    return fp8_device_upload(m->device, to, host, sizeof host);
+}
+
+fp8_status fp8_model_place_kv_scales(fp8_model *m, const float descales[3], float **out) {
+    fp8_status st = FP8_OK;
+    void *data = NULL;
+
+    FP8_TRY(fp8_model_alloc(m, &data, FP8_KV_SCALE_FLOATS * sizeof(float)));
+    FP8_TRY(upload_kv_scales(m, descales, data));
     *out = data;
+done:
+    return st;
+}
+
+fp8_status fp8_model_set_kv_descales(fp8_model *m, int64_t layer, const float descales[3]) {
+    float *to = layer >= 0 && layer < m->config.num_layers ? m->layers[layer].kv_scales : NULL;
+    fp8_status st = FP8_OK;
+
+    if (!to)
+        return FP8_FAIL(FP8_EINVAL, "layer %lld has no FP8 keys and values", (long long)layer);
+    FP8_TRY(fp8_device_sync(m->device));
+    FP8_TRY(upload_kv_scales(m, descales, to));
 done:
     return st;
 }

@@ -146,6 +146,26 @@ FP8_NODISCARD fp8_status fp8_model_forward_layers(fp8_model *m, const fp8_batch 
  * one such call may bring within the model's memory_bytes. */
 int64_t fp8_model_layers_tokens(const fp8_model *m);
 
+/* A part of it, without a cache: layers [begin, end).
+ *   from  in   the residual stream entering `begin`, [tokens, hidden_size] of the compute type,
+ *              place of the device; NULL, with begin 0: the embedding of the ids
+ *   to    out  likewise, what leaves the layer before `end`; may be `from`; NULL: not wanted */
+FP8_NODISCARD fp8_status fp8_model_forward_part(fp8_model *m, const fp8_batch *batch,
+                                                const void *from, void *to, int64_t begin,
+                                                int64_t end, const fp8_tap *tap);
+
+/* Other codes and descales for a Linear of a quantized model, of the kind and number it was loaded
+ * with; the rest comes from `c`, which m was loaded from. Waits. FP8_EINVAL: a Linear that is not
+ * quantized; else as fp8_model_load.
+ *   codes          as the tensor lies on disk; on the CPU they stay the caller's and must outlive m
+ *   input_descale  static inputs: in place of the one it has; 0: that one */
+FP8_NODISCARD fp8_status fp8_model_set_codes(fp8_model *m, const fp8_checkpoint *c,
+                                             const fp8_linear_info *info, const uint8_t *codes,
+                                             const float *descales, float input_descale);
+/* Other descales of Q, K and V in a layer with FP8 keys. FP8_EINVAL: a layer without. */
+FP8_NODISCARD fp8_status fp8_model_set_kv_descales(fp8_model *m, int64_t layer,
+                                                   const float descales[3]);
+
 /* Scores of logits rows, on the device; host arrays out (waits). Each may be NULL but nll.
  *   nll[r]  -log softmax(logits[r])[targets[r]]
  *   kl[r]   KL(softmax(reference[r]) || softmax(logits[r])), needs reference

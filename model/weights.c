@@ -251,6 +251,7 @@ static fp8_status make_linear(fp8_model *m, const disk_linear *l, int64_t begin,
     const int64_t first = blocks ? begin / side * across : begin; /* of many descales */
     const int64_t count = blocks ? (end - begin + side - 1) / side * across : end - begin;
     void *weight_copy = NULL, *bias_copy = NULL;
+    fp8_linear *made = NULL;
     fp8_status st = FP8_OK;
     fp8_linear_spec spec = {
         .name = l->info->name,
@@ -288,37 +289,72 @@ static fp8_status make_linear(fp8_model *m, const disk_linear *l, int64_t begin,
         memcpy(bias_copy, (const char *)l->bias.data + (size_t)begin * size, bytes);
         spec.bias.data = bias_copy;
     }
-    FP8_TRY(fp8_linear_create(out, m->device, &spec));
+    FP8_TRY(fp8_linear_create(&made, m->device, &spec));
+    fp8_linear_destroy(*out);
+    *out = made;
 done:
     free(weight_copy);
     free(bias_copy);
     return st;
 }
 
-/* Loads one Linear; fused ones are taken apart, so that the wiring knows one form only. */
-static fp8_status load_linear(fp8_model *m, const fp8_checkpoint *c, const fp8_linear_info *info) {
+/* Where the wiring looks for it, in place of what is there; fused ones are taken apart, so that the
+ * wiring knows one form only. */
+static fp8_status place_linear(fp8_model *m, const disk_linear *l) {
+    const fp8_linear_info *info = l->info;
     const int64_t q = m->config.num_heads * m->config.head_dim;
     const int64_t kv = m->config.num_kv_heads * m->config.head_dim;
     fp8_layer *layer = &m->layers[info->layer];
     fp8_linear **linears = layer->linears;
     fp8_status st = FP8_OK;
+
+    if (info->expert != FP8_NO_EXPERT) {
+        const int64_t at = info->expert == FP8_SHARED_EXPERT ? m->config.num_experts : info->expert;
+        FP8_TRY(make_linear(m, l, 0, info->out,
+                            &layer->mixture.experts[at][info->kind - FP8_LINEAR_GATE]));
+    } else if (info->kind == FP8_LINEAR_GATE_UP) {
+        FP8_TRY(make_linear(m, l, 0, info->out / 2, &linears[FP8_LINEAR_GATE]));
+        FP8_TRY(make_linear(m, l, info->out / 2, info->out, &linears[FP8_LINEAR_UP]));
+    } else if (info->kind != FP8_LINEAR_QKV) {
+        FP8_TRY(make_linear(m, l, 0, info->out, &linears[info->kind]));
+    } else {
+        FP8_TRY(make_linear(m, l, 0, q, &linears[FP8_LINEAR_Q]));
+        FP8_TRY(make_linear(m, l, q, q + kv, &linears[FP8_LINEAR_K]));
+        FP8_TRY(make_linear(m, l, q + kv, q + 2 * kv, &linears[FP8_LINEAR_V]));
+    }
+done:
+    return st;
+}
+
+static fp8_status load_linear(fp8_model *m, const fp8_checkpoint *c, const fp8_linear_info *info) {
+    fp8_status st = FP8_OK;
     disk_linear l = {0};
 
     FP8_TRY(read_linear(m, c, info, &l));
-    if (info->expert != FP8_NO_EXPERT) {
-        const int64_t at = info->expert == FP8_SHARED_EXPERT ? m->config.num_experts : info->expert;
-        FP8_TRY(make_linear(m, &l, 0, info->out,
-                            &layer->mixture.experts[at][info->kind - FP8_LINEAR_GATE]));
-    } else if (info->kind == FP8_LINEAR_GATE_UP) {
-        FP8_TRY(make_linear(m, &l, 0, info->out / 2, &linears[FP8_LINEAR_GATE]));
-        FP8_TRY(make_linear(m, &l, info->out / 2, info->out, &linears[FP8_LINEAR_UP]));
-    } else if (info->kind != FP8_LINEAR_QKV) {
-        FP8_TRY(make_linear(m, &l, 0, info->out, &linears[info->kind]));
-    } else {
-        FP8_TRY(make_linear(m, &l, 0, q, &linears[FP8_LINEAR_Q]));
-        FP8_TRY(make_linear(m, &l, q, q + kv, &linears[FP8_LINEAR_K]));
-        FP8_TRY(make_linear(m, &l, q + kv, q + 2 * kv, &linears[FP8_LINEAR_V]));
+    FP8_TRY(place_linear(m, &l));
+done:
+    free(l.descales);
+    return st;
+}
+
+fp8_status fp8_model_set_codes(fp8_model *m, const fp8_checkpoint *c, const fp8_linear_info *info,
+                               const uint8_t *codes, const float *descales,
+                               float input_descale) {
+    fp8_status st = FP8_OK;
+    disk_linear l = {0};
+
+    FP8_TRY(read_linear(m, c, info, &l));
+    if (input_descale > 0) l.input_descale = input_descale;
+    if (l.input == FP8_INPUT_DENSE) {
+        st = FP8_FAIL(FP8_EINVAL, "'%s.weight' is not quantized: it has no codes", info->name);
+        goto done;
     }
+    if (m->store) FP8_TRY(FP8_FAIL(FP8_EUNSUPPORTED, "'%s': a model in memory for two layers keeps "
+                                   "its codes", info->name));
+    FP8_TRY(fp8_device_sync(m->device)); /* a forward may be under way with the old ones */
+    l.weight.data = (void *)(uintptr_t)codes;
+    memcpy(l.descales, descales, (size_t)l.num_descales * sizeof *descales);
+    FP8_TRY(place_linear(m, &l));
 done:
     free(l.descales);
     return st;

@@ -1,0 +1,194 @@
+/* The weights of a group: read, aimed, scaled, rounded, put into the quantized model. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "calib/compensate.h"
+#include "calib/turn.h"
+#include "core/half.h"
+#include "core/log.h"
+
+static float element(const fp8_tensor *t, int64_t i) {
+    const unsigned char *p = t->data;
+    uint16_t half;
+    float f;
+
+    if (t->dtype == FP8_DTYPE_F32) {
+        memcpy(&f, p + 4 * i, sizeof f);
+        return f;
+    }
+    memcpy(&half, p + 2 * i, sizeof half);
+    return t->dtype == FP8_DTYPE_BF16 ? fp8_bf16_to_f32(half) : fp8_f16_to_f32(half);
+}
+
+/* w [out, in], however it lies on disk. */
+static void read_weight(float *w, const fp8_weight *from) {
+    for (int64_t r = 0; r < from->rows; r++)
+        for (int64_t c = 0; c < from->cols; c++)
+            w[from->in_out ? c * from->rows + r : r * from->cols + c] =
+                element(&from->entry->tensor, r * from->cols + c);
+}
+
+static int64_t in_of(const fp8_weight *w) { return w->in_out ? w->rows : w->cols; }
+
+void fp8_compensation_column_energy(double *energy, const fp8_weight *w) {
+    for (int64_t r = 0; r < w->rows; r++)
+        for (int64_t c = 0; c < w->cols; c++) {
+            const double x = (double)element(&w->entry->tensor, r * w->cols + c);
+            energy[w->in_out ? r : c] += x * x;
+        }
+}
+
+/* The turn of this layer's queries and keys, put into the rows of `w` that make them. */
+static void turn(const fp8_compensation *j, float *w, const fp8_linear_info *l) {
+    const fp8_model_config *c = j->config;
+    const int64_t pairs = c->rotary_dim / 2, q = c->num_heads * c->head_dim;
+    const int queries = l->kind == FP8_LINEAR_Q || l->kind == FP8_LINEAR_QKV;
+    const int keys = l->kind == FP8_LINEAR_K || l->kind == FP8_LINEAR_QKV;
+
+    if (!j->angles) return;
+    if (queries)
+        fp8_turn_rows(w, j->angles, c->num_heads, c->num_kv_heads, c->head_dim, pairs, l->in);
+    if (keys)
+        fp8_turn_rows(w + (l->kind == FP8_LINEAR_QKV ? q * l->in : 0), j->angles, c->num_kv_heads,
+                      c->num_kv_heads, c->head_dim, pairs, l->in);
+}
+
+/* Weights [begin, end) that share scales: what they are rounded from, and their scales. */
+typedef struct group {
+    int64_t begin, end, in;
+    float **w;                /* [end - begin]: [out, in] */
+    float *scales, *descales; /* of all of them; TENSOR: 1 */
+    fp8_gptq_scales grid;     /* of the first; the others' follow */
+} group;
+
+static void group_free(group *g) {
+    for (int64_t i = 0; g->w && i < g->end - g->begin; i++) free(g->w[i]);
+    free(g->w);
+    free(g->scales);
+    free(g->descales);
+}
+
+static fp8_status group_read(group *g, const fp8_compensation *j) {
+    const int64_t n = g->end - g->begin;
+
+    g->w = calloc((size_t)n, sizeof *g->w);
+    for (int64_t i = 0; g->w && i < n; i++) {
+        const fp8_weight *w = &j->weights.data[g->begin + i];
+        g->w[i] = malloc(((size_t)(w->rows * w->cols) + 1) * sizeof **g->w);
+        if (!g->w[i]) break;
+        read_weight(g->w[i], w);
+        turn(j, g->w[i], &j->points.linears[g->begin + i]);
+        if (i == n - 1) return FP8_OK;
+    }
+    return FP8_FAIL(FP8_ENOMEM, "'%s.weight'", j->weights.data[g->begin].name);
+}
+
+/* Moves the weights to those that make of the quantized model's input what they made of x. */
+static fp8_status group_aim(group *g, const fp8_compensation *j, const fp8_ridge *ridge) {
+    fp8_status st = FP8_OK;
+    for (int64_t i = 0; ridge && i < g->end - g->begin; i++)
+        FP8_TRY(fp8_ridge_solve(g->w[i], ridge, g->w[i], j->weights.data[g->begin + i].channels,
+                                fp8_device_pool(j->d)));
+done:
+    return st;
+}
+
+static int64_t spans(int64_t n, int64_t span) { return (n + span - 1) / span; }
+
+/* One amax a group of the scheme; weights of the scheme TENSOR share one. */
+static fp8_status group_scale(group *g, const fp8_compensation *j) {
+    const fp8_scheme scheme = j->options->scheme;
+    const int64_t side = FP8_DIALECT_BLOCK;
+    int64_t count = 0, at = 0;
+
+    g->grid.row_span = scheme == FP8_SCHEME_BLOCK ? side : scheme == FP8_SCHEME_DYNAMIC ? 1 : 0;
+    g->grid.col_span = scheme == FP8_SCHEME_BLOCK ? side : g->in;
+    for (int64_t i = g->begin; i < g->end; i++)
+        count += g->grid.row_span ? spans(j->weights.data[i].channels, g->grid.row_span) *
+                                        spans(g->in, g->grid.col_span)
+                                  : 1;
+    g->scales = malloc((size_t)count * sizeof *g->scales);
+    g->descales = calloc((size_t)count, sizeof *g->descales);
+    if (!g->scales || !g->descales) return FP8_FAIL(FP8_ENOMEM, "%lld scales", (long long)count);
+    if (!g->grid.row_span) count = 1;
+    for (int64_t i = g->begin; i < g->end; i++) {
+        const int64_t rows = j->weights.data[i].channels, across = spans(g->in, g->grid.col_span);
+        for (int64_t k = 0; k < rows * g->in; k++) {
+            const int64_t r = g->grid.row_span ? k / g->in / g->grid.row_span * across : 0;
+            float *amax = &g->descales[at + r + k % g->in / g->grid.col_span];
+            const float a = fabsf(g->w[i - g->begin][k]);
+            if (a > *amax && isfinite(a)) *amax = a;
+        }
+        if (g->grid.row_span) at += spans(rows, g->grid.row_span) * across;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        const fp8_scale s = fp8_weight_scale_of(g->descales[i], j->options->ue8m0);
+        g->scales[i] = s.scale;
+        g->descales[i] = s.descale;
+    }
+    return FP8_OK;
+}
+
+/* Weight i of the group into j->out, as it lies on disk, and into the quantized model. */
+static fp8_status group_round(const group *g, fp8_compensation *j, const fp8_gptq *gptq, int64_t i,
+                              int64_t at, float input_descale) {
+    const fp8_weight *w = &j->weights.data[g->begin + i];
+    const int64_t rows = w->channels, n = rows * g->in;
+    const int64_t row_span = g->grid.row_span ? g->grid.row_span : rows;
+    const int64_t count = spans(rows, row_span) * spans(g->in, g->grid.col_span);
+    const fp8_gptq_scales s = {g->scales + at, g->descales + at, row_span, g->grid.col_span};
+    fp8_rounded *out = &j->out->weights[g->begin + i];
+    uint8_t *codes = malloc((size_t)n + 1);
+    double loss[2];
+    fp8_status st = FP8_OK;
+
+    out->descales = malloc((size_t)count * sizeof *out->descales);
+    if (!codes || !out->descales) {
+        st = FP8_FAIL(FP8_ENOMEM, "'%s.weight'", w->name);
+        goto done;
+    }
+    memcpy(out->descales, s.descales, (size_t)count * sizeof *out->descales);
+    FP8_TRY(fp8_gptq_round(codes, loss, gptq, g->w[i], rows, &s, fp8_device_pool(j->d)));
+    out->codes = codes;
+    codes = NULL;
+    if (w->in_out) {
+        codes = out->codes;
+        out->codes = malloc((size_t)n + 1);
+        for (int64_t k = 0; out->codes && k < n; k++)
+            out->codes[k % g->in * rows + k / g->in] = codes[k];
+        if (!out->codes) st = FP8_FAIL(FP8_ENOMEM, "'%s.weight'", w->name);
+    }
+    if (st == FP8_OK)
+        FP8_TRY(fp8_model_set_codes(j->models[FP8_CODED], j->plain,
+                                    &j->points.linears[g->begin + i], out->codes, out->descales,
+                                    input_descale));
+    if (loss[0] > 0) j->out->loss += loss[1] / loss[0];
+    j->out->num_rounded++;
+    fp8_log(FP8_LOG_INFO, "%s: the loss of rounding is %.3f of plain rounding's", w->name,
+            loss[0] > 0 ? loss[1] / loss[0] : 1);
+done:
+    free(codes);
+    return st;
+}
+
+fp8_status fp8_compensation_round(fp8_compensation *j, int64_t begin, int64_t end,
+                                  const fp8_gptq *gptq, const fp8_ridge *ridge,
+                                  float input_descale) {
+    group g = {.begin = begin, .end = end, .in = in_of(&j->weights.data[begin])};
+    int64_t at = 0;
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(group_read(&g, j));
+    FP8_TRY(group_aim(&g, j, ridge));
+    FP8_TRY(group_scale(&g, j));
+    for (int64_t i = 0; i < end - begin; i++) {
+        FP8_TRY(group_round(&g, j, gptq, i, at, input_descale));
+        if (g.grid.row_span)
+            at += spans(j->weights.data[begin + i].channels, g.grid.row_span) *
+                  spans(g.in, g.grid.col_span);
+    }
+done:
+    group_free(&g);
+    return st;
+}
