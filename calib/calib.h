@@ -172,17 +172,18 @@ typedef struct fp8_rounding_options {
 #define FP8_ROUNDING_OPTIONS {0.01, 1, FP8_ROUND_TO_OUTPUT, 0.1, 1, 1}
 
 /* Codes and scales for m's weights by error compensation (GPTQ, calib/gptq.h), layer after layer,
- * inputs being those of a model whose earlier layers are rounded already. m: the BF16 model;
- * `plain`: its export by the same `options` with plain rounding, of which `record` is the record
- * (NULL where the scheme needs none). Beside both models: on the device 2 residual streams, tokens of
- * all samples x hidden_size, and 8 in^2 + 8 in * batch * seq bytes of the widest input; on the host
- * the codes, and 24 in^2. What does not take part is rounded plainly: the down Linears of experts;
- * with scheme BLOCK weights kept [in, out]. The same bytes for any number of CPU threads; devices
- * differ. FP8_EINVAL: options; FP8_ECANCELED; else as the model's forward. */
+ * inputs being those of a model whose earlier layers are rounded already. m: the source's BF16
+ * model, whole on its device; record: of its calibration (NULL where the scheme needs none);
+ * scratch: a folder that is made, with the export by plain rounding in it, and removed. Beside both
+ * models it takes, on the device, 2 residual streams (tokens of all samples x hidden_size) and 8 in^2
+ * + 8 in * batch * seq bytes of the widest input; on the host the codes, and 24 in^2. What does not
+ * take part is rounded plainly: the down Linears of experts; with scheme BLOCK weights kept [in,
+ * out]. Starts at the first layer again after an interruption. The same bytes for any number of CPU
+ * threads; devices differ. FP8_EINVAL: options; FP8_EUNSUPPORTED: m is not whole on the device;
+ * FP8_ECANCELED; else as fp8_export and the model's forward. */
 FP8_NODISCARD fp8_status fp8_rounding_create(fp8_rounding **out, fp8_model *m,
-                                             const fp8_checkpoint *source,
-                                             const fp8_checkpoint *plain, const fp8_record *record,
-                                             const fp8_samples *samples,
+                                             const fp8_checkpoint *source, const char *scratch,
+                                             const fp8_record *record, const fp8_samples *samples,
                                              const fp8_calib_options *calib,
                                              const fp8_export_options *options,
                                              const fp8_rounding_options *how);

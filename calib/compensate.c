@@ -282,6 +282,7 @@ done:
 
 static void drop(fp8_compensation *j) {
     fp8_model_destroy(j->models[FP8_CODED]);
+    fp8_checkpoint_close(j->plain);
     fp8_hessian_destroy(j->hessian);
     fp8_device_free(j->d, j->streams[0]);
     fp8_device_free(j->d, j->streams[1]);
@@ -311,17 +312,33 @@ done:
     return st;
 }
 
+/* The quantized model, whose Linears are replaced one after the other. */
+static fp8_status load_plain(fp8_compensation *j, const char *scratch, const fp8_record *record) {
+    const fp8_model_options model_options = {.compute = fp8_model_compute(j->models[FP8_DENSE]),
+                                             .max_tokens = j->calib->batch * j->calib->seq};
+    fp8_export_options options = *j->options;
+    fp8_export_result result;
+    fp8_status st = FP8_OK;
+
+    options.force = 1;
+    options.rounding = NULL;
+    options.dialect = FP8_DIALECT_COMPRESSED_TENSORS; /* has all schemes; nobody else reads it */
+    FP8_TRY(fp8_export(&result, scratch, j->source, j->d, record, &options));
+    FP8_TRY(fp8_checkpoint_open(&j->plain, scratch));
+    FP8_TRY(fp8_model_load(&j->models[FP8_CODED], j->d, j->plain, &model_options));
+done:
+    return st;
+}
+
 fp8_status fp8_rounding_create(fp8_rounding **out, fp8_model *m, const fp8_checkpoint *source,
-                               const fp8_checkpoint *plain, const fp8_record *record,
+                               const char *scratch, const fp8_record *record,
                                const fp8_samples *samples, const fp8_calib_options *calib,
                                const fp8_export_options *options,
                                const fp8_rounding_options *how) {
     fp8_compensation j = {.d = fp8_model_device(m), .models = {m, NULL}, .source = source,
-                          .plain = plain, .samples = samples, .calib = calib, .options = options,
-                          .how = how, .config = fp8_model_get_config(m)};
-    const fp8_model_options model_options = {.compute = fp8_model_compute(m),
-                                             .max_tokens = calib->batch * calib->seq};
-    fp8_status st = FP8_OK;
+                          .samples = samples, .calib = calib, .options = options, .how = how,
+                          .config = fp8_model_get_config(m)};
+    fp8_status st = FP8_OK, removed = FP8_OK;
 
     *out = NULL;
     j.type = fp8_model_compute(m) == FP8_COMPUTE_F32 ? FP8_DTYPE_F32 : FP8_DTYPE_BF16;
@@ -330,7 +347,7 @@ fp8_status fp8_rounding_create(fp8_rounding **out, fp8_model *m, const fp8_check
     FP8_TRY(fp8_points_create(&j.points, j.config, source));
     FP8_TRY(fp8_weights_of_model(&j.weights, &j.points, source));
     FP8_TRY(create_result(&j, record));
-    FP8_TRY(fp8_model_load(&j.models[FP8_CODED], j.d, plain, &model_options));
+    FP8_TRY(load_plain(&j, scratch, record));
     FP8_TRY(allocate(&j));
     FP8_TRY(round_layers(&j));
     *out = j.out;
@@ -338,7 +355,8 @@ fp8_status fp8_rounding_create(fp8_rounding **out, fp8_model *m, const fp8_check
 done:
     drop(&j); /* the quantized model reads the codes of j.out */
     fp8_rounding_destroy(j.out);
-    return st;
+    if (fp8_path_exists(scratch)) removed = fp8_folder_remove(scratch);
+    return st != FP8_OK ? st : removed;
 }
 
 void fp8_rounding_destroy(fp8_rounding *r) {

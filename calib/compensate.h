@@ -28,7 +28,8 @@ struct fp8_rounding {
 typedef struct fp8_compensation {
     fp8_device *d;
     fp8_model *models[2]; /* the BF16 one, the quantized one */
-    const fp8_checkpoint *source, *plain;
+    const fp8_checkpoint *source;
+    fp8_checkpoint *plain; /* what the quantized model was loaded from */
     const fp8_samples *samples;
     const fp8_calib_options *calib;
     const fp8_export_options *options;

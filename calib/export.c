@@ -89,7 +89,6 @@ static fp8_status place_rounded(job *j) {
         if (!r->weights[i].codes) continue;
         j->plan.data[at] = r->weights[i].codes;
         j->plan.data[at + 1] = r->weights[i].descales;
-        j->plan.in_memory[at] = j->plan.in_memory[at + 1] = 1;
     }
     return FP8_OK;
 }

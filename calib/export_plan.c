@@ -100,9 +100,8 @@ static fp8_status reserve(fp8_export_plan *p, int64_t num_tensors, int64_t num_w
     p->groups = fp8_arena_alloc(&p->arena, n * sizeof *p->groups);
     p->data = fp8_arena_alloc(&p->arena, n * sizeof *p->data);
     p->from_record = fp8_arena_alloc(&p->arena, n);
-    p->in_memory = fp8_arena_alloc(&p->arena, n);
     p->codes_at = fp8_arena_alloc(&p->arena, (size_t)num_weights * sizeof *p->codes_at);
-    return p->specs && p->groups && p->data && p->from_record && p->in_memory && p->codes_at
+    return p->specs && p->groups && p->data && p->from_record && p->codes_at
                ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "plan of %zu tensors", n);
 }
 

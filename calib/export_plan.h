@@ -13,7 +13,6 @@ typedef struct fp8_export_plan {
     int64_t *groups;     /* [count]: a weight and its scales are one group */
     const void **data;   /* [count]: where what is copied lies; NULL: comes from quantizing */
     unsigned char *from_record; /* [count]: data is a scale of the record's */
-    unsigned char *in_memory;   /* [count]: data is of somebody's memory, not of a file's mapping */
     int64_t *codes_at;   /* [num_weights]: spec of a weight's codes; its descale is the next one */
     int64_t count;
     size_t bytes;        /* of all tensors */

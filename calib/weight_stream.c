@@ -136,7 +136,7 @@ static fp8_status list_pieces(job *j) {
             FP8_TRY(fp8_shape_bytes(&bytes, spec->dtype, spec->shape, spec->ndim));
             FP8_TRY(cut(j, PIECE_COPY, i, (int64_t)bytes, COPY_BYTES));
         }
-        if (first < 0 || listed[first] || plan->in_memory[plan->codes_at[first]]) continue;
+        if (first < 0 || listed[first] || plan->data[plan->codes_at[first]]) continue;
         listed[first] = 1;
         if (j->shared) FP8_TRY(cut_group(j, first, PIECE_AMAX));
         if (held >= 0) FP8_TRY(cut_group(j, held, PIECE_CODES));
@@ -191,9 +191,9 @@ static fp8_status copy_piece(job *j, const piece *p) {
     const size_t begin = (size_t)p->begin, bytes = (size_t)(p->end - p->begin);
     fp8_status st = FP8_OK;
 
-    if (!j->s->plan->in_memory[p->at]) fp8_file_soon(from + begin, bytes);
+    fp8_file_soon(from + begin, bytes);
     FP8_TRY(put_part(j, p->at, begin, from + begin, bytes));
-    if (!j->s->plan->in_memory[p->at]) fp8_file_drop(from + begin, bytes);
+    fp8_file_drop(from + begin, bytes);
 done:
     return st;
 }

@@ -4,12 +4,15 @@
 #include <string.h>
 
 #include "cli/lint_result.h"
+#include "cli/round_options.h"
 #include "cli/run_result.h"
 
 typedef struct options {
     cli_common common;
     const char *output, *data, *tokens, *field, *eval_data;
     recipe_options recipe;
+    round_options round;
+    const char *scheme;
     int64_t samples, seq, batch, eval_windows;
     size_t max_shard, gpu_memory;
     int histograms, resume, force, no_sync, allow_nonfinite, no_eval;
@@ -17,6 +20,8 @@ typedef struct options {
 static const options defaults = {
     .common = CLI_COMMON_DEFAULTS,
     .recipe = RECIPE_DEFAULTS,
+    .round = ROUND_DEFAULTS,
+    .scheme = "tensor",
     .samples = 512,
     .batch = 8,
     .eval_windows = 16,
@@ -37,7 +42,11 @@ static const cli_option table[] = {
      "tokens of a sample, at most; default: 512, less where the model has fewer positions"},
     {"--batch", 0, CLI_INT, offsetof(options, batch), "N", 1, 65536,
      "samples of a step; a step is one row of the amax history"},
+    {"--scheme", 0, CLI_CHOICE, offsetof(options, scheme), "tensor|dynamic|tensor-dynamic|block", 0,
+     0, "tensor: static scales of inputs; the others compute those at run time, weights having a "
+     "scale a channel, a tensor, or a square of 128"},
     RECIPE_OPTIONS(offsetof(options, recipe), "fp8"),
+    ROUND_OPTIONS(offsetof(options, round)),
     CALIBRATOR_OPTIONS(offsetof(options, recipe)),
     {"--histograms", 0, CLI_FLAG, offsetof(options, histograms), NULL, 0, 0,
      "keep histograms in the record, for percentiles later ('fp8calib help scales'); "
@@ -75,6 +84,9 @@ typedef struct job {
     fp8_samples samples;
     fp8_calib_options calib;
     fp8_export_options export;
+    int compensate;
+    fp8_rounding_options rounding;
+    fp8_rounding *rounded;
     fp8_record *record;
     fp8_export_job *exporting; /* CUDA: its weights are written while the forward runs */
     char *output, *record_path; /* OUT, OUT.calibration.safetensors */
@@ -90,12 +102,15 @@ static fp8_status check_options(job *j) {
     if (o->data && o->tokens)
         return FP8_FAIL(FP8_EINVAL, "run: --data and --tokens exclude each other");
     j->export = (fp8_export_options){
-        .scheme = FP8_SCHEME_TENSOR,
         .max_shard_bytes = o->max_shard,
         .force = o->force,
         .allow_nonfinite = o->allow_nonfinite,
         .progress = cli_progress(),
     };
+    FP8_TRY(fp8_scheme_parse(&j->export.scheme, o->scheme));
+    j->compensate = round_apply(&j->rounding, &o->round);
+    j->result.round = o->round.round;
+    j->result.scheme = o->scheme;
     j->result.recipe = o->recipe;
     FP8_TRY(recipe_apply(&j->export, &j->result.recipe, "fp8"));
     j->result.batch = o->batch;
@@ -214,13 +229,34 @@ static void count_experts(run_result *r, const fp8_model *m) {
     }
 }
 
+/* The codes, by compensated rounding; a folder beside OUT holds the plain ones meanwhile. */
+static fp8_status compensate(job *j) {
+    static const char suffix[] = ".fp8-plain";
+    const size_t len = strlen(j->output);
+    char *scratch = malloc(len + sizeof suffix);
+    fp8_status st = FP8_OK;
+
+    if (!scratch) return FP8_FAIL(FP8_ENOMEM, "run: out of memory");
+    memcpy(scratch, j->output, len);
+    memcpy(scratch + len, suffix, sizeof suffix);
+    cli_note("rounding with compensation");
+    FP8_TRY(fp8_rounding_create(&j->rounded, j->model, j->source.checkpoint, scratch, j->record,
+                                &j->samples, &j->calib, &j->export, &j->rounding));
+    j->export.rounding = j->rounded;
+    j->result.rounding_loss = fp8_rounding_loss(j->rounded);
+done:
+    free(scratch);
+    return st;
+}
+
 /* From samples to the checkpoint; what is interrupted leaves the record. */
 static fp8_status make_checkpoint(job *j) {
     fp8_status st = FP8_OK;
     run_result *r = &j->result;
     double seconds = cli_seconds();
-    FP8_TRY(fp8_export_begin(&j->exporting, j->output, j->source.checkpoint, j->device, j->model,
-                             1, &j->export));
+    if (!j->compensate)
+        FP8_TRY(fp8_export_begin(&j->exporting, j->output, j->source.checkpoint, j->device,
+                                 j->model, 1, &j->export));
     r->seconds.plan = cli_seconds() - seconds;
     seconds = cli_seconds();
     cli_note("calibrating on %s: %lld samples, %lld tokens", r->data_name, (long long)r->samples,
@@ -235,9 +271,17 @@ static fp8_status make_checkpoint(job *j) {
                               &j->calib, &j->export, REPORT_STEPS));
     r->seconds.report = cli_seconds() - seconds;
     seconds = cli_seconds();
-    st = fp8_export_finish(j->exporting, &r->exported, j->record);
-    j->exporting = NULL; /* freed whatever it returns */
-    FP8_TRY(st);
+    if (j->compensate) {
+        FP8_TRY(compensate(j));
+        r->seconds.round = cli_seconds() - seconds;
+        seconds = cli_seconds();
+        FP8_TRY(fp8_export(&r->exported, j->output, j->source.checkpoint, j->device, j->record,
+                           &j->export));
+    } else {
+        st = fp8_export_finish(j->exporting, &r->exported, j->record);
+        j->exporting = NULL; /* freed whatever it returns */
+        FP8_TRY(st);
+    }
     r->seconds.write = cli_seconds() - seconds;
     remove(j->record_path); /* the whole of it is in OUT now */
 done:
@@ -336,6 +380,7 @@ static fp8_status run(const void *opts, const cli_list *operands) {
         run_result_print(&j->result);
 done:
     fp8_export_abort(j->exporting);
+    fp8_rounding_destroy(j->rounded);
     fp8_record_destroy(j->record);
     fp8_samples_free(&j->samples);
     fp8_model_destroy(j->model);

@@ -41,6 +41,7 @@ static void print_evaluation(const run_result *r) {
 static void print_worst(const run_result *r) {
     const int64_t count = r->report.count < WORST_ROWS ? r->report.count : WORST_ROWS;
     if (count == 0) return;
+    if (r->rounding_loss > 0) printf("\nof plain rounding:");
     printf("\n%-14s %8s %10s %10s  of %lld weights and activations\n", "worst", "SQNR dB",
            "clipped", "amax", (long long)r->report.count);
     for (int64_t i = 0; i < count; i++) {
@@ -64,8 +65,11 @@ void run_result_print(const run_result *r) {
                (long long)r->experts, (long long)r->least_tokens, (long long)r->most_tokens,
                (long long)r->idle_experts);
     printf("%-14s %s/calibration.safetensors\n", "record", r->output);
-    printf("%-14s KV cache %s, attention %s, format %s\n", "scheme", r->recipe.kv,
+    printf("%-14s %s, KV cache %s, attention %s, format %s\n", "scheme", r->scheme, r->recipe.kv,
            r->recipe.attention, r->recipe.format);
+    if (r->rounding_loss > 0)
+        printf("%-14s %s: %.1f %% of what rounding each weight to the nearest loses\n", "rounding",
+               r->round, 100 * r->rounding_loss);
     if (r->evaluated) print_evaluation(r);
     print_worst(r);
 }
@@ -92,6 +96,7 @@ static void add_seconds(cJSON *doc, const run_seconds *s) {
     cJSON_AddNumberToObject(o, "plan", s->plan);
     cJSON_AddNumberToObject(o, "calibrate", s->calibrate);
     cJSON_AddNumberToObject(o, "report", s->report);
+    if (s->round > 0) cJSON_AddNumberToObject(o, "round", s->round);
     cJSON_AddNumberToObject(o, "write", s->write);
 }
 

@@ -11,7 +11,7 @@ typedef struct run_side { /* BF16 or FP8 */
 
 /* Wall time of the parts, one after the other; weights are written during `calibrate` on CUDA. */
 typedef struct run_seconds {
-    double data, device, load, plan, calibrate, report, write;
+    double data, device, load, plan, calibrate, report, round, write;
 } run_seconds;
 
 typedef struct run_result {
@@ -19,6 +19,8 @@ typedef struct run_result {
     int64_t samples, batch, seq, steps, tokens;
     int64_t experts, idle_experts, least_tokens, most_tokens; /* of all mixtures; experts 0: none */
     recipe_options recipe;
+    const char *scheme, *round; /* as the options spell them */
+    double rounding_loss;       /* of what plain rounding loses; 0: it is plain rounding */
     fp8_export_result exported;
     fp8_report report;
     fp8_lint_report lint; /* of what was written */

@@ -52,6 +52,8 @@ void fp8_path_lock_release(fp8_path_lock *l); /* NULL is fine */
 /* "dir/name" into an allocated string (free()); dir "" or NULL gives a copy of name. NULL: no
  * memory. */
 char *fp8_path_join(const char *dir, const char *name);
+/* Removes a folder and all in it; links are removed, not followed. FP8_EIO. */
+FP8_NODISCARD fp8_status fp8_folder_remove(const char *path);
 int fp8_path_is_dir(const char *path);
 int fp8_path_exists(const char *path);
 

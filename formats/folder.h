@@ -2,7 +2,7 @@
  * that of formats/new_file.h: reused, and locked while it is written. */
 #ifndef FP8_FORMATS_FOLDER_H
 #define FP8_FORMATS_FOLDER_H
-#include "core/status.h"
+#include "formats/file.h"
 
 /* Makes an empty folder beside `path`, for fp8_folder_publish to put there; free() *temporary, and
  * close *fd when it is published or removed. FP8_ENOTFOUND (no folder to hold it), FP8_EEXIST
@@ -18,7 +18,4 @@ FP8_NODISCARD fp8_status fp8_folder_publish(const char *temporary, const char *p
 /* The two steps: `path` is put aside as *old ("PATH.fp8-old", free()), `temporary` takes its place;
  * undone when the second fails, and by fp8_folder_create where a process was killed between. */
 FP8_NODISCARD fp8_status fp8_folder_swap(const char *temporary, const char *path, char **old);
-
-/* Removes a folder and all in it; links are removed, not followed. */
-FP8_NODISCARD fp8_status fp8_folder_remove(const char *path);
 #endif

@@ -1,0 +1,32 @@
+/* cli/round_options.h - private: how weights are rounded, as `run` asks it. */
+#ifndef FP8_CLI_ROUND_OPTIONS_H
+#define FP8_CLI_ROUND_OPTIONS_H
+#include "cli/cli.h"
+
+typedef struct round_options {
+    const char *round, *order, *target, *scales, *turn;
+    double damping, ridge;
+} round_options;
+#define ROUND_DEFAULTS {"nearest", "energy", "output", "searched", "on", 0.01, 0.1}
+
+/* Rows of an option table; `at` is the offset of the round_options. */
+#define ROUND_OPTIONS(at)                                                                          \
+    {"--round", 0, CLI_CHOICE, (at) + offsetof(round_options, round), "nearest|gptq", 0, 0,        \
+     "gptq: the error of each weight is carried on to those not yet rounded, layer after layer "   \
+     "over all calibration samples: less loss, the same format, some times the time"},             \
+    {"--gptq-damping", 0, CLI_REAL, (at) + offsetof(round_options, damping), "X", 0, 1000,         \
+     "X times the mean of the inputs' energies is added to each (default 0.01)"},                  \
+    {"--gptq-order", 0, CLI_CHOICE, (at) + offsetof(round_options, order), "energy|given", 0, 0,   \
+     "energy: inputs of most energy are rounded first (act-order)"},                               \
+    {"--gptq-target", 0, CLI_CHOICE, (at) + offsetof(round_options, target), "output|weight", 0,   \
+     0, "output: weights first move to those that give the BF16 outputs on the FP8 inputs"},       \
+    {"--gptq-ridge", 0, CLI_REAL, (at) + offsetof(round_options, ridge), "X", 0, 1000,             \
+     "what holds them where they were, times the mean of the inputs' energies (default 0.1)"},     \
+    {"--gptq-scales", 0, CLI_CHOICE, (at) + offsetof(round_options, scales), "searched|amax", 0,   \
+     0, "searched: static scales of inputs, Q, K and V are those of least error"},                 \
+    {"--gptq-turn", 0, CLI_CHOICE, (at) + offsetof(round_options, turn), "on|off", 0, 0,           \
+     "on: queries and keys in a basis that costs them less in FP8, where the model allows it"}
+
+/* *how from the options; 0: weights are rounded to nearest. */
+int round_apply(fp8_rounding_options *how, const round_options *r);
+#endif
