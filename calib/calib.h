@@ -72,20 +72,33 @@ typedef struct fp8_scale {
     float amax, amax_without_first; /* the second: of the history without sequences' first rows */
     float scale, descale;           /* 1 and 1 where amax is 0: only zeros were seen */
     uint64_t nonfinite;             /* over the whole history */
-    int clipped;                    /* amax is the percentile: larger values saturate */
+    int clipped;                    /* amax is less than what was seen: larger values saturate */
 } fp8_scale;
 
+/* Where amax is lowered, so that larger values saturate. */
+typedef enum fp8_clip_rule {
+    FP8_CLIP_NONE,
+    FP8_CLIP_PERCENTILE, /* the |x| below which so many in a hundred of the counted values lie (the
+                          * upper edge of its bin) */
+    FP8_CLIP_MSE,        /* of least sum (x - qdq(x))^2, values being anywhere in their bins */
+    FP8_CLIP_ENTROPY     /* of least KL divergence of the codes' distribution from the values' (what
+                          * TensorRT does for INT8: calib/histogram.h) */
+} fp8_clip_rule;
+typedef struct fp8_clip {
+    fp8_clip_rule rule;
+    double percentile; /* PERCENTILE: more than 0, at most 100 */
+} fp8_clip;
+
 /* Point `point`, 0 <= point < record->num_points, over the rows that are done: no model, no
- * forward. percentile 0: as above. 0 < percentile <= 100: amax becomes the |x| below which so many
- * in a hundred of the values counted in the point's histogram lie (upper edge of its bin), but only
- * where that is less and the noise, sum (x - qdq(x))^2 over these values, is certain to fall by it
- * (for a BF16 tensor: wherever in their bins the values lie). E4M3's steps grow with the value, so
- * that it seldom does, without a margin hardly ever. It is the tensor's own error that counts; what
- * a Linear makes of it is not measured here. A log warning names a point that saw only zeros.
- * FP8_EINVAL: the percentile; FP8_EDATA: a percentile of a record without histograms. */
+ * forward. Without a clip: as above. With one amax becomes what the rule takes from the point's
+ * histogram, but only where that is less and the noise, sum (x - qdq(x))^2 over the values counted,
+ * is certain to fall by it (for a BF16 tensor: wherever in their bins the values lie). E4M3's steps
+ * grow with the value, so that it seldom does, without a margin hardly ever. It is the tensor's own
+ * error that counts; what a Linear makes of it is not measured here. A log warning names a point
+ * that saw only zeros. FP8_EINVAL: the percentile; FP8_EDATA: a clip of a record without histograms. */
 FP8_NODISCARD fp8_status fp8_scale_of_point(fp8_scale *out, const fp8_record *record,
                                             int64_t point, const fp8_recipe *recipe,
-                                            double percentile);
+                                            fp8_clip clip);
 
 typedef struct fp8_rounding fp8_rounding; /* see below */
 
@@ -97,7 +110,7 @@ typedef struct fp8_export_options {
     fp8_attention_mode attention; /* not NONE: q descales too, and kv_fp8 is implied */
     fp8_fp8_format format;        /* HYBRID is E4M3 in the forward: noted in the metadata */
     fp8_recipe recipe;            /* of activations; weights take their amax without a margin */
-    double percentile;            /* of activations: as fp8_scale_of_point's; 0: none */
+    fp8_clip clip;                /* of activations: as fp8_scale_of_point's */
     size_t max_shard_bytes;       /* 0: one file */
     int force;
     int allow_nonfinite;
@@ -107,6 +120,8 @@ typedef struct fp8_export_options {
     int32_t num_exclude;
     fp8_progress progress;
     const char *config_json; /* NULL: config.json beside the source; else this file's path */
+    const char *const *keep; /* Linears that stay as they are, with a model; all of a group, or none */
+    int64_t num_keep;
     const fp8_rounding *rounding; /* its codes and scales in place of plain ones; NULL: none */
 } fp8_export_options;
 
@@ -151,6 +166,41 @@ FP8_NODISCARD fp8_status fp8_export_begin(fp8_export_job **out, const char *fold
 FP8_NODISCARD fp8_status fp8_export_finish(fp8_export_job *j, fp8_export_result *result,
                                            const fp8_record *record);
 void fp8_export_abort(fp8_export_job *j); /* leaves no output; NULL is fine */
+
+/* ---- what stays as it is --------------------------------------------------------------------- */
+
+/* One choice: all Linears of a layer that read one input. */
+typedef struct fp8_kept {
+    int32_t layer;
+    fp8_point point;
+    double gain;   /* KL of the whole FP8 model less KL with these kept, nats a token */
+    double share;  /* of the elements of all Linears */
+    int chosen;
+} fp8_kept;
+
+typedef struct fp8_keep {
+    fp8_kept *choices; /* most gain a byte first */
+    int64_t count;
+    char **names; /* Linears of those that were chosen: for fp8_export_options.keep */
+    int64_t num_names;
+    double kl;    /* of the whole FP8 model */
+    double share; /* of all elements, that is kept */
+} fp8_keep;
+
+/* Which Linears cost most: m, the source's BF16 model, against its export with `options` (plain
+ * rounding) in which one layer's Linears of one input are m's, for each of them; KL over up to
+ * `windows` windows of calib->seq ids from the samples. Chosen are those of most gain a byte until
+ * `percent` of the Linears' elements are used; none that gains nothing. scratch as
+ * fp8_rounding_create has it; on the device a third model beside m and the FP8 one. (4 layers + 1) x 2
+ * forwards over the windows. FP8_EINVAL: percent not in 0 .. 100; FP8_EUNSUPPORTED: m is not whole on
+ * the device; FP8_ECANCELED. */
+FP8_NODISCARD fp8_status fp8_keep_create(fp8_keep **out, fp8_model *m, const fp8_checkpoint *source,
+                                         const char *scratch, const fp8_record *record,
+                                         const fp8_samples *samples,
+                                         const fp8_calib_options *calib,
+                                         const fp8_export_options *options, double percent,
+                                         int64_t windows);
+void fp8_keep_destroy(fp8_keep *k); /* NULL is fine */
 
 /* ---- compensated rounding -------------------------------------------------------------------- */
 

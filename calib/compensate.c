@@ -105,6 +105,7 @@ static int takes_part(const fp8_compensation *j, int64_t i, fp8_point point) {
     const fp8_linear_info *l = &j->points.linears[i];
     const int blocks_turned = j->options->scheme == FP8_SCHEME_BLOCK && l->in_out;
     return l->layer == j->layer && l->input == point && !blocks_turned &&
+           !j->weights.data[i].keep &&
            !(l->kind == FP8_LINEAR_DOWN && l->expert >= 0);
 }
 
@@ -250,7 +251,7 @@ static fp8_status create_result(fp8_compensation *j, const fp8_record *record) {
     if (!r->weights || !r->scales) return FP8_FAIL(FP8_ENOMEM, "compensated rounding");
     if (!record) return FP8_OK;
     FP8_TRY(fp8_scales_create(&scales, record, j->source, &j->points, &j->options->recipe,
-                              j->options->percentile));
+                              j->options->clip));
     memcpy(r->scales, scales, (size_t)r->num_slots * sizeof *scales);
 done:
     free(scales);
@@ -346,6 +347,7 @@ fp8_status fp8_rounding_create(fp8_rounding **out, fp8_model *m, const fp8_check
     j.steps = fp8_steps_count(samples, calib->batch);
     FP8_TRY(fp8_points_create(&j.points, j.config, source));
     FP8_TRY(fp8_weights_of_model(&j.weights, &j.points, source));
+    FP8_TRY(fp8_weights_keep(&j.weights, options->keep, options->num_keep));
     FP8_TRY(create_result(&j, record));
     FP8_TRY(load_plain(&j, scratch, record));
     FP8_TRY(allocate(&j));

@@ -86,7 +86,7 @@ static fp8_status place_rounded(job *j) {
                         "another model", (long long)r->count, (long long)j->weights.count);
     for (int64_t i = 0; i < r->count; i++) {
         const int64_t at = j->plan.codes_at[i];
-        if (!r->weights[i].codes) continue;
+        if (!r->weights[i].codes || j->weights.data[i].keep) continue;
         j->plan.data[at] = r->weights[i].codes;
         j->plan.data[at + 1] = r->weights[i].descales;
     }
@@ -110,6 +110,7 @@ static fp8_status decide(job *j, const fp8_model *m) {
     } else {
         FP8_TRY(fp8_weights_of_file(&j->weights, j->source, o));
     }
+    FP8_TRY(fp8_weights_keep(&j->weights, o->keep, o->num_keep));
     if (m && j->config_path) fp8_weights_find_resident(&j->weights, &j->points, m);
     if (o->scheme == FP8_SCHEME_NONE) fp8_weights_ignore_all(&j->weights);
     j->scales = calloc(fp8_num_slots(j->points.num_layers), sizeof *j->scales);
@@ -144,7 +145,7 @@ static fp8_status create_writer(job *j) {
 
 /* Squares are quantized on the host whatever the device; codes that are there lie there. */
 static int on_host(const job *j) {
-    return j->options.rounding || fp8_device_place(j->d) == FP8_PLACE_CPU || j->options.scheme == FP8_SCHEME_BLOCK ||
+    return j->options.rounding || j->options.num_keep > 0 || fp8_device_place(j->d) == FP8_PLACE_CPU || j->options.scheme == FP8_SCHEME_BLOCK ||
            j->options.scheme == FP8_SCHEME_NONE;
 }
 
@@ -206,7 +207,8 @@ static fp8_status fill_result(fp8_export_result *result, const job *j) {
     fp8_status st = FP8_OK;
 
     FP8_TRY(fp8_checkpoint_open(&written, j->out)); /* and so what was written is checked once */
-    result->linears = j->options.scheme == FP8_SCHEME_NONE ? 0 : j->weights.count;
+    for (int64_t i = 0; j->options.scheme != FP8_SCHEME_NONE && i < j->weights.count; i++)
+        result->linears += !j->weights.data[i].keep;
     result->source_bytes = fp8_checkpoint_bytes(j->source);
     result->output_bytes = fp8_checkpoint_bytes(written);
 done:
@@ -253,7 +255,7 @@ static fp8_status take_record(job *j, const fp8_record *record) {
     if (!record) return FP8_OK;
     j->record = record;
     FP8_TRY(fp8_scales_create(&scales, record, j->source, &j->points, &j->options.recipe,
-                              j->options.percentile));
+                              j->options.clip));
     memcpy(j->scales, j->options.rounding ? j->options.rounding->scales : scales,
            fp8_num_slots(j->points.num_layers) * sizeof *scales);
 done:

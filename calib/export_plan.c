@@ -66,9 +66,9 @@ done:
     return st;
 }
 
-/* With scheme NONE the weight is copied. */
+/* With scheme NONE, or where it is kept, the weight is copied. */
 static fp8_status add_weight(maker *m, const fp8_weight *w, int64_t *codes_at) {
-    const fp8_scheme scheme = m->quant->scheme;
+    const fp8_scheme scheme = w->keep ? FP8_SCHEME_NONE : m->quant->scheme;
     const fp8_tensor *t = &w->entry->tensor;
     int64_t shape[2], count;
     int32_t ndim;

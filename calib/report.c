@@ -282,7 +282,7 @@ fp8_status fp8_report_create(fp8_report *out, fp8_model *m, const fp8_checkpoint
     if (record && steps > 0) {
         FP8_TRY(fp8_steps_check(samples, calib));
         FP8_TRY(fp8_scales_create(&j.scales, record, source, &j.points, &options->recipe,
-                                  options->percentile));
+                                  options->clip));
         FP8_TRY(report_activations(&j, steps));
     }
     qsort(j.rows, (size_t)j.count, sizeof *j.rows, worse_first);

@@ -40,9 +40,19 @@ static int64_t find_point(const fp8_record *r, const char *name, int64_t hint) {
     return -1;
 }
 
-/* Takes the percentile in place of s->amax where that lowers the noise for certain. */
-static void clip(fp8_scale *s, const int64_t *bins, const fp8_recipe *recipe, double percentile) {
-    const float cut = fp8_histogram_cut(bins, percentile), before[2] = {s->scale, s->descale};
+static float cut_by(fp8_clip rule, const int64_t *bins, const fp8_recipe *recipe, float amax) {
+    switch (rule.rule) {
+    case FP8_CLIP_PERCENTILE: return fp8_histogram_cut(bins, rule.percentile);
+    case FP8_CLIP_MSE: return fp8_histogram_mse(bins, recipe, amax);
+    case FP8_CLIP_ENTROPY: return fp8_histogram_entropy(bins, recipe, amax);
+    case FP8_CLIP_NONE: break;
+    }
+    return amax;
+}
+
+/* Takes the rule's value in place of s->amax where that lowers the noise for certain. */
+static void clip_scale(fp8_scale *s, const int64_t *bins, const fp8_recipe *recipe, fp8_clip clip) {
+    const float cut = cut_by(clip, bins, recipe, s->amax), before[2] = {s->scale, s->descale};
     float after[2] = {1, 1};
 
     if (cut <= 0 || cut >= s->amax) return;
@@ -55,15 +65,16 @@ static void clip(fp8_scale *s, const int64_t *bins, const fp8_recipe *recipe, do
 }
 
 fp8_status fp8_scale_of_point(fp8_scale *out, const fp8_record *record, int64_t point,
-                              const fp8_recipe *recipe, double percentile) {
+                              const fp8_recipe *recipe, fp8_clip clip) {
     const int64_t row = point * record->steps_total;
     fp8_scale s = {.scale = 1, .descale = 1};
 
     *out = s;
-    if (!(percentile >= 0 && percentile <= 100))
-        return FP8_FAIL(FP8_EINVAL, "percentile %g: expected more than 0, at most 100", percentile);
-    if (percentile > 0 && !record->histograms)
-        return FP8_FAIL(FP8_EDATA, "calibration record: no histograms to read a percentile from: "
+    if (clip.rule == FP8_CLIP_PERCENTILE && !(clip.percentile > 0 && clip.percentile <= 100))
+        return FP8_FAIL(FP8_EINVAL, "percentile %g: expected more than 0, at most 100",
+                        clip.percentile);
+    if (clip.rule != FP8_CLIP_NONE && !record->histograms)
+        return FP8_FAIL(FP8_EDATA, "calibration record: no histograms to read a clip from: "
                         "calibrate with histograms first");
     s.amax = fp8_recipe_amax(recipe, record->amax + row, record->steps);
     s.amax_without_first =
@@ -74,15 +85,15 @@ fp8_status fp8_scale_of_point(fp8_scale *out, const fp8_record *record, int64_t 
     if (s.amax == 0)
         fp8_log(FP8_LOG_WARNING, "%s: only zeros were seen: its scale stays 1",
                 record->points[point]);
-    if (percentile > 0)
-        clip(&s, record->histograms + point * FP8_RECORD_BINS, recipe, percentile);
+    if (clip.rule != FP8_CLIP_NONE)
+        clip_scale(&s, record->histograms + point * FP8_RECORD_BINS, recipe, clip);
     *out = s;
     return FP8_OK;
 }
 
 fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
                              const fp8_checkpoint *source, const fp8_points *points,
-                             const fp8_recipe *recipe, double percentile) {
+                             const fp8_recipe *recipe, fp8_clip clip) {
     fp8_scale *scales = calloc(fp8_num_slots(points->num_layers), sizeof *scales);
     fp8_status st = FP8_OK;
 
@@ -95,7 +106,7 @@ fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
             st = FP8_FAIL(FP8_EDATA, "calibration record: no point '%s'", points->names[i]);
             goto done;
         }
-        FP8_TRY(fp8_scale_of_point(&scales[points->slots[i]], record, at, recipe, percentile));
+        FP8_TRY(fp8_scale_of_point(&scales[points->slots[i]], record, at, recipe, clip));
     }
     *out = scales;
     scales = NULL;

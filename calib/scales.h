@@ -13,7 +13,7 @@ extern "C" {
  * record is unfinished, of another source, or lacks a point (named). Else as fp8_scale_of_point. */
 FP8_NODISCARD fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
                                            const fp8_checkpoint *source, const fp8_points *points,
-                                           const fp8_recipe *recipe, double percentile);
+                                           const fp8_recipe *recipe, fp8_clip clip);
 
 /* The scale of an amax without a history: no margin, E4M3. */
 fp8_scale fp8_scale_of(float amax);

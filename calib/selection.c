@@ -229,6 +229,27 @@ done:
     return st;
 }
 
+fp8_status fp8_weights_keep(fp8_weights *w, const char *const *names, int64_t count) {
+    fp8_status st = FP8_OK;
+
+    for (int64_t i = 0; i < count; i++) {
+        int64_t at = 0;
+        while (at < w->count && strcmp(w->data[at].name, names[i]) != 0) at++;
+        if (at == w->count)
+            return FP8_FAIL(FP8_EINVAL, "'%s' is to stay as it is, but is no Linear of the model",
+                            names[i]);
+        if (w->data[at].keep) continue;
+        w->data[at].keep = 1;
+        FP8_TRY(ignore(w, names[i], strlen(names[i])));
+    }
+    for (int64_t i = 1; i < w->count; i++)
+        if (w->data[i].group == w->data[i - 1].group && w->data[i].keep != w->data[i - 1].keep)
+            return FP8_FAIL(FP8_EINVAL, "'%s' and '%s' share scales: one is to stay as it is, one "
+                            "is not", w->data[i - 1].name, w->data[i].name);
+done:
+    return st;
+}
+
 /* The names live as long as the weights. */
 void fp8_weights_ignore_all(fp8_weights *w) {
     for (int64_t i = 0; i < w->count; i++)

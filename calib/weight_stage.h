@@ -21,6 +21,7 @@ typedef struct fp8_weight {
     int in_out;
     int32_t group;
     int32_t input_slot; /* -1: no calibration */
+    int keep;           /* stays as it is */
     int32_t kv_layer;   /* the layer whose k, v, q scales lie beside this weight; -1 */
     const void *resident; /* the tensor in the place of the device, where a model holds it; NULL */
 } fp8_weight;
@@ -41,6 +42,9 @@ FP8_NODISCARD fp8_status fp8_weights_of_model(fp8_weights *out, const fp8_points
  * Groups by name: q_proj, k_proj, v_proj of one module, and gate_proj, up_proj. */
 FP8_NODISCARD fp8_status fp8_weights_of_file(fp8_weights *out, const fp8_checkpoint *source,
                                              const fp8_export_options *options);
+/* Marks the weights of these Linears, which join the ignore list. FP8_EINVAL: a name that is none of
+ * theirs; a group of which some are kept and others not. */
+FP8_NODISCARD fp8_status fp8_weights_keep(fp8_weights *w, const char *const *names, int64_t count);
 void fp8_weights_free(fp8_weights *w); /* {0} is fine */
 /* Looks for the weights, which are those of a model, in the memory of that model. */
 void fp8_weights_find_resident(fp8_weights *w, const fp8_points *points, const fp8_model *m);

@@ -49,8 +49,8 @@ static const cli_option table[] = {
     ROUND_OPTIONS(offsetof(options, round)),
     CALIBRATOR_OPTIONS(offsetof(options, recipe)),
     {"--histograms", 0, CLI_FLAG, offsetof(options, histograms), NULL, 0, 0,
-     "keep histograms in the record, for percentiles later ('fp8calib help scales'); "
-     "--calibrator percentile does, too"},
+     "keep histograms in the record, for other calibrators later ('fp8calib help scales'); "
+     "--calibrator percentile, mse and entropy do, too"},
     {"--max-shard-size", 0, CLI_BYTES, offsetof(options, max_shard), "SIZE", 1, 0,
      "split the weights into files of at most SIZE (500MB, 5GB, 4GiB); default: one file"},
     {"--gpu-memory", 0, CLI_BYTES, offsetof(options, gpu_memory), "SIZE", 1, 0,
@@ -75,6 +75,7 @@ static const cli_option table[] = {
 /* The report's activations are measured over the first steps; its prompt begins the evaluation text
  * and one line of text follows. */
 enum { REPORT_STEPS = 8, PROMPT_TOKENS = 12, LINE_TOKENS = 32 };
+enum { KEEP_WINDOWS = 32 }; /* of calibration data, to see what a Linear costs */
 
 typedef struct job {
     const options *o;
@@ -87,6 +88,7 @@ typedef struct job {
     int compensate;
     fp8_rounding_options rounding;
     fp8_rounding *rounded;
+    fp8_keep *keep;
     fp8_record *record;
     fp8_export_job *exporting; /* CUDA: its weights are written while the forward runs */
     char *output, *record_path; /* OUT, OUT.calibration.safetensors */
@@ -199,7 +201,7 @@ static fp8_status prepare(job *j, const char *model) {
         .batch = o->batch,
         .seq = j->result.seq,
         .allow_nonfinite = o->allow_nonfinite,
-        .histograms = o->histograms || j->export.percentile > 0,
+        .histograms = o->histograms || j->export.clip.rule != FP8_CLIP_NONE,
         .record_path = j->record_path,
         .resume = o->resume,
         .data_name = j->result.data_name,
@@ -229,8 +231,9 @@ static void count_experts(run_result *r, const fp8_model *m) {
     }
 }
 
-/* The codes, by compensated rounding; a folder beside OUT holds the plain ones meanwhile. */
-static fp8_status compensate(job *j) {
+/* What stays in BF16, and the codes by compensated rounding; a folder beside OUT holds the plain
+ * ones meanwhile. */
+static fp8_status weigh_and_round(job *j) {
     static const char suffix[] = ".fp8-plain";
     const size_t len = strlen(j->output);
     char *scratch = malloc(len + sizeof suffix);
@@ -239,11 +242,20 @@ static fp8_status compensate(job *j) {
     if (!scratch) return FP8_FAIL(FP8_ENOMEM, "run: out of memory");
     memcpy(scratch, j->output, len);
     memcpy(scratch + len, suffix, sizeof suffix);
-    cli_note("rounding with compensation");
-    FP8_TRY(fp8_rounding_create(&j->rounded, j->model, j->source.checkpoint, scratch, j->record,
-                                &j->samples, &j->calib, &j->export, &j->rounding));
-    j->export.rounding = j->rounded;
-    j->result.rounding_loss = fp8_rounding_loss(j->rounded);
+    if (j->o->round.keep > 0) {
+        FP8_TRY(fp8_keep_create(&j->keep, j->model, j->source.checkpoint, scratch, j->record,
+                                &j->samples, &j->calib, &j->export, j->o->round.keep,
+                                KEEP_WINDOWS));
+        j->export.keep = (const char *const *)j->keep->names;
+        j->export.num_keep = j->keep->num_names;
+        j->result.keep = j->keep;
+    }
+    if (j->compensate) {
+        FP8_TRY(fp8_rounding_create(&j->rounded, j->model, j->source.checkpoint, scratch,
+                                    j->record, &j->samples, &j->calib, &j->export, &j->rounding));
+        j->export.rounding = j->rounded;
+        j->result.rounding_loss = fp8_rounding_loss(j->rounded);
+    }
 done:
     free(scratch);
     return st;
@@ -254,7 +266,8 @@ static fp8_status make_checkpoint(job *j) {
     fp8_status st = FP8_OK;
     run_result *r = &j->result;
     double seconds = cli_seconds();
-    if (!j->compensate)
+    const int later = j->compensate || j->o->round.keep > 0;
+    if (!later)
         FP8_TRY(fp8_export_begin(&j->exporting, j->output, j->source.checkpoint, j->device,
                                  j->model, 1, &j->export));
     r->seconds.plan = cli_seconds() - seconds;
@@ -271,8 +284,8 @@ static fp8_status make_checkpoint(job *j) {
                               &j->calib, &j->export, REPORT_STEPS));
     r->seconds.report = cli_seconds() - seconds;
     seconds = cli_seconds();
-    if (j->compensate) {
-        FP8_TRY(compensate(j));
+    if (later) {
+        FP8_TRY(weigh_and_round(j));
         r->seconds.round = cli_seconds() - seconds;
         seconds = cli_seconds();
         FP8_TRY(fp8_export(&r->exported, j->output, j->source.checkpoint, j->device, j->record,
@@ -381,6 +394,7 @@ static fp8_status run(const void *opts, const cli_list *operands) {
 done:
     fp8_export_abort(j->exporting);
     fp8_rounding_destroy(j->rounded);
+    fp8_keep_destroy(j->keep);
     fp8_record_destroy(j->record);
     fp8_samples_free(&j->samples);
     fp8_model_destroy(j->model);

@@ -88,7 +88,7 @@ static fp8_status compute(job *j) {
     if (!j->scales)
         return FP8_FAIL(FP8_ENOMEM, "%s: scales of %lld points", j->path, (long long)r->num_points);
     for (int64_t i = 0; i < r->num_points; i++)
-        FP8_TRY(fp8_scale_of_point(&j->scales[i], r, i, &j->export.recipe, j->export.percentile));
+        FP8_TRY(fp8_scale_of_point(&j->scales[i], r, i, &j->export.recipe, j->export.clip));
 done:
     return cli_name_culprit(st, j->path);
 }
@@ -100,7 +100,8 @@ static void print_table(const job *j) {
     printf("%s: %lld of %lld steps, %llu tokens; %s of the newest %lld, margin %lld", j->path,
            (long long)r->steps, (long long)r->steps_total, (unsigned long long)j->tokens,
            j->recipe.algo, (long long)j->recipe.history, (long long)j->recipe.margin);
-    if (j->export.percentile > 0) printf(", percentile %g", j->export.percentile);
+    if (j->export.clip.rule != FP8_CLIP_NONE) printf(", %s", j->recipe.calibrator);
+    if (j->recipe.percentile > 0) printf(" %g", j->recipe.percentile);
     printf("\n\n");
     printf("%-52s %12s %12s %12s %12s\n", "point", "amax", "not first", "scale", "descale");
     for (int64_t i = 0; i < r->num_points; i++) {
@@ -166,8 +167,8 @@ static fp8_status make_document(cJSON **out, const job *j) {
     cJSON_AddNumberToObject(recipe, "amax_history", (double)j->recipe.history);
     cJSON_AddNumberToObject(recipe, "margin", (double)j->recipe.margin);
     cJSON_AddStringToObject(recipe, "calibrator", j->recipe.calibrator);
-    if (j->export.percentile > 0)
-        cJSON_AddNumberToObject(recipe, "percentile", j->export.percentile);
+    if (j->recipe.percentile > 0)
+        cJSON_AddNumberToObject(recipe, "percentile", j->recipe.percentile);
     if (j->o->model) {
         FP8_TRY(cli_json_add_text(doc, "output", j->o->output, strlen(j->o->output)));
         cJSON_AddNumberToObject(doc, "quantized", (double)j->exported.linears);
@@ -250,8 +251,9 @@ const cli_command cli_cmd_scales = {
         "Takes the history that 'fp8calib run' recorded (RECORD: calibration.safetensors,\n"
         "or the folder of the checkpoint that holds it) and derives scales from it as\n"
         "the options ask: another algorithm, another margin, fewer steps; and, of\n"
-        "a record with histograms, a percentile. Prints for every point the largest\n"
-        "magnitude that was taken, the same without the first tokens of sequences, and\n"
+        "a record with histograms, a percentile, the clip of least squared error or of\n"
+        "least divergence. Prints for every point the largest magnitude\n"
+        "that was taken, the same without the first tokens of sequences, and\n"
         "scale (x * scale -> code) and descale (code * descale\n"
         "-> x, what a checkpoint stores). Loads no model and runs no forward.\n"
         "\n"

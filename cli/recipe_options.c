@@ -19,10 +19,12 @@ fp8_status recipe_apply(fp8_export_options *out, recipe_options *r, const char *
     out->recipe.history_len = r->history;
     if (strcmp(r->calibrator, "percentile") == 0) {
         if (r->percentile == 0) r->percentile = 99.99;
-        out->percentile = r->percentile;
+        out->clip = (fp8_clip){FP8_CLIP_PERCENTILE, r->percentile};
     } else if (r->percentile != 0) {
         st = FP8_FAIL(FP8_EINVAL, "--percentile %g needs --calibrator percentile", r->percentile);
     }
+    if (strcmp(r->calibrator, "mse") == 0) out->clip.rule = FP8_CLIP_MSE;
+    if (strcmp(r->calibrator, "entropy") == 0) out->clip.rule = FP8_CLIP_ENTROPY;
 done:
     return st;
 }

@@ -38,13 +38,14 @@ typedef struct recipe_options {
 /* Likewise, of the commands that have or make histograms. */
 #define CALIBRATOR_OPTIONS(at)                                                                     \
     {"--calibrator", 0, CLI_CHOICE, (at) + offsetof(recipe_options, calibrator),                   \
-     "amax|percentile", 0, 0,                                                                      \
-     "amax: the history alone; percentile: where that is less, and the error is certain to fall "  \
-     "by it, the percentile of all values in the histogram"},                                      \
+     "amax|percentile|mse|entropy", 0, 0,                                                          \
+     "amax: the history alone; the others, of the histogram, where that is less and the error is " \
+     "certain to fall by it: the percentile of all values, the clip of least squared error, that "  \
+     "of least divergence of the codes from the values"},                                          \
     {"--percentile", 0, CLI_REAL, (at) + offsetof(recipe_options, percentile), "P", 50, 100,       \
      "P in a hundred values are not clipped; default: 99.99"}
 
-/* Fills kv, attention, format, recipe and percentile of `out`; kv_default is what kv NULL means. *r
+/* Fills kv, attention, format, recipe and clip of `out`; kv_default is what kv NULL means. *r
  * gets its defaults filled in. FP8_EINVAL: attention in FP8 without the scales for it, a percentile
  * that nothing takes. */
 FP8_NODISCARD fp8_status recipe_apply(fp8_export_options *out, recipe_options *r,

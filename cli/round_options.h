@@ -5,9 +5,9 @@
 
 typedef struct round_options {
     const char *round, *order, *target, *scales, *turn;
-    double damping, ridge;
+    double damping, ridge, keep;
 } round_options;
-#define ROUND_DEFAULTS {"nearest", "energy", "output", "searched", "on", 0.01, 0.1}
+#define ROUND_DEFAULTS {"nearest", "energy", "output", "searched", "on", 0.01, 0.1, 0}
 
 /* Rows of an option table; `at` is the offset of the round_options. */
 #define ROUND_OPTIONS(at)                                                                          \
@@ -25,7 +25,9 @@ typedef struct round_options {
     {"--gptq-scales", 0, CLI_CHOICE, (at) + offsetof(round_options, scales), "searched|amax", 0,   \
      0, "searched: static scales of inputs, Q, K and V are those of least error"},                 \
     {"--gptq-turn", 0, CLI_CHOICE, (at) + offsetof(round_options, turn), "on|off", 0, 0,           \
-     "on: queries and keys in a basis that costs them less in FP8, where the model allows it"}
+     "on: queries and keys in a basis that costs them less in FP8, where the model allows it"},    \
+    {"--keep-bf16", 0, CLI_REAL, (at) + offsetof(round_options, keep), "N", 0, 100,                \
+     "leave N % of the weights in BF16: those Linears that cost most KL a byte, measured"}
 
 /* *how from the options; 0: weights are rounded to nearest. */
 int round_apply(fp8_rounding_options *how, const round_options *r);

@@ -70,6 +70,12 @@ void run_result_print(const run_result *r) {
     if (r->rounding_loss > 0)
         printf("%-14s %s: %.1f %% of what rounding each weight to the nearest loses\n", "rounding",
                r->round, 100 * r->rounding_loss);
+    if (r->keep) {
+        printf("%-14s %.1f %% of the weights, KL in the whole %.4g\n", "BF16", 100 * r->keep->share,
+               r->keep->kl);
+        for (int64_t i = 0; i < r->keep->num_names; i++)
+            printf("%-14s   %s\n", "", r->keep->names[i]);
+    }
     if (r->evaluated) print_evaluation(r);
     print_worst(r);
 }
@@ -86,6 +92,27 @@ static fp8_status add_paths(cJSON *doc, const run_result *r) {
     cJSON_AddNumberToObject(doc, "output_bytes", (double)r->exported.output_bytes);
 done:
     return st;
+}
+
+static void add_kept(cJSON *doc, const fp8_keep *k) {
+    cJSON *o, *names, *choices;
+    if (!k) return;
+    o = cJSON_AddObjectToObject(doc, "kept");
+    cJSON_AddNumberToObject(o, "share", k->share);
+    cJSON_AddNumberToObject(o, "kl", k->kl);
+    names = cJSON_AddArrayToObject(o, "linears");
+    for (int64_t i = 0; i < k->num_names; i++)
+        cJSON_AddItemToArray(names, cJSON_CreateString(k->names[i]));
+    choices = cJSON_AddArrayToObject(o, "choices");
+    for (int64_t i = 0; i < k->count; i++) {
+        cJSON *c = cJSON_CreateObject();
+        cJSON_AddItemToArray(choices, c);
+        cJSON_AddNumberToObject(c, "layer", k->choices[i].layer);
+        cJSON_AddStringToObject(c, "input", fp8_point_name(k->choices[i].point));
+        cJSON_AddNumberToObject(c, "gain", k->choices[i].gain);
+        cJSON_AddNumberToObject(c, "share", k->choices[i].share);
+        cJSON_AddBoolToObject(c, "kept", k->choices[i].chosen);
+    }
 }
 
 static void add_seconds(cJSON *doc, const run_seconds *s) {
@@ -154,6 +181,7 @@ fp8_status run_result_print_json(const run_result *r) {
     char *report = NULL;
     FP8_TRY(add_paths(doc, r));
     FP8_TRY(add_calibration(doc, r));
+    add_kept(doc, r->keep);
     add_seconds(doc, &r->seconds);
     if (r->evaluated) FP8_TRY(add_evaluation(doc, r));
     FP8_TRY(fp8_report_json(&report, &r->report));

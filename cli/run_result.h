@@ -20,6 +20,7 @@ typedef struct run_result {
     int64_t experts, idle_experts, least_tokens, most_tokens; /* of all mixtures; experts 0: none */
     recipe_options recipe;
     const char *scheme, *round; /* as the options spell them */
+    const fp8_keep *keep;       /* NULL: nothing is kept; not the result's own */
     double rounding_loss;       /* of what plain rounding loses; 0: it is plain rounding */
     fp8_export_result exported;
     fp8_report report;

@@ -166,6 +166,12 @@ FP8_NODISCARD fp8_status fp8_model_set_codes(fp8_model *m, const fp8_checkpoint 
 FP8_NODISCARD fp8_status fp8_model_set_kv_descales(fp8_model *m, int64_t layer,
                                                    const float descales[3]);
 
+/* Two models of one source on one device, one of them quantized: the Linears of a layer that read
+ * `point` change places; of a mixture, those of all experts. Waits. FP8_EINVAL: another device or
+ * shape, no such layer or point; FP8_EUNSUPPORTED: a model in memory for two layers. */
+FP8_NODISCARD fp8_status fp8_model_exchange_linears(fp8_model *a, fp8_model *b, int64_t layer,
+                                                    fp8_point point);
+
 /* Scores of logits rows, on the device; host arrays out (waits). Each may be NULL but nll.
  *   nll[r]  -log softmax(logits[r])[targets[r]]
  *   kl[r]   KL(softmax(reference[r]) || softmax(logits[r])), needs reference

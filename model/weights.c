@@ -360,6 +360,42 @@ done:
     return st;
 }
 
+static void exchange(fp8_linear **a, fp8_linear **b) {
+    fp8_linear *t = *a;
+    *a = *b;
+    *b = t;
+}
+
+fp8_status fp8_model_exchange_linears(fp8_model *a, fp8_model *b, int64_t layer,
+                                      fp8_point point) {
+    const fp8_linear_kind firsts[] = {FP8_LINEAR_Q, FP8_LINEAR_O, FP8_LINEAR_GATE, FP8_LINEAR_DOWN};
+    const fp8_linear_kind lasts[] = {FP8_LINEAR_V, FP8_LINEAR_O, FP8_LINEAR_UP, FP8_LINEAR_DOWN};
+    const int at = point == FP8_POINT_QKV_INPUT ? 0 : point == FP8_POINT_O_INPUT ? 1
+                   : point == FP8_POINT_UP_INPUT ? 2 : point == FP8_POINT_DOWN_INPUT ? 3 : -1;
+    const int64_t experts = a->config.num_experts + (a->config.shared_size > 0);
+    fp8_layer *x, *y;
+    fp8_status st = FP8_OK;
+
+    if (a->device != b->device || layer < 0 || layer >= a->config.num_layers ||
+        a->config.num_layers != b->config.num_layers || at < 0)
+        return FP8_FAIL(FP8_EINVAL, "no Linears of layer %lld to exchange", (long long)layer);
+    if (a->store || b->store)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "a model in memory for two layers keeps its Linears");
+    FP8_TRY(fp8_device_sync(a->device));
+    x = &a->layers[layer];
+    y = &b->layers[layer];
+    for (int k = (int)firsts[at]; k <= (int)lasts[at]; k++) {
+        exchange(&x->linears[k], &y->linears[k]);
+        for (int64_t e = 0; x->mixture.experts && k >= FP8_LINEAR_GATE && e < experts; e++)
+            exchange(&x->mixture.experts[e][k - FP8_LINEAR_GATE],
+                     &y->mixture.experts[e][k - FP8_LINEAR_GATE]);
+    }
+    fp8_layer_share_inputs(x);
+    fp8_layer_share_inputs(y);
+done:
+    return st;
+}
+
 const void *fp8_model_weight(const fp8_model *m, const fp8_linear_info *info,
                              const fp8_st_entry *entry) {
     const fp8_linear *l = m->layers[info->layer].linears[info->kind];

@@ -8,6 +8,10 @@
 
 enum { SEQ = 64, BATCH = 4, SAMPLES = 32 };
 
+static fp8_clip percentile_of(double percentile) { /* 0: none */
+    return (fp8_clip){percentile > 0 ? FP8_CLIP_PERCENTILE : FP8_CLIP_NONE, percentile};
+}
+
 static int32_t bin_of(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
@@ -116,22 +120,26 @@ static void test_choice(void) {
     CHECK_STATUS(fp8_record_create(&r, names, 2, 1, "{}"), FP8_OK);
     r->steps = 1;
     check_case = "no histograms";
-    CHECK_STATUS(fp8_scale_of_point(&s, r, 1, &cases[0].recipe, 99), FP8_EDATA);
-    CHECK_STATUS(fp8_scale_of_point(&s, r, 1, &cases[0].recipe, 0), FP8_OK);
+    CHECK_STATUS(fp8_scale_of_point(&s, r, 1, &cases[0].recipe, percentile_of(99)), FP8_EDATA);
+    CHECK_STATUS(fp8_scale_of_point(&s, r, 1, &cases[0].recipe, (fp8_clip){0}), FP8_OK);
     CHECK_STATUS(fp8_record_add_histograms(r), FP8_OK);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const float top = cases[i].recipe.margin ? 224 : 448;
         check_case = cases[i].name;
         r->amax[1] = cases[i].amax;
         fill(r->histograms + FP8_RECORD_BINS, cases[i].counts);
-        CHECK_STATUS(fp8_scale_of_point(&s, r, 1, &cases[i].recipe, cases[i].percentile), FP8_OK);
+        CHECK_STATUS(fp8_scale_of_point(&s, r, 1, &cases[i].recipe,
+                                        percentile_of(cases[i].percentile)), FP8_OK);
         CHECK(s.amax == cases[i].want && s.clipped == cases[i].clipped);
         CHECK(s.amax == 0 || (s.scale == top / s.amax && s.descale == s.amax / top));
     }
     check_case = "no percentile";
-    CHECK_STATUS(fp8_scale_of_point(&s, r, 1, &cases[0].recipe, -1), FP8_EINVAL);
-    CHECK_STATUS(fp8_scale_of_point(&s, r, 1, &cases[0].recipe, 100.5), FP8_EINVAL);
-    CHECK_STATUS(fp8_scale_of_point(&s, r, 1, &cases[0].recipe, NAN), FP8_EINVAL);
+    CHECK_STATUS(fp8_scale_of_point(&s, r, 1, &cases[0].recipe,
+                                    (fp8_clip){FP8_CLIP_PERCENTILE, -1}), FP8_EINVAL);
+    CHECK_STATUS(fp8_scale_of_point(&s, r, 1, &cases[0].recipe,
+                                    (fp8_clip){FP8_CLIP_PERCENTILE, 100.5}), FP8_EINVAL);
+    CHECK_STATUS(fp8_scale_of_point(&s, r, 1, &cases[0].recipe,
+                                    (fp8_clip){FP8_CLIP_PERCENTILE, NAN}), FP8_EINVAL);
     fp8_record_destroy(r);
 }
 
@@ -179,10 +187,10 @@ static void test_measured(double percentile) {
     CHECK_STATUS(fp8_calibrate(&r, s.m, s.c, &data, &calib), FP8_OK);
     for (int32_t margin = 0; margin <= 18; margin += margin < 14 ? 14 : 1) {
         options.recipe.margin = margin;
-        options.percentile = 0;
+        options.clip = (fp8_clip){0};
         CHECK_STATUS(fp8_report_create(&plain, s.m, s.c, r, &data, &calib, &options, SAMPLES),
                      FP8_OK);
-        options.percentile = percentile;
+        options.clip = percentile_of(percentile);
         CHECK_STATUS(fp8_report_create(&clipped, s.m, s.c, r, &data, &calib, &options, SAMPLES),
                      FP8_OK);
         num_clipped += compare(&plain, &clipped);
