@@ -214,12 +214,13 @@ typedef struct fp8_rounding_options {
     double damping;     /* added to the diagonal of H, of its mean */
     int act_order;      /* inputs of most energy are rounded first */
     fp8_round_target target;
-    double ridge;       /* ROUND_TO_OUTPUT: what holds a weight where it was, of H's mean diagonal */
+    double ridge;       /* ROUND_TO_OUTPUT: what holds a weight where it was, as much as so many tokens
+                         * of inputs that have nothing to do with each other */
     int search_scales;  /* static scales of inputs, Q, K and V of least error, not of amax */
     int turn;           /* with FP8 attention: queries and keys in the basis that costs them least,
                          * where the model allows it (calib/turn.h) */
 } fp8_rounding_options;
-#define FP8_ROUNDING_OPTIONS {0.01, 1, FP8_ROUND_TO_OUTPUT, 0.1, 1, 1}
+#define FP8_ROUNDING_OPTIONS {0.01, 1, FP8_ROUND_TO_OUTPUT, 24576, 1, 1}
 
 /* Codes and scales for m's weights by error compensation (GPTQ, calib/gptq.h), layer after layer,
  * inputs being those of a model whose earlier layers are rounded already. m: the source's BF16
@@ -290,6 +291,19 @@ FP8_NODISCARD fp8_status fp8_evaluate(fp8_eval_result *out, fp8_model *const *mo
                                       int32_t num_models, const int32_t *ids, int64_t num_ids,
                                       int64_t window, int64_t max_windows,
                                       const fp8_progress *progress);
+
+/* Sums over one window, for errors of differences between models that saw the same. */
+typedef struct fp8_window_score {
+    double nll, kl; /* nats; kl against the first model, 0 for itself */
+    int64_t tokens;
+} fp8_window_score;
+/* How many windows fp8_evaluate takes. */
+int64_t fp8_evaluate_count(int64_t num_ids, int64_t window, int64_t max_windows);
+/* The same, and windows [num_models][fp8_evaluate_count()], row-major; may be NULL. */
+FP8_NODISCARD fp8_status fp8_evaluate_windows(fp8_eval_result *out, fp8_window_score *windows,
+                                              fp8_model *const *models, int32_t num_models,
+                                              const int32_t *ids, int64_t num_ids, int64_t window,
+                                              int64_t max_windows, const fp8_progress *progress);
 
 #ifdef __cplusplus
 }

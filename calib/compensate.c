@@ -148,7 +148,8 @@ static fp8_status factor(fp8_compensation *j, int64_t in, fp8_gptq **gptq, fp8_r
     FP8_TRY(fp8_hessian_read(j->hessian, hessian, *cross));
     FP8_TRY(fp8_gptq_create(gptq, hessian, in, &options, fp8_device_pool(j->d)));
     if (aims)
-        FP8_TRY(fp8_ridge_create(ridge, hessian, *cross, in, j->how->ridge,
+        FP8_TRY(fp8_ridge_create(ridge, hessian, *cross, in,
+                                 j->how->ridge / (double)j->samples->num_ids,
                                  fp8_device_pool(j->d)));
 done:
     free(hessian);
@@ -229,7 +230,7 @@ done:
 
 static fp8_status check(const fp8_compensation *j) {
     const fp8_rounding_options *how = j->how;
-    if (!(how->damping > 0 && how->damping <= 1e6) || !(how->ridge > 0 && how->ridge <= 1e6))
+    if (!(how->damping > 0 && how->damping <= 1e6) || !(how->ridge > 0 && how->ridge <= 1e12))
         return FP8_FAIL(FP8_EINVAL, "compensated rounding: damping %g, ridge %g: expected more "
                         "than 0", how->damping, how->ridge);
     if (j->options->scheme == FP8_SCHEME_NONE)

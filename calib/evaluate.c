@@ -41,23 +41,36 @@ static int64_t windows_at_once(fp8_model *const *models, int32_t num_models, int
     return tokens > window ? tokens / window : 1;
 }
 
-static fp8_status add_scores(sums *sum, const scores *s, int64_t tokens, int compared,
-                             int32_t model, int64_t first_token) {
-    for (int64_t i = 0; i < tokens; i++) {
+/* Tokens [begin, end) of the forward, which are one window: into the model's sums and the window's. */
+static fp8_status add_scores(sums *sum, fp8_window_score *window, const scores *s, int64_t begin,
+                             int64_t end, int compared, int32_t model, int64_t first_token) {
+    fp8_window_score w = {.tokens = end - begin};
+
+    for (int64_t i = begin; i < end; i++) {
         if (!isfinite(s->nll[i]))
             return FP8_FAIL(FP8_EDATA, "evaluation: model %d: the likelihood of token %lld is not "
                             "finite", model, (long long)(first_token + i + 1));
-        sum->nll += (double)s->nll[i];
+        w.nll += (double)s->nll[i];
         if (!compared) continue;
-        sum->kl += (double)s->kl[i];
+        w.kl += (double)s->kl[i];
         sum->top1 += s->top1[i];
     }
+    sum->nll += w.nll;
+    sum->kl += w.kl;
+    if (window) *window = w;
     return FP8_OK;
 }
 
+/* Where the scores go: windows [num_models][total], the next ones from `at` on; NULL: nowhere. */
+typedef struct window_sink {
+    fp8_window_score *windows;
+    int64_t total, at;
+} window_sink;
+
 /* One forward of each model over `batch`; targets[i] follows batch->ids[i]. */
-static fp8_status score_batch(sums *sum, const scores *s, fp8_model *const *models,
-                              int32_t num_models, const fp8_batch *batch, int64_t first_token) {
+static fp8_status score_batch(sums *sum, const window_sink *to, const scores *s,
+                              fp8_model *const *models, int32_t num_models, const fp8_batch *batch,
+                              int64_t first_token) {
     fp8_tensor first = {0}, logits = {0};
     fp8_status st = FP8_OK;
 
@@ -67,7 +80,10 @@ static fp8_status score_batch(sums *sum, const scores *s, fp8_model *const *mode
         if (!compared) first = logits;
         FP8_TRY(fp8_model_score(models[i], &logits, compared ? &first : NULL, batch->ids + 1,
                                 s->nll, compared ? s->kl : NULL, compared ? s->top1 : NULL));
-        FP8_TRY(add_scores(&sum[i], s, batch->num_tokens, compared, i, first_token));
+        for (int64_t w = 0; w < batch->num_seqs; w++)
+            FP8_TRY(add_scores(&sum[i],
+                               to->windows ? &to->windows[i * to->total + to->at + w] : NULL, s,
+                               batch->starts[w], batch->starts[w + 1], compared, i, first_token));
     }
 done:
     return st;
@@ -85,14 +101,27 @@ static fp8_status allocate(scores *s, int64_t windows, size_t tokens) {
 fp8_status fp8_evaluate(fp8_eval_result *out, fp8_model *const *models, int32_t num_models,
                         const int32_t *ids, int64_t num_ids, int64_t window, int64_t max_windows,
                         const fp8_progress *progress) {
+    return fp8_evaluate_windows(out, NULL, models, num_models, ids, num_ids, window, max_windows,
+                                progress);
+}
+
+int64_t fp8_evaluate_count(int64_t num_ids, int64_t window, int64_t max_windows) {
+    const int64_t all = num_ids < 2 || window < 1 ? 0 : (num_ids - 1 + window - 1) / window;
+    return max_windows > 0 && max_windows < all ? max_windows : all;
+}
+
+fp8_status fp8_evaluate_windows(fp8_eval_result *out, fp8_window_score *windows,
+                                fp8_model *const *models, int32_t num_models, const int32_t *ids,
+                                int64_t num_ids, int64_t window, int64_t max_windows,
+                                const fp8_progress *progress) {
+    const int64_t total = fp8_evaluate_count(num_ids, window, max_windows);
+    window_sink to = {windows, total, 0};
     scores s = {0};
     sums *sum = NULL;
-    int64_t total, most, tokens = 0;
+    int64_t most, tokens = 0;
     fp8_status st = FP8_OK;
 
     FP8_TRY(check(models, num_models, num_ids, window, max_windows));
-    total = (num_ids - 1 + window - 1) / window;
-    if (max_windows > 0 && max_windows < total) total = max_windows;
     most = windows_at_once(models, num_models, window);
     if (most > total) most = total;
     FP8_TRY(allocate(&s, most, (size_t)(most * window < num_ids ? most * window : num_ids)));
@@ -109,7 +138,8 @@ fp8_status fp8_evaluate(fp8_eval_result *out, fp8_model *const *models, int32_t 
         if (batch.num_tokens > num_ids - 1 - begin) batch.num_tokens = num_ids - 1 - begin;
         for (int64_t i = 0; i < n; i++) s.starts[i] = (int32_t)(i * window);
         s.starts[n] = (int32_t)batch.num_tokens;
-        FP8_TRY(score_batch(sum, &s, models, num_models, &batch, begin));
+        to.at = done_windows;
+        FP8_TRY(score_batch(sum, &to, &s, models, num_models, &batch, begin));
         tokens += batch.num_tokens;
         if (progress && progress->on &&
             progress->on(progress->ctx, "evaluating", done_windows + n, total)) {

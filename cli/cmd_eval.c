@@ -9,8 +9,9 @@ typedef struct options {
     cli_common common;
     const char *data, *tokens, *field, *compute;
     int64_t window, max_windows;
+    int per_window;
 } options;
-static const options defaults = {CLI_COMMON_DEFAULTS, NULL, NULL, NULL, "bf16", 0, 0};
+static const options defaults = {CLI_COMMON_DEFAULTS, NULL, NULL, NULL, "bf16", 0, 0, 0};
 
 static const cli_option table[] = {
     {"--data", 0, CLI_TEXT, offsetof(options, data), "FILE", 1, 0,
@@ -23,6 +24,8 @@ static const cli_option table[] = {
      "tokens of one window; default: 512, less where a model has fewer positions"},
     {"--max-windows", 0, CLI_INT, offsetof(options, max_windows), "N", 0, INT32_MAX,
      "stop after N windows; default: 0, all"},
+    {"--per-window", 0, CLI_FLAG, offsetof(options, per_window), NULL, 0, 0,
+     "with --json: sums of every window, too, for errors of differences"},
     {"--compute", 0, CLI_CHOICE, offsetof(options, compute), "bf16|fp32", 0, 0,
      "arithmetic of the forward; fp32 on the CPU only"},
 };
@@ -36,7 +39,8 @@ typedef struct evaluation {
     fp8_eval_result results[MAX_MODELS];
     int32_t count;
     fp8_ids ids;
-    int64_t window;
+    int64_t window, num_windows;
+    fp8_window_score *windows; /* [count][num_windows]; NULL: not wanted */
 } evaluation;
 
 static fp8_status open_models(evaluation *e, const options *o, const cli_list *paths) {
@@ -72,6 +76,7 @@ static void close_models(evaluation *e) {
         cli_source_close(&e->sources[i]);
     }
     fp8_device_destroy(e->device);
+    free(e->windows);
 }
 
 static void print_table(const evaluation *e, const cli_list *paths) {
@@ -80,6 +85,19 @@ static void print_table(const evaluation *e, const cli_list *paths) {
         const fp8_eval_result *r = &e->results[i];
         printf("%12.4f %10lld %12.3g %7.2f%%  %s\n", r->perplexity, (long long)r->tokens, r->kl,
                100 * r->top1, paths->items[i]);
+    }
+}
+
+/* "windows": {"tokens": [...], "nll": [...], "kl": [...]}, sums in nats. */
+static void add_windows(cJSON *row, const evaluation *e, int32_t model) {
+    const fp8_window_score *w = e->windows + model * e->num_windows;
+    cJSON *o = cJSON_AddObjectToObject(row, "windows");
+    cJSON *tokens = cJSON_AddArrayToObject(o, "tokens"), *nll = cJSON_AddArrayToObject(o, "nll");
+    cJSON *kl = cJSON_AddArrayToObject(o, "kl");
+    for (int64_t i = 0; i < e->num_windows; i++) {
+        cJSON_AddItemToArray(tokens, cJSON_CreateNumber((double)w[i].tokens));
+        cJSON_AddItemToArray(nll, cJSON_CreateNumber(w[i].nll));
+        cJSON_AddItemToArray(kl, cJSON_CreateNumber(w[i].kl));
     }
 }
 
@@ -95,6 +113,7 @@ static fp8_status print_json(const evaluation *e, const cli_list *paths) {
         cJSON_AddNumberToObject(row, "tokens", (double)r->tokens);
         cJSON_AddNumberToObject(row, "kl", r->kl);
         cJSON_AddNumberToObject(row, "top1", r->top1);
+        if (e->windows) add_windows(row, e, i);
     }
     cJSON_AddNumberToObject(doc, "window", (double)e->window);
     st = cli_json_print(doc);
@@ -113,8 +132,16 @@ static fp8_status run(const void *opts, const cli_list *operands) {
     e = calloc(1, sizeof *e);
     if (!e) return FP8_FAIL(FP8_ENOMEM, "eval: out of memory");
     FP8_TRY(open_models(e, o, operands));
-    FP8_TRY(fp8_evaluate(e->results, e->models, e->count, e->ids.data, e->ids.count, e->window,
-                         o->max_windows, &progress));
+    e->num_windows = fp8_evaluate_count(e->ids.count, e->window, o->max_windows);
+    if (o->per_window) {
+        e->windows = calloc((size_t)(e->count * e->num_windows) + 1, sizeof *e->windows);
+        if (!e->windows) {
+            st = FP8_FAIL(FP8_ENOMEM, "eval: %lld windows", (long long)e->num_windows);
+            goto done;
+        }
+    }
+    FP8_TRY(fp8_evaluate_windows(e->results, e->windows, e->models, e->count, e->ids.data,
+                                 e->ids.count, e->window, o->max_windows, &progress));
     if (o->common.json)
         st = print_json(e, operands);
     else

@@ -7,7 +7,7 @@ typedef struct round_options {
     const char *round, *order, *target, *scales, *turn;
     double damping, ridge, keep;
 } round_options;
-#define ROUND_DEFAULTS {"nearest", "energy", "output", "searched", "on", 0.01, 0.1, 0}
+#define ROUND_DEFAULTS {"nearest", "energy", "output", "searched", "on", 0.01, 24576, 0}
 
 /* Rows of an option table; `at` is the offset of the round_options. */
 #define ROUND_OPTIONS(at)                                                                          \
@@ -20,8 +20,8 @@ typedef struct round_options {
      "energy: inputs of most energy are rounded first (act-order)"},                               \
     {"--gptq-target", 0, CLI_CHOICE, (at) + offsetof(round_options, target), "output|weight", 0,   \
      0, "output: weights first move to those that give the BF16 outputs on the FP8 inputs"},       \
-    {"--gptq-ridge", 0, CLI_REAL, (at) + offsetof(round_options, ridge), "X", 0, 1000,             \
-     "what holds them where they were, times the mean of the inputs' energies (default 0.1)"},     \
+    {"--gptq-ridge", 0, CLI_REAL, (at) + offsetof(round_options, ridge), "N", 0, 1000000000,       \
+     "what holds them where they were, as much as N tokens of unrelated inputs (default 24576)"},  \
     {"--gptq-scales", 0, CLI_CHOICE, (at) + offsetof(round_options, scales), "searched|amax", 0,   \
      0, "searched: static scales of inputs, Q, K and V are those of least error"},                 \
     {"--gptq-turn", 0, CLI_CHOICE, (at) + offsetof(round_options, turn), "on|off", 0, 0,           \

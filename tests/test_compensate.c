@@ -108,7 +108,7 @@ static void test_schemes(void) {
         fp8_rounding_options how;
     } cases[] = {
         {"tensor", FP8_SCHEME_TENSOR, FP8_ROUNDING_OPTIONS},
-        {"weights alone", FP8_SCHEME_TENSOR, {0.01, 0, FP8_ROUND_TO_WEIGHT, 0.1, 0, 0}},
+        {"weights alone", FP8_SCHEME_TENSOR, {0.01, 0, FP8_ROUND_TO_WEIGHT, 1, 0, 0}},
         {"dynamic", FP8_SCHEME_DYNAMIC, FP8_ROUNDING_OPTIONS},
         {"tensor-dynamic", FP8_SCHEME_TENSOR_DYNAMIC, FP8_ROUNDING_OPTIONS},
         {"block", FP8_SCHEME_BLOCK, FP8_ROUNDING_OPTIONS},
