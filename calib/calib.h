@@ -95,7 +95,8 @@ typedef struct fp8_clip {
  * is certain to fall by it (for a BF16 tensor: wherever in their bins the values lie). E4M3's steps
  * grow with the value, so that it seldom does, without a margin hardly ever. It is the tensor's own
  * error that counts; what a Linear makes of it is not measured here. A log warning names a point
- * that saw only zeros. FP8_EINVAL: the percentile; FP8_EDATA: a clip of a record without histograms. */
+ * that saw only zeros. FP8_EINVAL: the percentile; FP8_EDATA: a clip of a record without
+ * histograms. */
 FP8_NODISCARD fp8_status fp8_scale_of_point(fp8_scale *out, const fp8_record *record,
                                             int64_t point, const fp8_recipe *recipe,
                                             fp8_clip clip);
@@ -120,7 +121,7 @@ typedef struct fp8_export_options {
     int32_t num_exclude;
     fp8_progress progress;
     const char *config_json; /* NULL: config.json beside the source; else this file's path */
-    const char *const *keep; /* Linears that stay as they are, with a model; all of a group, or none */
+    const char *const *keep; /* Linears that stay as they are, with a model; a group's, or none */
     int64_t num_keep;
     const fp8_rounding *rounding; /* its codes and scales in place of plain ones; NULL: none */
 } fp8_export_options;
@@ -191,9 +192,9 @@ typedef struct fp8_keep {
  * rounding) in which one layer's Linears of one input are m's, for each of them; KL over up to
  * `windows` windows of calib->seq ids from the samples. Chosen are those of most gain a byte until
  * `percent` of the Linears' elements are used; none that gains nothing. scratch as
- * fp8_rounding_create has it; on the device a third model beside m and the FP8 one. (4 layers + 1) x 2
- * forwards over the windows. FP8_EINVAL: percent not in 0 .. 100; FP8_EUNSUPPORTED: m is not whole on
- * the device; FP8_ECANCELED. */
+ * fp8_rounding_create has it; on the device a third model beside m and the FP8 one. (4 layers + 1)
+ * x 2 forwards over the windows. FP8_EINVAL: percent not in 0 .. 100; FP8_EUNSUPPORTED: m is not
+ * whole on the device; FP8_ECANCELED. */
 FP8_NODISCARD fp8_status fp8_keep_create(fp8_keep **out, fp8_model *m, const fp8_checkpoint *source,
                                          const char *scratch, const fp8_record *record,
                                          const fp8_samples *samples,
@@ -205,8 +206,8 @@ void fp8_keep_destroy(fp8_keep *k); /* NULL is fine */
 /* ---- compensated rounding -------------------------------------------------------------------- */
 
 typedef enum fp8_round_target {
-    FP8_ROUND_TO_OUTPUT, /* weights are first moved to those that give the BF16 model's output on the
-                          * quantized model's inputs (calib/ridge.h) */
+    FP8_ROUND_TO_OUTPUT, /* weights are first moved to those that give the BF16 model's output on
+                          * the quantized model's inputs (calib/ridge.h) */
     FP8_ROUND_TO_WEIGHT  /* the error of rounding alone is compensated */
 } fp8_round_target;
 
@@ -214,8 +215,8 @@ typedef struct fp8_rounding_options {
     double damping;     /* added to the diagonal of H, of its mean */
     int act_order;      /* inputs of most energy are rounded first */
     fp8_round_target target;
-    double ridge;       /* ROUND_TO_OUTPUT: what holds a weight where it was, as much as so many tokens
-                         * of inputs that have nothing to do with each other */
+    double ridge;       /* ROUND_TO_OUTPUT: what holds a weight where it was, as much as so many
+                         * tokens of inputs that have nothing to do with each other */
     int search_scales;  /* static scales of inputs, Q, K and V of least error, not of amax */
     int turn;           /* with FP8 attention: queries and keys in the basis that costs them least,
                          * where the model allows it (calib/turn.h) */
@@ -226,12 +227,12 @@ typedef struct fp8_rounding_options {
  * inputs being those of a model whose earlier layers are rounded already. m: the source's BF16
  * model, whole on its device; record: of its calibration (NULL where the scheme needs none);
  * scratch: a folder that is made, with the export by plain rounding in it, and removed. Beside both
- * models it takes, on the device, 2 residual streams (tokens of all samples x hidden_size) and 8 in^2
- * + 8 in * batch * seq bytes of the widest input; on the host the codes, and 24 in^2. What does not
- * take part is rounded plainly: the down Linears of experts; with scheme BLOCK weights kept [in,
- * out]. Starts at the first layer again after an interruption. The same bytes for any number of CPU
- * threads; devices differ. FP8_EINVAL: options; FP8_EUNSUPPORTED: m is not whole on the device;
- * FP8_ECANCELED; else as fp8_export and the model's forward. */
+ * models it takes, on the device, 2 residual streams (tokens of all samples x hidden_size) and
+ * 8 in^2 + 8 in * batch * seq bytes of the widest input; on the host the codes, and 24 in^2. What
+ * does not take part is rounded plainly: the down Linears of experts; with scheme BLOCK weights
+ * kept [in, out]. Starts at the first layer again after an interruption. The same bytes for any
+ * number of CPU threads; devices differ. FP8_EINVAL: options; FP8_EUNSUPPORTED: m is not whole on
+ * the device; FP8_ECANCELED; else as fp8_export and the model's forward. */
 FP8_NODISCARD fp8_status fp8_rounding_create(fp8_rounding **out, fp8_model *m,
                                              const fp8_checkpoint *source, const char *scratch,
                                              const fp8_record *record, const fp8_samples *samples,

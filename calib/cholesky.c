@@ -107,8 +107,8 @@ fp8_status fp8_cholesky(double *a, double *damped, const double *h, const int64_
     if (!(mean > 0)) mean = 1; /* nothing but zeros was seen */
     for (int tries = 0; tries < MOST_DOUBLINGS && !whole; tries++) {
         if (tries)
-            fp8_log(FP8_LOG_WARNING, "compensated rounding: %lld inputs whose products a damping of "
-                    "%g does not make definite: doubled", (long long)n, damping);
+            fp8_log(FP8_LOG_WARNING, "compensated rounding: %lld inputs whose products a damping "
+                    "of %g does not make definite: doubled", (long long)n, damping);
         if (tries) damping *= 2;
         *damped = damping * mean;
         fill(a, h, order, n, *damped);

@@ -99,8 +99,8 @@ done:
 
 /* ---- a layer --------------------------------------------------------------------------------- */
 
-/* Whether weight i takes part: it reads `point` of this layer, and what that shows are inputs of its
- * own. Of an expert's down Linear it does not: each token brings those of all its experts. */
+/* Whether weight i takes part: it reads `point` of this layer, and what that shows are inputs of
+ * its own. Of an expert's down Linear it does not: each token brings those of all its experts. */
 static int takes_part(const fp8_compensation *j, int64_t i, fp8_point point) {
     const fp8_linear_info *l = &j->points.linears[i];
     const int blocks_turned = j->options->scheme == FP8_SCHEME_BLOCK && l->in_out;

@@ -67,8 +67,8 @@ typedef struct fp8_rows {
 FP8_NODISCARD fp8_status fp8_compensation_rows(fp8_compensation *j, int which, fp8_rows *rows,
                                                int num, int with_amax);
 
-/* *s = the scale of least sum over x of metric[column] (x - qdq(x))^2, of amax * 2^(i/16), i = -4 ..
- * 15; amax itself where none is better. metric NULL: 1. The recipe's margin holds. */
+/* *s = the scale of least sum over x of metric[column] (x - qdq(x))^2, of amax * 2^(i/16), i = -4
+ * .. 15; amax itself where none is better. metric NULL: 1. The recipe's margin holds. */
 FP8_NODISCARD fp8_status fp8_search_scale(fp8_scale *s, const fp8_rows *x, const double *metric,
                                           float amax, const fp8_recipe *recipe, fp8_pool *pool);
 

@@ -41,7 +41,7 @@ static int64_t windows_at_once(fp8_model *const *models, int32_t num_models, int
     return tokens > window ? tokens / window : 1;
 }
 
-/* Tokens [begin, end) of the forward, which are one window: into the model's sums and the window's. */
+/* Tokens [begin, end) of the forward, one window: into the model's sums and the window's. */
 static fp8_status add_scores(sums *sum, fp8_window_score *window, const scores *s, int64_t begin,
                              int64_t end, int compared, int32_t model, int64_t first_token) {
     fp8_window_score w = {.tokens = end - begin};

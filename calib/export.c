@@ -145,8 +145,9 @@ static fp8_status create_writer(job *j) {
 
 /* Squares are quantized on the host whatever the device; codes that are there lie there. */
 static int on_host(const job *j) {
-    return j->options.rounding || j->options.num_keep > 0 || fp8_device_place(j->d) == FP8_PLACE_CPU || j->options.scheme == FP8_SCHEME_BLOCK ||
-           j->options.scheme == FP8_SCHEME_NONE;
+    const fp8_export_options *o = &j->options;
+    return fp8_device_place(j->d) == FP8_PLACE_CPU || o->scheme == FP8_SCHEME_BLOCK ||
+           o->scheme == FP8_SCHEME_NONE || o->rounding || o->num_keep > 0;
 }
 
 static fp8_weight_stream stream_of(job *j) {

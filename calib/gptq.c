@@ -149,9 +149,10 @@ static void round_rows(const round_job *j, int64_t begin, int64_t end, float *er
             for (int64_t k = right - 1; k >= left; k--) {
                 const int64_t c = g->order[k];
                 const float w = j->w[r * n + c];
-                const uint8_t code = round_one(j, scale_at(j, r, c), plain ? w : w + m[k], w, &e[k]);
-                const double miss = (double)e[k] + (double)m[k];
-                j->codes[r * n + c] = code;
+                const float x = plain ? w : w + m[k];
+                double miss;
+                j->codes[r * n + c] = round_one(j, scale_at(j, r, c), x, w, &e[k]);
+                miss = (double)e[k] + (double)m[k];
                 *loss += miss * miss * g->pivots[k];
                 carry(m + left, &e[k], g->factor + k * n + left, n, 1, k - left);
             }

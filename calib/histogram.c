@@ -83,7 +83,8 @@ static uint32_t same_code(uint32_t begin, uint32_t last, float scale) {
 static double divergence(const int64_t *bins, uint32_t last, const float pair[2]) {
     double inside = 0, outside = 0, sum = 0;
 
-    for (uint32_t b = 0; b < FP8_RECORD_BINS; b++) *(b <= last ? &inside : &outside) += (double)bins[b];
+    for (uint32_t b = 0; b < FP8_RECORD_BINS; b++)
+        *(b <= last ? &inside : &outside) += (double)bins[b];
     if (!(inside > 0)) return INFINITY;
     for (uint32_t begin = 0, end; begin <= last; begin = end) {
         double mass = 0, used = 0;

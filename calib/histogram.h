@@ -17,7 +17,7 @@ float fp8_histogram_cut(const int64_t *bins, double percentile);
 
 /* These two try amax and the upper edges of the bins below it, down to amax / 4096, each with
  * the scale that the recipe makes of it, and return the best; of equals the largest.
- * mse: the least sum over bins of count * mean of (x - qdq(x))^2 over the 16 BF16 values of the bin.
+ * mse: the least sum over bins of count * mean of (x - qdq(x))^2 over the bin's 16 BF16 values.
  * entropy: the least sum p log(p / q). p: the counts of the bins up to the edge, those above it
  * added to the last; q: the same counts without those, those of bins whose middles get one code
  * spread evenly over the bins of them that are not empty; both made to sum to 1. A

@@ -3,7 +3,7 @@
 #include <math.h>
 
 enum { ANGLES = 64 };
-static const double quarter = 1.5707963267948966; /* another quarter swaps the two: the same noise */
+static const double quarter = 1.5707963267948966; /* the next swaps the two: the same noise */
 
 /* Of one pair over all rows and the heads of a group: sums of x1^2, x1 x2, x2^2. */
 typedef struct moments {

@@ -1,10 +1,11 @@
 /* calib/turn.h - private: another basis for queries and keys, that costs them less in FP8.
  *
- * RoPE turns the pair (i, i + dim/2) of a head by an angle of its position. Another turn of the pair,
- * the same for the keys and for the queries that meet them, leaves every product q k as it is, and
- * can be put into the rows of the weights. E4M3 rounds with a relative error, so that a product's
- * noise goes with q1^2 k1^2 + q2^2 k2^2: least where a pair's energy is spread over both, most
- * where it lies on one, as it does in pairs that RoPE turns slowly. */
+ * RoPE turns the pair (i, i + dim/2) of a head by an angle of its position. Another turn of the
+ * pair, the same for the keys and for the queries that meet them, leaves every product q k as it
+ * is, and can be put into the rows of the weights. E4M3 rounds with a relative error, so that a
+ * product's noise goes with q1^2 k1^2 + q2^2 k2^2: least where a pair's energy is spread over both,
+ * most where it lies on one, as it does in pairs that RoPE turns slowly.
+ */
 #ifndef FP8_CALIB_TURN_H
 #define FP8_CALIB_TURN_H
 #include <stdint.h>

@@ -42,8 +42,8 @@ FP8_NODISCARD fp8_status fp8_weights_of_model(fp8_weights *out, const fp8_points
  * Groups by name: q_proj, k_proj, v_proj of one module, and gate_proj, up_proj. */
 FP8_NODISCARD fp8_status fp8_weights_of_file(fp8_weights *out, const fp8_checkpoint *source,
                                              const fp8_export_options *options);
-/* Marks the weights of these Linears, which join the ignore list. FP8_EINVAL: a name that is none of
- * theirs; a group of which some are kept and others not. */
+/* Marks the weights of these Linears, which join the ignore list. FP8_EINVAL: a name that is none
+ * of theirs; a group of which some are kept and others not. */
 FP8_NODISCARD fp8_status fp8_weights_keep(fp8_weights *w, const char *const *names, int64_t count);
 void fp8_weights_free(fp8_weights *w); /* {0} is fine */
 /* Looks for the weights, which are those of a model, in the memory of that model. */

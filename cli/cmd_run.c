@@ -110,7 +110,7 @@ static fp8_status check_options(job *j) {
         .progress = cli_progress(),
     };
     FP8_TRY(fp8_scheme_parse(&j->export.scheme, o->scheme));
-    j->compensate = round_apply(&j->rounding, &o->round);
+    FP8_TRY(round_apply(&j->rounding, &j->compensate, &o->round));
     j->result.round = o->round.round;
     j->result.scheme = o->scheme;
     j->result.recipe = o->recipe;

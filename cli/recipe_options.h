@@ -40,7 +40,7 @@ typedef struct recipe_options {
     {"--calibrator", 0, CLI_CHOICE, (at) + offsetof(recipe_options, calibrator),                   \
      "amax|percentile|mse|entropy", 0, 0,                                                          \
      "amax: the history alone; the others, of the histogram, where that is less and the error is " \
-     "certain to fall by it: the percentile of all values, the clip of least squared error, that "  \
+     "certain to fall by it: the percentile of all values, the clip of least squared error, that " \
      "of least divergence of the codes from the values"},                                          \
     {"--percentile", 0, CLI_REAL, (at) + offsetof(recipe_options, percentile), "P", 50, 100,       \
      "P in a hundred values are not clipped; default: 99.99"}

@@ -2,7 +2,10 @@
 
 #include <string.h>
 
-int round_apply(fp8_rounding_options *how, const round_options *r) {
+fp8_status round_apply(fp8_rounding_options *how, int *compensate, const round_options *r) {
+    if (!(r->damping > 0) || !(r->ridge > 0))
+        return FP8_FAIL(FP8_EINVAL, "--gptq-damping %g and --gptq-ridge %g: expected more than 0",
+                        r->damping, r->ridge);
     *how = (fp8_rounding_options){
         .damping = r->damping,
         .act_order = strcmp(r->order, "energy") == 0,
@@ -11,5 +14,6 @@ int round_apply(fp8_rounding_options *how, const round_options *r) {
         .search_scales = strcmp(r->scales, "searched") == 0,
         .turn = strcmp(r->turn, "on") == 0,
     };
-    return strcmp(r->round, "gptq") == 0;
+    *compensate = strcmp(r->round, "gptq") == 0;
+    return FP8_OK;
 }

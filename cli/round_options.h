@@ -29,6 +29,8 @@ typedef struct round_options {
     {"--keep-bf16", 0, CLI_REAL, (at) + offsetof(round_options, keep), "N", 0, 100,                \
      "leave N % of the weights in BF16: those Linears that cost most KL a byte, measured"}
 
-/* *how from the options; 0: weights are rounded to nearest. */
-int round_apply(fp8_rounding_options *how, const round_options *r);
+/* *how from the options; *compensate 0: weights are rounded to nearest. FP8_EINVAL: a damping or
+ * ridge of 0. */
+FP8_NODISCARD fp8_status round_apply(fp8_rounding_options *how, int *compensate,
+                                     const round_options *r);
 #endif

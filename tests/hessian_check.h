@@ -33,7 +33,8 @@ static inline void hessian_quantize(float *out, const float *x, int64_t n, fp8_s
             if (scheme == FP8_SCHEME_NONE) out[i] = x[i];
             else if (scheme == FP8_SCHEME_TENSOR) out[i] = hessian_qdq(x[i], descale);
             else {
-                const float own = amax > 0 ? amax / 448.0f : 1, scale = amax > 0 ? 448.0f / amax : 1;
+                const float own = amax > 0 ? amax / 448.0f : 1;
+                const float scale = amax > 0 ? 448.0f / amax : 1;
                 const uint8_t code = fp8_from_f32(FP8_DTYPE_E4M3, x[i] * scale);
                 out[i] = fp8_round_bf16(fp8_to_f32(FP8_DTYPE_E4M3, code) * own);
             }

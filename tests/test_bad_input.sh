@@ -287,7 +287,7 @@ row 'record with negative tokens' 3 "'tokens'[0]" \
 row 'record of no steps' 3 'r' "$take; sub r '\"steps_done\":\"1\"' '\"steps_done\":\"0\"'" $scales
 row 'record of another model' 4 'another checkpoint' \
     "$take; sub r '\"source_bytes\":\"2' '\"source_bytes\":\"3'" $scales --model m -o out
-row 'percentile of a record without histograms' 4 'no histograms to read a percentile from' "$take" \
+row 'percentile of a record without histograms' 4 'no histograms to read a clip from' "$take" \
     $scales --calibrator percentile
 row 'percentile and no calibrator' 2 '--calibrator percentile' "$take" $scales --percentile 99
 row 'percentile too small' 2 "--percentile '49.9': expected a number from 50 to 100" : \
@@ -297,7 +297,11 @@ row 'percentile no number' 2 "--percentile 'nan'" : $scales --percentile nan
 row 'percentile with an exponent' 2 "--percentile '1e2'" : $scales --percentile 1e2
 row 'percentile of two points' 2 "--percentile '99.9.9'" : $scales --percentile 99.9.9
 row 'percentile empty' 2 "--percentile ''" : run m --percentile=
-row 'calibrator' 2 "--calibrator 'mse'" : run m --calibrator mse
+row 'calibrator' 2 "--calibrator 'kl'" : run m --calibrator kl
+row 'rounding' 2 "--round 'up'" : run m --round up
+row 'damping' 2 '--gptq-damping' : run m --round gptq --gptq-damping -1
+row 'no damping' 2 '--gptq-damping 0' : run m --round gptq --gptq-damping 0
+row 'more than all in BF16' 2 '--keep-bf16' : run m --keep-bf16 101
 row 'percentile of run alone' 2 '--calibrator percentile' : run m --percentile 99
 row 'unfinished record' 4 'resume' \
     "$take; sub r '\"steps_total\":\"1\"' '\"steps_total\":\"2\"'" $scales --model m -o out

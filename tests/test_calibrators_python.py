@@ -1,5 +1,5 @@
-"""Percentile, MSE and entropy calibrators against numpy, which shares nothing with ours: a record of
-the sample model with histograms, several margins (with a large one activations have subnormal codes
+"""Percentile, MSE and entropy calibrators against numpy, which shares nothing with ours: a record
+of the sample model with histograms, several margins (with a large one activations have subnormal codes
 alone, and clipping begins to pay), every point. Skipped (77) without numpy."""
 import json
 import os

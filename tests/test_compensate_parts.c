@@ -64,7 +64,8 @@ static void test_ridge(void) {
         const int64_t n = cases[s].cols, rows = cases[s].rows;
         double *h = calloc((size_t)(n * n), sizeof *h), *c = calloc((size_t)(n * n), sizeof *c);
         double *x = malloc((size_t)n * sizeof *x), *q = malloc((size_t)n * sizeof *q), r = 0;
-        float *w = malloc((size_t)(rows * n) * sizeof *w), *t = malloc((size_t)(rows * n) * sizeof *t);
+        float *w = malloc((size_t)(rows * n) * sizeof *w);
+        float *t = malloc((size_t)(rows * n) * sizeof *t);
         float *again = malloc((size_t)(rows * n) * sizeof *again);
         fp8_ridge *ridge = NULL;
         fp8_pool *pool = NULL;

@@ -64,7 +64,8 @@ static void test_points(void) {
         const fp8_scale *want = &cases[i].want;
         fp8_scale got = {0};
         check_case = cases[i].name;
-        CHECK_STATUS(fp8_scale_of_point(&got, r, cases[i].point, &cases[i].recipe, 0), FP8_OK);
+        CHECK_STATUS(fp8_scale_of_point(&got, r, cases[i].point, &cases[i].recipe,
+                                        (fp8_clip){0}), FP8_OK);
         CHECK(!got.clipped);
         CHECK(got.amax == want->amax);
         CHECK(got.amax_without_first == want->amax_without_first);
@@ -91,8 +92,8 @@ static void test_saved(void) {
     for (size_t k = 0; again && k < sizeof recipes / sizeof *recipes; k++)
         for (int64_t i = 0; i < POINTS; i++) {
             fp8_scale a, b;
-            CHECK_STATUS(fp8_scale_of_point(&a, r, i, &recipes[k], 0), FP8_OK);
-            CHECK_STATUS(fp8_scale_of_point(&b, again, i, &recipes[k], 0), FP8_OK);
+            CHECK_STATUS(fp8_scale_of_point(&a, r, i, &recipes[k], (fp8_clip){0}), FP8_OK);
+            CHECK_STATUS(fp8_scale_of_point(&b, again, i, &recipes[k], (fp8_clip){0}), FP8_OK);
             CHECK(a.amax == b.amax && a.amax_without_first == b.amax_without_first);
             CHECK(a.scale == b.scale && a.descale == b.descale && a.nonfinite == b.nonfinite);
         }
