@@ -7,10 +7,11 @@
  *            151 MB, at the H200's copy rate of 4.27 TB/s 35 us
  * Tiling     a thread has 16 elements of a head: eight and the eight half a rotation later, or 16
  *            that follow each other; `lanes` threads, a power of two, make a head, 32 / lanes heads
- *            of one part a warp. Decoding: a warp once, V likewise, its codes stored one by one.
- *            Longer runs: eight tokens a block, whose warps take their heads in turns, the next
+ *            of one part a warp. Longer runs: a warp keeps its heads for eight tokens, the next
  *            loaded before the last is done; V by tiles in blocks of their own (append_values.cuh),
- *            which come first. What is not in units of 16: append_any.cu
+ *            which come first. Decoding: a warp has one token; of V 128 columns, stored one by one:
+ *            each is a sector of its own, so they are spread over all multiprocessors. What is not
+ *            in units of 16: append_any.cu
  * Numerics   F32; the rotation is not contracted, as on the CPU; sums in a fixed order
  */
 #include "attention/append_values.cuh"
@@ -24,263 +25,274 @@ namespace {
 enum {
     PIECE = 8, /* 16 bytes of x */
     UNIT = 2 * PIECE,
-    WARPS = TILE_THREADS / WARP,
-    BLOCK_ROWS = WARPS, /* rows a block where V has tiles: a warp finds the place of each */
-    PART_Q = 0,
-    PART_K,
-    PART_V,
-    PARTS
+    RUN = 8,             /* tokens a warp has in a longer run */
+    ONCE_THREADS = 128,  /* of a block when decoding */
+    VALUES_A_LANE = 4,   /* of V when decoding */
+    VALUES = VALUES_A_LANE * WARP
 };
 
 /* How a call is cut up. */
 struct append_shape {
-    int lanes;          /* threads a head */
-    int chunks[PARTS];  /* warps' worth of heads a token; of V 0 where it has tiles */
-    int all_chunks, block_rows;
-    int blocks_a_row;   /* where block_rows is 1 */
-    int tiles, slabs;   /* of V */
+    int lanes;               /* threads a head */
+    int q_chunks, chunks;    /* warps' worth of heads a token: of q, of q and k */
+    int value_warps;         /* decoding: warps of V a token */
+    int64_t tasks;           /* of all warps, without the tiles */
+    int tiles, slabs;        /* of V in longer runs */
 };
 
 /* ---- device helpers ------------------------------------------------------------------------- */
-
-/* One warp's work on a token: heads head .. head + 32 / lanes - 1 of a part. */
-struct work {
-    int row, part, head;
-};
 
 struct raw_unit {
     uint4 low, high;
 };
 
-struct unit {
-    int low, high; /* the thread's elements low .. low + 7 and high .. high + 7 */
-    bool turns;
+/* What a thread does for every token of its heads of q or k. */
+template <typename T> struct head_work {
+    const T *x; /* at element `low` of row 0 */
+    int head, slot, low, apart; /* elements low .. + 7 and low + apart .. + 7 */
+    float scale;
+    bool is_q, codes, turns, there;
 };
 
-__device__ __forceinline__ work work_of(const append_shape &s, int row, int chunk, int lane) {
-    work w = {row, PART_Q, 0};
-    while (chunk >= s.chunks[w.part]) chunk -= s.chunks[w.part++];
-    w.head = chunk * (WARP / s.lanes) + lane / s.lanes;
-    return w;
-}
-
-__device__ __forceinline__ unit unit_of(const append_args &g, int part, int slot) {
-    const bool turns = part != PART_V && slot * UNIT < g.a.rotary_dim;
-    const bool halves = turns && g.a.rope == FP8_ROPE_HALVES;
-    unit u;
-    u.low = slot * (halves ? PIECE : UNIT);
-    u.high = u.low + (halves ? g.a.rotary_dim / 2 : PIECE);
-    u.turns = turns;
-    return u;
-}
-
-__device__ __forceinline__ const fp8_append_heads &heads_of(const append_args &g, int part) {
-    return part == PART_Q ? g.a.q : part == PART_K ? g.a.k : g.a.v;
-}
-
-/* Whether the thread has elements at all. */
-__device__ __forceinline__ bool is_there(const append_args &g, const work &w, int slot) {
-    const int heads = w.part == PART_Q ? g.a.num_heads : g.pages.num_kv_heads;
-    return w.head < heads && slot * UNIT < (w.part == PART_V ? g.pages.d_v : g.pages.d_qk);
+template <typename T>
+__device__ __forceinline__ const fp8_append_heads &heads_of(const append_args &g,
+                                                            const head_work<T> &w) {
+    return w.is_q ? g.a.q : g.a.k;
 }
 
 template <typename T>
-__device__ __forceinline__ raw_unit load_unit(const append_args &g, const work &w, int slot) {
-    const fp8_append_heads &h = heads_of(g, w.part);
-    const unit u = unit_of(g, w.part, slot);
-    const T *x = static_cast<const T *>(h.x) + w.row * h.token_stride + w.head * h.head_stride;
+__device__ __forceinline__ head_work<T> work_of(const append_args &g, const append_shape &s,
+                                                int chunk) {
+    const int lane = (int)threadIdx.x % WARP, at_once = WARP / s.lanes;
+    const fp8_kv_pages &c = g.pages;
+    head_work<T> w;
+
+    w.is_q = chunk < s.q_chunks;
+    const fp8_append_heads &h = w.is_q ? g.a.q : g.a.k;
+    const int heads = w.is_q ? g.a.num_heads : c.num_kv_heads;
+    const fp8_dtype dtype = w.is_q ? g.a.q_dtype : c.dtype;
+    w.head = (w.is_q ? chunk : chunk - s.q_chunks) * at_once + lane / s.lanes;
+    w.slot = lane % s.lanes;
+    w.there = w.head < heads && w.slot * UNIT < c.d_qk;
+    w.turns = w.there && w.slot * UNIT < g.a.rotary_dim;
+    const bool halves = w.slot * UNIT < g.a.rotary_dim && g.a.rope == FP8_ROPE_HALVES;
+    w.low = w.slot * (halves ? PIECE : UNIT);
+    w.apart = halves ? g.a.rotary_dim / 2 : PIECE;
+    w.x = static_cast<const T *>(h.x) + w.head * h.head_stride + w.low;
+    w.codes = dtype == FP8_DTYPE_E4M3;
+    w.scale = 1.0f;
+    if (w.there)
+        w.scale = scale_of(c, dtype, w.is_q ? g.a.q_descale : c.k_descale,
+                           w.is_q ? w.head / (heads / c.num_kv_heads) : w.head);
+    return w;
+}
+
+template <typename T>
+__device__ __forceinline__ raw_unit load_unit(const T *x, int apart, bool there) {
     raw_unit r = {};
-    if (!is_there(g, w, slot)) return r;
-    r.low = *reinterpret_cast<const uint4 *>(x + u.low);
-    r.high = *reinterpret_cast<const uint4 *>(x + u.high);
+    if (!there) return r;
+    r.low = *reinterpret_cast<const uint4 *>(x);
+    r.high = *reinterpret_cast<const uint4 *>(x + apart);
     return r;
 }
 
 /* RMS norm of a head over its lanes. */
 template <typename T>
-__device__ __forceinline__ void norm_unit(const append_args &g, float (&v)[2][PIECE],
-                                          const void *weight, const unit &u, int lanes,
-                                          bool there) {
-    const T *weights = static_cast<const T *>(weight);
-    float sum = 0.0f, w[2][PIECE] = {}, r;
-    if (there) {
-        widen8<T>(w[0], *reinterpret_cast<const uint4 *>(weights + u.low));
-        widen8<T>(w[1], *reinterpret_cast<const uint4 *>(weights + u.high));
-    }
+__device__ __forceinline__ void norm_unit(const append_args &g, float (&v)[UNIT],
+                                          const head_work<T> &h, int lanes) {
+    const bool plus = g.a.norm == FP8_NORM_RMS_PLUS;
+    const T *weights = static_cast<const T *>(heads_of(g, h).norm_weight);
+    const raw_unit raw = load_unit(weights + h.low, h.apart, h.there);
+    float sum = 0.0f, w[UNIT], r;
+
+    widen8<T>(w, raw.low);
+    widen8<T>(w + PIECE, raw.high);
 #pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int k = 0; k < PIECE; k++) sum += v[i][k] * v[i][k];
+    for (int k = 0; k < UNIT; k++) sum += v[k] * v[k];
     for (int off = lanes / 2; off > 0; off /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, off);
     r = 1.0f / sqrtf(sum / (float)g.pages.d_qk + g.a.eps);
+    if (g.a.rounded) {
 #pragma unroll
-    for (int i = 0; i < 2; i++)
+        for (int k = 0; k < UNIT; k++) v[k] = norm_value(g.a, v[k], r, w[k]);
+        return;
+    }
 #pragma unroll
-        for (int k = 0; k < PIECE; k++) v[i][k] = norm_value(g.a, v[i][k], r, w[i][k]);
+    for (int k = 0; k < UNIT; k++)
+        v[k] = __fmul_rn(__fmul_rn(v[k], r), plus ? __fadd_rn(1.0f, w[k]) : w[k]);
 }
 
 /* The thread's eight angles are in a row of the tables, whatever the form. */
-__device__ __forceinline__ void rotate_unit(const append_args &g, float (&v)[2][PIECE], int slot,
-                                            int64_t position) {
-    const int64_t at = position * (g.a.rotary_dim / 2) + slot * PIECE;
-    float cos[PIECE], sin[PIECE];
+__device__ __forceinline__ void rotate_unit(const append_args &g, float (&v)[UNIT],
+                                            const float *cos_at, const float *sin_at) {
+    const bool halves = g.a.rope == FP8_ROPE_HALVES;
 #pragma unroll
     for (int k = 0; k < PIECE; k += 4) {
-        *reinterpret_cast<float4 *>(cos + k) = *reinterpret_cast<const float4 *>(g.a.cos + at + k);
-        *reinterpret_cast<float4 *>(sin + k) = *reinterpret_cast<const float4 *>(g.a.sin + at + k);
-    }
+        const float4 c = *reinterpret_cast<const float4 *>(cos_at + k);
+        const float4 s = *reinterpret_cast<const float4 *>(sin_at + k);
+        const float cos[4] = {c.x, c.y, c.z, c.w}, sin[4] = {s.x, s.y, s.z, s.w};
+        if (halves) {
 #pragma unroll
-    for (int k = 0; k < PIECE; k++) {
-        if (g.a.rope == FP8_ROPE_HALVES) rotate(&v[0][k], &v[1][k], cos[k], sin[k]);
-        else rotate(&v[k / 4][k % 4 * 2], &v[k / 4][k % 4 * 2 + 1], cos[k], sin[k]);
-    }
-}
-
-/* Eight values that follow each other: codes or 16-bit reals. */
-template <typename T>
-__device__ __forceinline__ void store_piece(void *base, bool codes, int64_t at, const float *v,
-                                            float scale) {
-    if (codes) {
-        const uint2 c = make_uint2(encode4(v, scale), encode4(v + 4, scale));
-        *reinterpret_cast<uint2 *>(static_cast<uint8_t *>(base) + at) = c;
-    } else {
-        store_as(static_cast<T *>(base) + at, v, PIECE, true);
-    }
-}
-
-/* ... and as elements of V, page_size apart. */
-template <typename T>
-__device__ __forceinline__ void store_turned(void *base, bool codes, int64_t at, int64_t step,
-                                             const float *v, float scale) {
-    const uint32_t c[2] = {encode4(v, scale), encode4(v + 4, scale)};
+            for (int i = 0; i < 4; i++) rotate(v + k + i, v + PIECE + k + i, cos[i], sin[i]);
+        } else {
 #pragma unroll
-    for (int k = 0; k < PIECE; k++) {
-        if (codes) static_cast<uint8_t *>(base)[at + k * step] = (uint8_t)(c[k / 4] >> k % 4 * 8);
-        else narrow(static_cast<T *>(base) + at + k * step, v[k]);
+            for (int i = 0; i < 4; i++)
+                rotate(v + 2 * (k + i), v + 2 * (k + i) + 1, cos[i], sin[i]);
+        }
     }
 }
 
+/* Elements at .. + 7 and at + apart .. + 7: codes or 16-bit reals. */
 template <typename T>
-__device__ __forceinline__ void store_unit(const append_args &g, const work &w, const unit &u,
-                                           const append_place &p, const float (&v)[2][PIECE]) {
-    const fp8_kv_pages &c = g.pages;
-    const bool codes = c.dtype == FP8_DTYPE_E4M3;
-    const int slot = p.key & (c.page_size - 1);
-
-    if (w.part == PART_Q) {
-        const int group = g.a.num_heads / c.num_kv_heads;
-        const int64_t at = ((int64_t)w.row * g.a.num_heads + w.head) * c.d_qk;
-        const float scale = scale_of(c, g.a.q_dtype, g.a.q_descale, w.head / group);
-        store_piece<T>(g.a.q_out, g.a.q_dtype == FP8_DTYPE_E4M3, at + u.low, v[0], scale);
-        store_piece<T>(g.a.q_out, g.a.q_dtype == FP8_DTYPE_E4M3, at + u.high, v[1], scale);
-    } else if (p.page < 0) {
-        return;
-    } else if (w.part == PART_K) {
-        const int64_t at = kv_k_offset(&c, p.page, w.head, slot);
-        const float scale = scale_of(c, c.dtype, c.k_descale, w.head);
-        store_piece<T>(c.k, codes, at + u.low, v[0], scale);
-        store_piece<T>(c.k, codes, at + u.high, v[1], scale);
+__device__ __forceinline__ void store_unit(void *base, const head_work<T> &w, int64_t at,
+                                           const float (&v)[UNIT]) {
+    if (w.codes) {
+        uint8_t *to = static_cast<uint8_t *>(base) + at;
+        *reinterpret_cast<uint2 *>(to) = make_uint2(encode4(v, w.scale), encode4(v + 4, w.scale));
+        *reinterpret_cast<uint2 *>(to + w.apart) =
+            make_uint2(encode4(v + 8, w.scale), encode4(v + 12, w.scale));
     } else {
-        const int64_t at = kv_v_offset(&c, p.page, w.head, slot);
-        const float scale = scale_of(c, c.dtype, c.v_descale, w.head);
-        store_turned<T>(c.v, codes, at + (int64_t)u.low * c.page_size, c.page_size, v[0], scale);
-        store_turned<T>(c.v, codes, at + (int64_t)u.high * c.page_size, c.page_size, v[1], scale);
+        T *to = static_cast<T *>(base) + at;
+        store_as(to, v, PIECE, true);
+        store_as(to + w.apart, v + PIECE, PIECE, true);
     }
 }
 
-/* One warp's work on a token that is in a sequence. */
+/* One token of a warp's heads, from what was loaded to its place. */
 template <typename T>
 __device__ __forceinline__ void finish_unit(const append_args &g, const append_shape &s,
-                                            const work &w, const raw_unit &raw,
-                                            const append_place &p) {
-    const int slot = (int)threadIdx.x % s.lanes;
-    const fp8_append_heads &h = heads_of(g, w.part);
-    const unit u = unit_of(g, w.part, slot);
-    const bool there = is_there(g, w, slot);
-    float v[2][PIECE];
+                                            const head_work<T> &w, const raw_unit &raw,
+                                            int row, append_place p, int position, float *most,
+                                            uint32_t *others) {
+    const fp8_kv_pages &c = g.pages;
+    float v[UNIT];
 
-    widen8<T>(v[0], raw.low);
-    widen8<T>(v[1], raw.high);
-    if (h.norm_weight) norm_unit<T>(g, v, h.norm_weight, u, s.lanes, there);
-    if (u.turns && there) rotate_unit(g, v, slot, position_of(g, w.row, p.key));
-    if (h.amax) {
-        uint32_t others = 0;
-        float most = finite_amax<PIECE>(v[0], &others);
-        most = fmaxf(most, finite_amax<PIECE>(v[1], &others));
-        join_amax(h.amax, there ? most : 0.0f, there ? others : 0);
+    widen8<T>(v, raw.low);
+    widen8<T>(v + PIECE, raw.high);
+    if (heads_of(g, w).norm_weight) norm_unit(g, v, w, s.lanes);
+    if (w.turns) {
+        const int64_t at = (int64_t)position * (g.a.rotary_dim / 2) + w.slot * PIECE;
+        rotate_unit(g, v, g.a.cos + at, g.a.sin + at);
     }
-    if (there) store_unit<T>(g, w, u, p, v);
+    if (!w.there) return;
+    if (heads_of(g, w).amax) *most = fmaxf(*most, finite_amax<UNIT>(v, others));
+    if (w.is_q)
+        store_unit(g.a.q_out, w, ((int64_t)row * g.a.num_heads + w.head) * c.d_qk + w.low, v);
+    else if (p.page >= 0)
+        store_unit(c.k, w, kv_k_offset(&c, p.page, w.head, p.key & (c.page_size - 1)) + w.low, v);
 }
 
 /* ---- kernels -------------------------------------------------------------------------------- */
 
-/* Decoding: `index` is a row and a share of its chunks; a warp has one. */
+/* A warp's heads of a longer run: RUN rows. Lane l finds the place of row l. */
 template <typename T>
-__device__ void append_row_once(const append_args &g, const append_shape &s, int index) {
-    const int row = index / s.blocks_a_row, lane = (int)threadIdx.x % WARP;
-    const int chunk = index % s.blocks_a_row * WARPS + (int)threadIdx.x / WARP;
+__device__ void append_run(const append_args &g, const append_shape &s, int64_t task) {
+    const int row0 = (int)(task / s.chunks) * RUN, lane = (int)threadIdx.x % WARP;
+    const int rows = min(RUN, (int)g.batch.total_q - row0);
+    const head_work<T> w = work_of<T>(g, s, (int)(task % s.chunks));
+    const fp8_append_heads &h = heads_of(g, w);
+    const T *x = w.x + row0 * h.token_stride;
+    raw_unit ahead = load_unit(x, w.apart, w.there);
+    append_place mine = {0, APPEND_NOBODY};
+    uint32_t others = 0;
+    float most = 0.0f;
+    int position = 0, seq = sequence_of(g, row0);
 
-    if (chunk >= s.all_chunks) return;
-    const work w = work_of(s, row, chunk, lane);
-    const raw_unit raw = load_unit<T>(g, w, lane % s.lanes);
+    if (lane < rows) {
+        while (seq < g.batch.num_seqs && g.batch.q_starts[seq + 1] <= row0 + lane) seq++;
+        mine = place_of(g, row0 + lane, seq);
+        if (g.a.rotary_dim > 0) position = (int)position_of(g, row0 + lane, mine.key);
+    }
+    for (int t = 0; t < rows; t++) {
+        const raw_unit raw = ahead;
+        const append_place p = {__shfl_sync(0xffffffffu, mine.key, t),
+                                __shfl_sync(0xffffffffu, mine.page, t)};
+        const int at = __shfl_sync(0xffffffffu, position, t);
+        x += h.token_stride;
+        if (t + 1 < rows) ahead = load_unit(x, w.apart, w.there);
+        if (p.page != APPEND_NOBODY)
+            finish_unit(g, s, w, raw, row0 + t, p, at, &most, &others);
+    }
+    if (h.amax) join_amax(h.amax, most, others);
+}
+
+/* Decoding: heads of q or k of one row. */
+template <typename T>
+__device__ __forceinline__ void append_heads_once(const append_args &g, const append_shape &s,
+                                                  int row, int chunk) {
+    const head_work<T> w = work_of<T>(g, s, chunk);
+    const fp8_append_heads &h = heads_of(g, w);
+    const raw_unit raw = load_unit(w.x + row * h.token_stride, w.apart, w.there);
     const append_place p = place_of_row(g, row);
-    if (p.page != APPEND_NOBODY) finish_unit<T>(g, s, w, raw, p);
+    uint32_t others = 0;
+    float most = 0.0f;
+    int position = 0;
+
+    if (p.page == APPEND_NOBODY) return;
+    if (g.a.rotary_dim > 0) position = (int)position_of(g, row, p.key);
+    finish_unit(g, s, w, raw, row, p, position, &most, &others);
+    if (h.amax) join_amax(h.amax, most, others);
 }
 
-/* BLOCK_ROWS rows from index * BLOCK_ROWS on, without V. */
+/* Decoding: VALUES columns of V of one row, lanes side by side. */
 template <typename T>
-__device__ void append_rows(const append_args &g, const append_shape &s, append_place *places,
-                            int index) {
-    const int row0 = index * BLOCK_ROWS, lane = (int)threadIdx.x % WARP;
-    const int warp = (int)threadIdx.x / WARP, slot = lane % s.lanes;
-    const int rows = min(BLOCK_ROWS, (int)g.batch.total_q - row0), count = rows * s.all_chunks;
-    raw_unit raw = {}, ahead = {};
+__device__ __forceinline__ void append_values_once(const append_args &g, int row, int chunk) {
+    const fp8_kv_pages &c = g.pages;
+    const int columns = c.num_kv_heads * c.d_v, lane = (int)threadIdx.x % WARP;
+    const bool codes = c.dtype == FP8_DTYPE_E4M3;
+    const T *x = static_cast<const T *>(g.a.v.x) + row * g.a.v.token_stride;
+    float v[VALUES_A_LANE], scale[VALUES_A_LANE];
+    uint32_t others = 0;
 
-    if (warp < count)
-        raw = load_unit<T>(g, work_of(s, row0 + warp / s.all_chunks, warp % s.all_chunks, lane),
-                           slot);
-    if (warp < rows) {
-        const append_place p = place_of(g, row0 + warp, sequence_of(g, row0 + warp));
-        if (lane == 0) places[warp] = p;
+#pragma unroll
+    for (int k = 0; k < VALUES_A_LANE; k++) {
+        const int column = chunk * VALUES + k * WARP + lane, head = column / c.d_v;
+        v[k] = 0.0f;
+        scale[k] = 1.0f;
+        if (column >= columns) continue;
+        v[k] = widen(x[head * g.a.v.head_stride + column % c.d_v]);
+        scale[k] = scale_of(c, c.dtype, c.v_descale, head);
     }
-    __syncthreads();
-    for (int i = warp; i < count; i += WARPS, raw = ahead) {
-        const work w = work_of(s, row0 + i / s.all_chunks, i % s.all_chunks, lane);
-        const append_place p = places[i / s.all_chunks];
-        const int next = i + WARPS;
-        if (next < count)
-            ahead = load_unit<T>(g, work_of(s, row0 + next / s.all_chunks, next % s.all_chunks,
-                                            lane), slot);
-        if (p.page != APPEND_NOBODY) finish_unit<T>(g, s, w, raw, p);
-        if (next < count)
-            ahead = load_unit<T>(g, work_of(s, row0 + next / s.all_chunks, next % s.all_chunks,
-                                            lane), slot);
+    const append_place p = place_of_row(g, row);
+    if (p.page == APPEND_NOBODY) return;
+    if (g.a.v.amax) join_amax(g.a.v.amax, finite_amax<VALUES_A_LANE>(v, &others), others);
+    if (p.page < 0) return;
+    const int64_t at = p.page * c.v_page + (p.key & (c.page_size - 1));
+#pragma unroll
+    for (int k = 0; k < VALUES_A_LANE; k++) {
+        const int column = chunk * VALUES + k * WARP + lane;
+        const int64_t to = at + (int64_t)column * c.page_size;
+        const float four[4] = {v[k], 0.0f, 0.0f, 0.0f};
+        if (column >= columns) break;
+        if (codes) static_cast<uint8_t *>(c.v)[to] = (uint8_t)encode4(four, scale[k]);
+        else narrow(static_cast<T *>(c.v) + to, v[k]);
     }
 }
 
-/* Decoding. grid: rows, each blocks_a_row times. */
 template <typename T>
-__global__ void __launch_bounds__(TILE_THREADS)
+__global__ void __launch_bounds__(ONCE_THREADS)
 append_once_kernel(const __grid_constant__ append_args g, const __grid_constant__ append_shape s) {
+    const int task = (int)blockIdx.x * (ONCE_THREADS / WARP) + (int)threadIdx.x / WARP;
+    const int a_row = s.chunks + s.value_warps, row = task / a_row, chunk = task % a_row;
+
     fp8::wait_for_previous();
     fp8::let_next_start();
-    append_row_once<T>(g, s, (int)blockIdx.x);
+    if (task >= s.tasks) return;
+    if (chunk < s.value_warps) append_values_once<T>(g, row, chunk);
+    else append_heads_once<T>(g, s, row, chunk - s.value_warps);
 }
 
-/* T: of x; C, Q: an element of V's pages, and four. grid: tiles of V, then blocks of rows. */
+/* T: of x; C, Q: an element of V's pages, and four. grid: tiles of V, then the rest. */
 template <typename T, typename C, typename Q>
 __global__ void __launch_bounds__(TILE_THREADS, 3)
 append_runs_kernel(const __grid_constant__ append_args g, const __grid_constant__ append_shape s) {
-    __shared__ union {
-        value_tile<Q> tile;
-        append_place places[BLOCK_ROWS];
-    } shared;
+    __shared__ value_tile<Q> tile;
     const int index = (int)blockIdx.x - s.tiles;
+    const int64_t task = (int64_t)index * (TILE_THREADS / WARP) + threadIdx.x / WARP;
 
     fp8::wait_for_previous();
     fp8::let_next_start();
-    if (index < 0) append_values<T, C>(g, &shared.tile, (int)blockIdx.x, s.slabs);
-    else append_rows<T>(g, s, shared.places, index);
+    if (index < 0) append_values<T, C>(g, &tile, (int)blockIdx.x, s.slabs);
+    else if (task < s.tasks) append_run<T>(g, s, task);
 }
 
 /* ---- launcher ------------------------------------------------------------------------------- */
@@ -300,44 +312,43 @@ bool serves(const fp8_kv_pages *p, const fp8_kv_append *a) {
            p->k_page % UNIT == 0 && p->v_page % UNIT == 0;
 }
 
-append_shape shape_of(const fp8_kv_pages *p, const fp8_kv_batch *b, const fp8_kv_append *a) {
-    const int tiled = b->max_q > FP8_DECODE_ROWS;
-    const int64_t d = p->d_qk > p->d_v ? p->d_qk : p->d_v;
-    append_shape s = {1, {0, 0, 0}, 0, tiled ? BLOCK_ROWS : 1, 1, 0, 1};
+append_shape shape_of(const append_args &g) {
+    const fp8_kv_pages &p = g.pages;
+    const int64_t rows = g.batch.total_q;
+    const int columns = g.a.k.x ? p.num_kv_heads * p.d_v : 0;
+    append_shape s = {1, 0, 0, 0, 0, 0, 1};
 
-    while (s.lanes * UNIT < d) s.lanes *= 2;
+    while (s.lanes * UNIT < p.d_qk) s.lanes *= 2;
     const int at_once = WARP / s.lanes;
-    const int kv = a->k.x ? (p->num_kv_heads + at_once - 1) / at_once : 0;
-    s.chunks[PART_Q] = a->q.x ? (a->num_heads + at_once - 1) / at_once : 0;
-    s.chunks[PART_K] = kv;
-    s.chunks[PART_V] = tiled ? 0 : kv;
-    s.all_chunks = s.chunks[PART_Q] + s.chunks[PART_K] + s.chunks[PART_V];
-    s.blocks_a_row = (s.all_chunks + WARPS - 1) / WARPS;
-    s.slabs = (p->num_kv_heads * p->d_v + TILE_COLUMNS - 1) / TILE_COLUMNS;
-    if (tiled && a->k.x)
-        s.tiles = (int)((b->total_q + TILE_TOKENS - 1) / TILE_TOKENS) * s.slabs;
+    s.q_chunks = g.a.q.x ? (g.a.num_heads + at_once - 1) / at_once : 0;
+    s.chunks = s.q_chunks + (g.a.k.x ? (p.num_kv_heads + at_once - 1) / at_once : 0);
+    if (g.batch.max_q <= FP8_DECODE_ROWS) {
+        s.value_warps = (columns + VALUES - 1) / VALUES;
+        s.tasks = rows * (s.chunks + s.value_warps);
+    } else {
+        s.slabs = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
+        s.tiles = (int)((rows + TILE_TOKENS - 1) / TILE_TOKENS) * s.slabs;
+        s.tasks = (rows + RUN - 1) / RUN * s.chunks;
+    }
     return s;
 }
 
 template <typename T>
 fp8_status launch_append(fp8_device *d, const append_args &g, fp8_launch how) {
-    const append_shape s = shape_of(&g.pages, &g.batch, &g.a);
-    const int64_t rows = s.block_rows == 1
-                             ? g.batch.total_q * s.blocks_a_row
-                             : (g.batch.total_q + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    const int64_t blocks = s.tiles + rows;
+    const append_shape s = shape_of(g);
+    const bool once = g.batch.max_q <= FP8_DECODE_ROWS;
+    const int threads = once ? (int)ONCE_THREADS : (int)TILE_THREADS, warps = threads / WARP;
+    const int64_t blocks = s.tiles + (s.tasks + warps - 1) / warps;
+    const dim3 grid((unsigned)blocks), block((unsigned)threads);
 
-    if (blocks > INT32_MAX)
+    if (s.tasks > INT32_MAX || blocks > INT32_MAX)
         return FP8_FAIL(FP8_EUNSUPPORTED, "append: %lld rows are more than one launch can take",
                         (long long)g.batch.total_q);
-    if (s.block_rows == 1)
-        return fp8::launch("append", append_once_kernel<T>, dim3((unsigned)blocks),
-                           dim3(TILE_THREADS), 0, d, how, g, s);
+    if (once) return fp8::launch("append", append_once_kernel<T>, grid, block, 0, d, how, g, s);
     if (g.pages.dtype == FP8_DTYPE_E4M3)
-        return fp8::launch("append", append_runs_kernel<T, uint8_t, uint32_t>,
-                           dim3((unsigned)blocks), dim3(TILE_THREADS), 0, d, how, g, s);
-    return fp8::launch("append", append_runs_kernel<T, T, uint2>, dim3((unsigned)blocks),
-                       dim3(TILE_THREADS), 0, d, how, g, s);
+        return fp8::launch("append", append_runs_kernel<T, uint8_t, uint32_t>, grid, block, 0, d,
+                           how, g, s);
+    return fp8::launch("append", append_runs_kernel<T, T, uint2>, grid, block, 0, d, how, g, s);
 }
 
 } /* namespace */

@@ -66,12 +66,21 @@ static __device__ __forceinline__ int sequence_of(const append_args &g, int row)
     return count;
 }
 
-/* Where each row of a call is a sequence of its own, its number is the sequence's: a wait less. */
+/* Where each row of a call is a sequence of its own, its number is the sequence's: a wait less, as
+ * the length may be asked for with the starts. */
 static __device__ __forceinline__ append_place place_of_row(const append_args &g, int row) {
-    const int32_t *starts = g.batch.q_starts;
-    if (row < g.batch.num_seqs && starts[row] == row && starts[row + 1] == row + 1)
-        return place_of(g, row, row);
-    return place_of(g, row, sequence_of(g, row));
+    const fp8_kv_batch &b = g.batch;
+    const int guess = row < b.num_seqs ? row : 0;
+    const int begin = b.q_starts[guess], end = b.q_starts[guess + 1];
+    const int64_t key = (int64_t)b.kv_lengths[guess] - 1;
+    append_place p = {(int)key, APPEND_NOWHERE};
+
+    if (guess != row || begin != row || end != row + 1 || b.max_q < 1)
+        return place_of(g, row, sequence_of(g, row));
+    if (key < 0 || key >= b.max_pages << g.page_shift) return p;
+    p.page = b.page_table[row * b.max_pages + (key >> g.page_shift)];
+    if (p.page < 0 || p.page >= g.pages.num_pages) p.page = APPEND_NOWHERE;
+    return p;
 }
 
 static __device__ __forceinline__ int64_t position_of(const append_args &g, int row, int key) {

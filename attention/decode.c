@@ -9,8 +9,16 @@
 #include "attention/decode_impl.h"
 #include "core/log.h"
 
+/* What a build without CUDA has instead: the verdict alone. */
+#if !FP8_CUDA
+static const decode_backend decode_backend_gathered = {
+    FP8_DECODE_GATHERED, "gathered", decode_gathered_check, NULL, NULL, NULL,
+};
+#endif
+
 /* In order of preference. */
 static const decode_backend *const backends[] = {
+    &decode_backend_gathered,
     &decode_backend_cpu,
 };
 enum { NUM_BACKENDS = sizeof backends / sizeof *backends };

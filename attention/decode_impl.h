@@ -46,7 +46,7 @@ extern const decode_backend decode_backend_gathered; /* decode_gathered_cuda.c *
 fp8_status decode_pages_check(const fp8_decode_options *o, const attention_target *t,
                               char about[ATTENTION_REASON_BYTES]); /* decode_pages_check.c */
 fp8_status decode_gathered_check(const fp8_decode_options *o, const attention_target *t,
-                                 char about[ATTENTION_REASON_BYTES]);
+                                 char about[ATTENTION_REASON_BYTES]); /* decode_gathered_check.c */
 
 /* The same attention over K and V packed as [keys, num_kv_heads, d]; of resolved options. */
 fp8_attention_options decode_as_attention(const fp8_decode_options *o);
