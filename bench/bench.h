@@ -58,10 +58,17 @@ typedef struct fp8_bench_block_shape {
     fp8_bench_dtype dtype; /* of the Linears */
 } fp8_bench_block_shape;
 
+/* Of `bench generate`. */
+typedef struct fp8_bench_generate_shape {
+    const char *model; /* a checkpoint */
+    int64_t requests, prompt_least, prompt_most, new_tokens;
+} fp8_bench_generate_shape;
+
 typedef struct fp8_bench_options {
     const char *const *shapes; /* of the benchmark's own form; none = its published list */
     int32_t num_shapes;
     fp8_bench_block_shape block; /* of bench block alone */
+    fp8_bench_generate_shape generate; /* of bench generate alone */
     int64_t rounds; /* times every provider is measured */
     void (*note)(const char *line); /* what is under way; NULL = nobody listens */
     int (*interrupted)(void);       /* nonzero stops with FP8_ECANCELED; NULL = never */
@@ -107,6 +114,12 @@ FP8_NODISCARD fp8_status fp8_bench_quant(fp8_bench_table *out, fp8_device *d,
  * the block, its weights, input and output take. */
 FP8_NODISCARD fp8_status fp8_bench_block(fp8_bench_table *out, fp8_device *d,
                                          const fp8_bench_options *options);
+
+/* Serving: options->generate's requests through an engine (model/engine.h), by what is switched on;
+ * wall time after loading, tokens a second, the bytes a decoding step must read and the rate that
+ * comes to. On the CPU without graphs. */
+FP8_NODISCARD fp8_status fp8_bench_generate(fp8_bench_table *out, fp8_device *d,
+                                            const fp8_bench_options *options);
 
 /* Norm, RoPE, cast and write of new tokens into a paged cache of codes (fp8_kv_append_run), BF16
  * in: bytes a second at 8192 tokens against a copy in the same race, and microseconds for one token

@@ -9,12 +9,14 @@ typedef struct options {
     cli_common common;
     cli_list shapes;
     int64_t rounds, hidden, ffn_hidden, heads, seq, batch;
+    int64_t requests, prompt_least, prompt_most, new_tokens;
     const char *csv, *svg, *dtype;
     int force;
 } options;
 static const options defaults = {.common = CLI_COMMON_DEFAULTS, .rounds = 40, .hidden = 4096,
                                  .ffn_hidden = 16384, .heads = 32, .seq = 256, .batch = 32,
-                                 .dtype = "all"};
+                                 .dtype = "all", .requests = 64, .prompt_least = 32,
+                                 .prompt_most = 128, .new_tokens = 896};
 
 static const cli_option table[] = {
     {"--shape", 0, CLI_LIST, offsetof(options, shapes), "SHAPE", 1, 0,
@@ -29,6 +31,14 @@ static const cli_option table[] = {
     {"--heads", 0, CLI_INT, offsetof(options, heads), "N", 1, 1 << 16, "block: heads"},
     {"--seq", 0, CLI_INT, offsetof(options, seq), "N", 1, 1 << 24, "block: tokens of a sequence"},
     {"--batch", 0, CLI_INT, offsetof(options, batch), "N", 1, 1 << 20, "block: sequences"},
+    {"--requests", 0, CLI_INT, offsetof(options, requests), "N", 1, 1 << 16,
+     "generate: prompts at once"},
+    {"--prompt-least", 0, CLI_INT, offsetof(options, prompt_least), "N", 1, 1 << 24,
+     "generate: tokens of the shortest prompt"},
+    {"--prompt-most", 0, CLI_INT, offsetof(options, prompt_most), "N", 1, 1 << 24,
+     "generate: and of the longest"},
+    {"--new-tokens", 0, CLI_INT, offsetof(options, new_tokens), "N", 1, 1 << 24,
+     "generate: ids made for each"},
     {"--csv", 0, CLI_TEXT, offsetof(options, csv), "FILE", 1, 0, "write the table as CSV too"},
     {"--svg", 0, CLI_TEXT, offsetof(options, svg), "FILE", 1, 0, "and as a chart"},
     {"--force", 0, CLI_FLAG, offsetof(options, force), NULL, 0, 0, "replace these files"},
@@ -45,6 +55,7 @@ static const struct {
     {"quant", fp8_bench_quant},
     {"block", fp8_bench_block},
     {"append", fp8_bench_append},
+    {"generate", fp8_bench_generate},
 };
 enum { NUM_BENCHES = sizeof benches / sizeof *benches };
 
@@ -112,13 +123,19 @@ static fp8_status run(const void *opts, const cli_list *operands) {
                                .rounds = o->rounds, .note = note,
                                .interrupted = cli_interrupted,
                                .block = {o->hidden, o->ffn_hidden, o->heads, o->seq, o->batch,
-                                         FP8_BENCH_ALL}};
+                                         FP8_BENCH_ALL},
+                               .generate = {NULL, o->requests, o->prompt_least, o->prompt_most,
+                                            o->new_tokens}};
     fp8_bench_table t = {0};
     fp8_device *device = NULL;
     fp8_status st, wrote;
     int which = 0;
 
     FP8_TRY(find_bench(&which, operands->items[0]));
+    if ((operands->count == 2) != (benches[which].run == fp8_bench_generate))
+        return FP8_FAIL(FP8_EINVAL, "bench %s: %s", benches[which].name,
+                        operands->count == 2 ? "takes no model" : "needs a model");
+    if (operands->count == 2) bench.generate.model = operands->items[1];
     FP8_TRY(find_dtype(&bench.block.dtype, o->dtype));
     if (o->csv) FP8_TRY(cli_check_output_file(o->csv, o->force));
     if (o->svg) FP8_TRY(cli_check_output_file(o->svg, o->force));
@@ -138,7 +155,7 @@ done:
 const cli_command cli_cmd_bench = {
     .name = "bench",
     .purpose = "time what this library does against its peers",
-    .usage = "attention|flux|linear|linear-large|quant|block [--shape SHAPE]... [options]",
+    .usage = "BENCHMARK [--shape SHAPE]... [options]\n  fp8calib bench generate MODEL [options]",
     .about =
         "Runs each provider on the same random data, in turns, checks what it computed\n"
         "in the same program, and prints medians of CUDA graph replays with the limit\n"
@@ -159,14 +176,17 @@ const cli_command cli_cmd_bench = {
         "             a copy, and us at 64 tokens; SHAPE is part of a line's name\n"
         "  block      a decoder block's forward (LayerNorm, GELU, biases, causal): plain\n"
         "             BF16, fused BF16, FP8, FP8 attention, by --hidden, --ffn-hidden,\n"
-        "             --heads, --seq, --batch\n",
+        "             --heads, --seq, --batch\n"
+        "  append     norm, RoPE, cast and write into a paged cache: GB/s against a copy\n"
+        "  generate   serving MODEL: --requests prompts of --prompt-least to\n"
+        "             --prompt-most tokens, --new-tokens forced ids each\n",
     .examples = "  fp8calib bench attention --csv attention.csv --svg attention.svg\n"
                 "  fp8calib bench attention --shape 1,32,8,128,8192,causal\n",
     .options = table,
     .num_options = sizeof table / sizeof *table,
     .min_operands = 1,
-    .max_operands = 1,
-    .operand = "attention, flux, linear, linear-large, quant or block",
+    .max_operands = 2,
+    .operand = "a benchmark",
     .defaults = &defaults,
     .options_bytes = sizeof defaults,
     .run = run,
