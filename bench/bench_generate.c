@@ -1,12 +1,12 @@
 /* Serving: many prompts at once, a forced number of new tokens, from a checkpoint. Wall time of
- * everything after loading, by what is switched on; each rung's ids are held against the first's. */
+ * all after loading, by what is switched on; each rung's ids are held against the first's. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "bench/bench.h"
-#include "model/engine.h"
+#include "model/model.h"
 
 enum { S, TOKENS_PER_S, PREFILL_MS, STEP_MS, STEP_GB, TB_PER_S, CACHE_GB, READY_S, SAME, COLUMNS };
 static const fp8_bench_column columns[COLUMNS] = {

@@ -192,4 +192,5 @@ const char *fp8_point_name(fp8_point p); /* "qkv_input" */
 #ifdef __cplusplus
 }
 #endif
+#include "model/engine.h" /* many requests at once; stands on all of the above */
 #endif

@@ -1,6 +1,7 @@
 # The installed tree is enough for a stranger's program: examples/fp8_forward.c builds against it
 # through pkg-config and through CMake, as C and (headers) as C++, and runs on an FP8 checkpoint;
-# examples/attention_link.c builds through pkg-config and agrees with the oracle.
+# examples/attention_link.c builds through pkg-config and agrees with the oracle; so do the two that
+# serve, whose requests end as they should.
 set -eu
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -21,6 +22,17 @@ if command -v pkg-config >/dev/null; then
     "$work/attention" cpu >"$work/log"
     grep -q '^cpu: CPU, .*: serves$' "$work/log"
     grep -q '^relative error' "$work/log"
+    for name in batch_generate serve_loop; do
+        cc -std=c11 -D_POSIX_C_SOURCE=200809L -Wall -Werror "$FP8_SOURCE_DIR/examples/$name.c" \
+            -o "$work/$name" $(pkg-config --cflags --libs fp8rt) -lpthread
+    done
+    "$work/batch_generate" "$work/model-FP8" cpu 'Once upon a time' 'The river' >"$work/log"
+    grep -q '^Once upon a time ->.' "$work/log" && grep -q '^The river ->.' "$work/log"
+    "$work/serve_loop" "$work/model-FP8" cpu >"$work/log"
+    [ "$(grep -c ': 24 ids, full$' "$work/log")" = 10 ]
+    grep -q '^request 5: 10 ids, stopped$' "$work/log" # the id that ended it is given
+    grep -q '^request 7: .*, canceled$' "$work/log"
+    grep -q ' 4 of 4 pages free$' "$work/log"
 else
     echo "pkg-config is not installed: that half is left out"
 fi
@@ -32,6 +44,8 @@ project(stranger C)
 find_package(fp8calib 0.1 REQUIRED COMPONENTS rt calib)
 add_executable(stranger $example)
 target_link_libraries(stranger PRIVATE fp8calib::rt)
+add_executable(batch_generate $FP8_SOURCE_DIR/examples/batch_generate.c)
+target_link_libraries(batch_generate PRIVATE fp8calib::rt)
 EOF
 cmake -S "$work/project" -B "$work/project/b" -DCMAKE_PREFIX_PATH="$work/usr" >"$work/log" 2>&1 &&
     cmake --build "$work/project/b" >>"$work/log" 2>&1 || { cat "$work/log"; exit 1; }
