@@ -137,7 +137,7 @@ flash_kernel(const __grid_constant__ flash_params p) {
     if (warpgroup == 0) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0) produce<D, BLOCK_M, AS_IS>(p, s);
-        if (AS_IS && threadIdx.x >= 32) turn_tiles<D>(s, (int32_t)threadIdx.x / 32 - 1);
+        if (AS_IS && threadIdx.x >= 32) turn_tiles<D>(s, (int32_t)threadIdx.x - 32);
     } else {
         registers_grow<CONSUMER_REGISTERS>();
         consume<D>(p, s, warpgroup - 1);
@@ -174,5 +174,5 @@ extern "C" fp8_status attention_flash_launch(const flash_params *p, int32_t d, i
                                              fp8_stream stream) {
     size_t bytes = 0;
     const flash_entry entry = entry_of(d, p->v_as_is, &bytes);
-    return flash_launch("flash attention", entry, blocks, THREADS, bytes, stream, *p, true);
+    return flash_launch("flash attention", entry, blocks, THREADS, bytes, stream, *p);
 }

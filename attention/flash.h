@@ -24,7 +24,7 @@ typedef struct flash_params {
     const float *o_scale;    /* of codes */
     float *lse;              /* NULL: not wanted; so are the two below */
     float *amax_s, *amax_o;  /* 0 when the kernel starts */
-    int32_t *next_item;      /* counter, 0 when the kernel starts */
+    int32_t *next_item;      /* counter, 0 when the kernel starts; NULL: items by their index */
     const int32_t *q_starts, *q_lengths, *kv_starts, *kv_lengths; /* NULL as in the io */
     const float *q_descale, *k_descale, *v_descale; /* of codes */
     int64_t total_q, total_kv;

@@ -179,6 +179,5 @@ extern "C" fp8_status attention_flash16_launch(const flash_params *p, int32_t d,
     size_t bytes = 0;
     const flash_entry entry = entry_of(d, f16, &bytes);
     const unsigned threads = (1 + FLASH16_ROWS(d) / WG_ROWS) * WARPGROUP;
-    return flash_launch("flash attention in 16 bits", entry, blocks, threads, bytes, stream, *p,
-                        true);
+    return flash_launch("flash attention in 16 bits", entry, blocks, threads, bytes, stream, *p);
 }

@@ -65,9 +65,10 @@ static __device__ __forceinline__ void produce_keys(const flash_params &p, flash
     }
 }
 
-static __device__ __forceinline__ int32_t next_index(const flash_params &p) {
+static __device__ __forceinline__ int32_t next_index(const flash_params &p, int32_t index,
+                                                     uint32_t odd) {
     int32_t next = 0;
-    if (threadIdx.x == 0) next = (int32_t)gridDim.x + atomicAdd(p.next_item, 1);
+    if (threadIdx.x == 0) next = item_after<true>(p, index, odd);
     return __shfl_sync(0xffffffffu, next, 0);
 }
 
@@ -76,7 +77,9 @@ template <int D>
 static __device__ void produce16(const flash_params &p, flash16_shared<D> &s) {
     uint32_t tile = 0, q_parity = 0, tail_parity = 0;
 
-    for (int32_t index = blockIdx.x; index < p.num_items; index = next_index(p)) {
+    dependents_launch();
+    for (int32_t index = blockIdx.x; index < p.num_items;
+         index = next_index(p, index, q_parity ^ 1)) {
         const flash_item it =
             find_item<flash16_shape<D>::ROWS, flash16_shape<D>::KEYS>(p, index);
         if (it.rows <= 0) continue;

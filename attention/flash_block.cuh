@@ -33,7 +33,8 @@ struct flash_shape {
  * AS_IS: V comes as it lies, like K, and this block turns it: flash_turn.cuh. */
 template <int D, bool AS_IS>
 struct flash_shared {
-    static constexpr int STAGES = AS_IS ? 2 : flash_shape<D>::STAGES;
+    static constexpr bool BY_INDEX = true; /* items without a counter too */
+    static constexpr int STAGES = AS_IS && D == 256 ? 2 : flash_shape<D>::STAGES;
     alignas(1024) uint8_t q[BLOCK_M * D];
     alignas(1024) uint8_t k[STAGES][BLOCK_N * D];
     alignas(1024) uint8_t v[STAGES][D * BLOCK_N];

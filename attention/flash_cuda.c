@@ -32,6 +32,7 @@ typedef struct flash_state {
     int32_t num_sms;
     int is_16;
     int wide; /* flash_wide.cu */
+    int is_static; /* items of alike lengths, given out by their index: no launch before */
     flash_places places;
     flash_operands mapped;   /* of the maps in params: those of the last run */
     flash_params params;     /* what every run has in common */
@@ -148,6 +149,16 @@ done:
     return st;
 }
 
+/* Nothing to do before the attention: no codes to make, no amax to clear, and items that need no
+ * counter: none is shorter than the plan says, none is long, and there is one band of them. */
+static int is_static(const flash_params *a, const flash_prologue *p,
+                     const fp8_attention_options *o) {
+    for (int i = 0; i < 3; i++)
+        if (p->x[i].blocks > 0) return 0;
+    return !o->want_amax && !o->padding && !fp8_attention_layout_is_packed(o->layout) &&
+           a->band == a->units && o->max_kv <= FLASH_STATIC_KEYS;
+}
+
 static fp8_status flash_open(fp8_attention_plan *p) {
     const fp8_attention_options *o = &p->options;
     flash_state *f = calloc(1, sizeof *f);
@@ -159,10 +170,11 @@ static fp8_status flash_open(fp8_attention_plan *p) {
     f->wide = flash_wide_rows(o) > 0;
     fill_params(&f->params, o);
     fill_prologue(&f->prologue, o);
-    FP8_TRY(place_parts(&f->places, &f->prologue, o));
+    f->is_static = is_static(&f->params, &f->prologue, o);
     FP8_TRY_CUDA(cudaSetDevice(fp8_device_index(p->device)));
     FP8_TRY_CUDA(cudaDeviceGetAttribute(&f->num_sms, cudaDevAttrMultiProcessorCount,
                                         fp8_device_index(p->device)));
+    FP8_TRY(place_parts(&f->places, &f->prologue, o));
     if (f->is_16) FP8_TRY(attention_flash16_prepare(o->d_v, o->q_dtype == FP8_DTYPE_F16));
     else if (f->wide) FP8_TRY(attention_flash_wide_prepare(o->d_v));
     else FP8_TRY(attention_flash_prepare(o->d_v, f->params.v_as_is));
@@ -368,12 +380,13 @@ static fp8_status flash_run(fp8_attention_plan *plan, const fp8_attention_io *io
 
     FP8_TRY(check_io(io));
     bind_run(f, &f->params, &p, o, io, base);
+    if (f->is_static) f->params.next_item = NULL;
     if (f->params.num_items == 0) { /* amax is written all the same */
         memset(p.x, 0, sizeof p.x);
         return attention_flash_prologue(&p, stream);
     }
     FP8_TRY(refresh_maps(f, &p, o, io, base));
-    FP8_TRY(attention_flash_prologue(&p, stream));
+    if (!f->is_static) FP8_TRY(attention_flash_prologue(&p, stream));
     if (f->is_16)
         FP8_TRY(attention_flash16_launch(&f->params, o->d_v, o->q_dtype == FP8_DTYPE_F16, blocks,
                                          stream));

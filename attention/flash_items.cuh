@@ -81,6 +81,17 @@ static __device__ flash_item find_item(const flash_params &p, int32_t index) {
     return it;
 }
 
+/* The item after a block's item `index`, its own of an odd or an even round: from the counter;
+ * without one (BY_INDEX), every other round of the grid in reverse, so that under a causal mask,
+ * longest first, all blocks get as much. */
+template <bool BY_INDEX>
+static __device__ __forceinline__ int32_t item_after(const flash_params &p, int32_t index,
+                                                     uint32_t odd) {
+    const int32_t blocks = (int32_t)gridDim.x, block = (int32_t)blockIdx.x;
+    if (!BY_INDEX || p.next_item) return blocks + atomicAdd(p.next_item, 1);
+    return index + 1 + 2 * (odd ? block : blocks - 1 - block);
+}
+
 /* ---- rings ----------------------------------------------------------------------------------- */
 
 /* A place in a ring of stages, and the parity of its current round. */

@@ -25,12 +25,12 @@ done:
     return st;
 }
 
-/* dependent: the kernel may start while the one before it on the stream ends (programmatic
- * dependent launch); it waits for that one's results itself, dependencies_wait(). */
+/* The kernel may start while the one before it on the stream ends, whosever that is (programmatic
+ * dependent launch): before its first access to global memory it waits, dependencies_wait(). */
 template <typename P>
 static fp8_status flash_launch(const char *name, void (*kernel)(const P), int64_t blocks,
-                               unsigned threads, size_t shared, fp8_stream stream, const P &p,
-                               bool dependent) {
+                               unsigned threads, size_t shared, fp8_stream stream,
+                               const P &p) {
     cudaLaunchAttribute how = {};
     cudaLaunchConfig_t config = {};
     fp8_status st = FP8_OK;
@@ -42,7 +42,7 @@ static fp8_status flash_launch(const char *name, void (*kernel)(const P), int64_
     config.dynamicSmemBytes = shared;
     config.stream = stream;
     config.attrs = &how;
-    config.numAttrs = dependent ? 1 : 0;
+    config.numAttrs = 1;
     FP8_TRY_CUDA(cudaLaunchKernelEx(&config, kernel, p));
     st = fp8_cuda_launched(name, stream);
 done:

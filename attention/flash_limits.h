@@ -18,7 +18,8 @@ enum {
     FLASH_WIDE_ITEMS = 132,     /* and these tiles of queries, one a multiprocessor */
     FLASH_WIDE_STEP = 64,       /* its keys a step */
     FLASH_PROMOTE_KEYS = 256,   /* its default between promotions */
-    FLASH_AS_IS_READS = 4       /* of V, up to which it is not transposed before */
+    FLASH_STATIC_KEYS = 2048,   /* up to which items need no counter */
+    FLASH_AS_IS_READS = 8       /* of V, up to which it is not transposed before */
 };
 
 /* In 16 bits: keys and query rows of a tile (measured: docs/NOTES.md). */
@@ -31,13 +32,6 @@ static inline int flash_is_16(const fp8_attention_options *o) {
            o->quantize == FP8_QUANTIZE_NOT;
 }
 
-/* V in codes is turned where it is used, not in a pass of its own: it is read few times. */
-static inline int flash_v_as_is(const fp8_attention_options *o) {
-    return o->kv_dtype == FP8_DTYPE_E4M3 &&
-           (o->max_q + FLASH_BLOCK_M - 1) / FLASH_BLOCK_M * (o->num_heads / o->num_kv_heads) <=
-               FLASH_AS_IS_READS;
-}
-
 /* Query rows of a tile of flash_wide.cu, 0 when another kernel serves: short sequences, 16 bits, or
  * what it does not do: amax, LSE (its sums are of the rounded p), promotion but at d 64. */
 static inline int32_t flash_wide_rows(const fp8_attention_options *o) {
@@ -46,5 +40,14 @@ static inline int32_t flash_wide_rows(const fp8_attention_options *o) {
     if (o->d_v > 64 && o->precision != FP8_ATTENTION_FAST) return 0;
     if (o->max_q < FLASH_WIDE_QUERIES || o->max_kv < FLASH_WIDE_KEYS) return 0;
     return (o->max_q + rows - 1) / rows * o->num_heads * o->num_seqs < FLASH_WIDE_ITEMS ? 0 : rows;
+}
+
+/* V in codes is turned where it is used, not in a pass of its own: it is read few times, under a
+ * causal mask by half of the queries. */
+static inline int flash_v_as_is(const fp8_attention_options *o) {
+    const int halved = o->mask == FP8_MASK_CAUSAL || o->mask == FP8_MASK_CAUSAL_BOTTOM_RIGHT;
+    return o->kv_dtype == FP8_DTYPE_E4M3 && flash_wide_rows(o) == 0 &&
+           (o->max_q + FLASH_BLOCK_M - 1) / FLASH_BLOCK_M * (o->num_heads / o->num_kv_heads) <=
+               (halved ? 2 : 1) * FLASH_AS_IS_READS;
 }
 #endif

@@ -17,10 +17,11 @@ static __device__ void produce(const flash_params &p, SHARED &s) {
     ring_place place = {0, 0};
     uint32_t q_parity = 0, v_parity = 0;
 
+    dependents_launch();
     for (int32_t index = blockIdx.x, next; ; index = next) {
         const bool more = index < p.num_items;
         flash_item it = {};
-        next = more ? (int32_t)gridDim.x + atomicAdd(p.next_item, 1) : 0;
+        next = more ? item_after<SHARED::BY_INDEX>(p, index, q_parity) : 0;
         if (more) {
             it = find_item<ROWS, BLOCK_N>(p, index);
             if (it.rows <= 0) continue;

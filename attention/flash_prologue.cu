@@ -276,6 +276,7 @@ static __global__ void __launch_bounds__(BEGIN_THREADS)
 begin_kernel(const __grid_constant__ flash_prologue p) {
 #if FLASH_SM90
     dependents_launch();
+    dependencies_wait();
     begin_run(p);
     for (int x = 0; x < 3; x++)
         for (int32_t i = (int32_t)threadIdx.x; p.x[x].amax && i < p.num_descales;
@@ -346,13 +347,11 @@ extern "C" fp8_status attention_flash_prologue(const flash_prologue *p, fp8_stre
     }
     if (observed > 0 || blocks == 0)
         FP8_TRY(flash_launch("flash attention, begin", begin_kernel, 1, BEGIN_THREADS, 0, stream,
-                             *p, false));
+                             *p));
     if (observed > 0)
-        FP8_TRY(flash_launch("flash attention, amax", observe, observed, threads, 0, stream, *p,
-                             true));
+        FP8_TRY(flash_launch("flash attention, amax", observe, observed, threads, 0, stream, *p));
     if (blocks > 0)
-        FP8_TRY(flash_launch("flash attention, prologue", make, blocks, threads, 0, stream, *p,
-                             observed > 0));
+        FP8_TRY(flash_launch("flash attention, prologue", make, blocks, threads, 0, stream, *p));
 done:
     return st;
 }

@@ -6,7 +6,11 @@
 #include "attention/flash_block.cuh"
 #include "attention/flash_items.cuh"
 
-enum { TURN_WARPS = 3 }; /* of the producer's four */
+enum {
+    TURN_WARPS = 3,        /* of the producer's four */
+    TURN_BATCH = 4,        /* blocks of 32 keys under way at once */
+    TURN_WARPS_BARRIER = 3 /* after flash.cu's */
+};
 
 /* Four 8 x 8 matrices of 16 bits, transposed: lane l gives the address of row l % 8 of matrix
  * l / 8, and gets of each matrix the elements (2 (l % 4), l / 4) and (2 (l % 4) + 1, l / 4). */
@@ -25,38 +29,53 @@ static __device__ __forceinline__ void store_matrices(uint32_t address, uint32_t
                  : "memory");
 }
 
-/* 32 keys by 16 columns: a 16-bit element is two columns of a key, so what comes turned has two
- * keys of two columns in a word; bytes 0 and 2 of it are of the even column. Keys from `end` become
- * 0, whatever lies there: their p of 0 would make NaN of NaN. */
+/* Keys from `end` of a tile become 0, whatever lies there: their p of 0 would make NaN of NaN. */
 template <int D>
-static __device__ __forceinline__ void turn_unit(uint8_t *to, const uint8_t *from, int32_t keys,
-                                                 int32_t columns, int32_t end) {
-    constexpr int ROW_BYTES = flash_shape<D>::ROW_BYTES;
-    const int32_t lane = threadIdx.x % 32, key = keys + lane;
-    const int32_t block = columns / ROW_BYTES, chunk = columns % ROW_BYTES / 16;
-    const int32_t swizzle = ROW_BYTES == 128 ? key % 8 : key / 2 % 4;
-    const int32_t column = columns + lane % 8 * 2 + lane / 8 % 2; /* even, odd, even, odd */
-    const int32_t half = keys / 16 + lane / 16;
-    uint32_t x[4];
-
-    load_turned(x, shared_address(from + (block * BLOCK_N + key) * ROW_BYTES +
-                                  (chunk ^ swizzle) * 16));
-    if (keys + 32 > end) {
-#pragma unroll
-        for (int m = 0; m < 4; m++) {
-            const int32_t first = keys + 8 * m + lane % 4 * 2;
-            x[m] &= (first < end ? 0xffffu : 0) | (first + 1 < end ? 0xffff0000u : 0);
-        }
+static __device__ __forceinline__ void clear_keys(uint8_t *tile, int32_t end, int32_t thread) {
+    constexpr int ROW_BYTES = flash_shape<D>::ROW_BYTES, VECTORS = ROW_BYTES / 16;
+    for (int b = 0; b < flash_shape<D>::COLUMN_BLOCKS; b++) {
+        uint4 *rows = reinterpret_cast<uint4 *>(tile + b * BLOCK_N * ROW_BYTES);
+        for (int32_t i = end * VECTORS + thread; i < BLOCK_N * VECTORS; i += TURN_WARPS * 32)
+            rows[i] = make_uint4(0, 0, 0, 0);
     }
-    store_matrices(shared_address(to + column * BLOCK_N + (half ^ column % 8) * 16),
-                   __byte_perm(x[0], x[1], 0x6420), __byte_perm(x[0], x[1], 0x7531),
-                   __byte_perm(x[2], x[3], 0x6420), __byte_perm(x[2], x[3], 0x7531));
+    named_sync(TURN_WARPS_BARRIER, TURN_WARPS * 32);
 }
 
-/* Warps 0 .. TURN_WARPS - 1: every tile that comes, until there are no more. */
+/* All keys by 16 columns, 32 keys at a time, TURN_BATCH of these under way at once: a 16-bit
+ * element is two columns of a key, so what comes turned has two keys of two columns in a word;
+ * bytes 0 and 2 of it are of the even column. 32 keys on is the same swizzle in V, and in V^T two
+ * 16-byte chunks on. */
+template <int D>
+static __device__ __forceinline__ void turn_columns(uint8_t *to, const uint8_t *from,
+                                                    int32_t columns) {
+    constexpr int ROW_BYTES = flash_shape<D>::ROW_BYTES, UNITS = BLOCK_N / 32;
+    const int32_t lane = threadIdx.x % 32;
+    const int32_t block = columns / ROW_BYTES, chunk = columns % ROW_BYTES / 16;
+    const int32_t swizzle = ROW_BYTES == 128 ? lane % 8 : lane / 2 % 4;
+    const int32_t column = columns + lane % 8 * 2 + lane / 8 % 2; /* even, odd, even, odd */
+    const uint32_t source = shared_address(from + (block * BLOCK_N + lane) * ROW_BYTES +
+                                           (chunk ^ swizzle) * 16);
+    const uint32_t target =
+        shared_address(to + column * BLOCK_N + (lane / 16 ^ column % 8) * 16);
+
+#pragma unroll
+    for (int u = 0; u < UNITS; u += TURN_BATCH) {
+        uint32_t x[TURN_BATCH][4];
+#pragma unroll
+        for (int i = 0; i < TURN_BATCH; i++)
+            load_turned(x[i], source + (u + i) * 32 * ROW_BYTES);
+#pragma unroll
+        for (int i = 0; i < TURN_BATCH; i++)
+            store_matrices(target ^ (u + i) * 32, __byte_perm(x[i][0], x[i][1], 0x6420),
+                           __byte_perm(x[i][0], x[i][1], 0x7531),
+                           __byte_perm(x[i][2], x[i][3], 0x6420),
+                           __byte_perm(x[i][2], x[i][3], 0x7531));
+    }
+}
+
+/* TURN_WARPS warps, threads from 0: every tile that comes, until there are no more. */
 template <int D, class SHARED>
-static __device__ void turn_tiles(SHARED &s, int32_t warp) {
-    constexpr int UNITS = BLOCK_N / 32 * (D / 16);
+static __device__ void turn_tiles(SHARED &s, int32_t thread) {
     ring_place place = {0, 0};
 
     for (uint32_t parity = 0; ; parity ^= 1) {
@@ -64,9 +83,10 @@ static __device__ void turn_tiles(SHARED &s, int32_t warp) {
         const int32_t end = s.v_keys;
         if (end < 0) return;
         barrier_wait(&s.v_empty[place.stage], place.parity ^ 1);
-        for (int32_t i = warp; i < UNITS; i += TURN_WARPS)
-            turn_unit<D>(s.v[place.stage], s.as_is, i % (BLOCK_N / 32) * 32,
-                         i / (BLOCK_N / 32) * 16, end);
+        if (end < BLOCK_N) clear_keys<D>(s.as_is, end, thread);
+#pragma unroll 1 /* registers are few */
+        for (int32_t i = thread / 32; i < D / 16; i += TURN_WARPS)
+            turn_columns<D>(s.v[place.stage], s.as_is, 16 * i);
         proxy_fence(); /* products read what was stored */
         release(&s.v_turned);
         release(&s.v_full[place.stage]);

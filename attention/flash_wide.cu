@@ -48,6 +48,7 @@ struct wide_shape {
 /* As flash_shared. ones: 8 rows of a right operand. */
 template <int D>
 struct wide_shared {
+    static constexpr bool BY_INDEX = false; /* there is a launch before, and a counter */
     static constexpr int STAGES = wide_shape<D>::STAGES;
     alignas(1024) uint8_t q[wide_shape<D>::ROWS * D];
     alignas(1024) uint8_t k[STAGES][BLOCK_N * D];
@@ -187,6 +188,5 @@ extern "C" fp8_status attention_flash_wide_prepare(int32_t d) {
 extern "C" fp8_status attention_flash_wide_launch(const flash_params *p, int32_t d, int32_t blocks,
                                                   fp8_stream stream) {
     const wide_entry e = entry_of(d);
-    return flash_launch("flash attention, wide", e.kernel, blocks, e.threads, e.bytes, stream, *p,
-                        true);
+    return flash_launch("flash attention, wide", e.kernel, blocks, e.threads, e.bytes, stream, *p);
 }
