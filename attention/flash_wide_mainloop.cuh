@@ -189,7 +189,7 @@ static __device__ __forceinline__ void attend_wide(float (&t)[D / 2], wide_rows 
         release(&s.k_empty[last.stage]);
         if (i == 0) release(&s.q_empty);
         mask_step(scores, it, clear, 2 * i);
-        grows = softmax_wide(low, scores, rows, it.factor, alpha);
+        grows = softmax_of<D>(low, scores, rows, it.factor, alpha);
         products_wait<0>(); /* T */
         pin(t);
         pin(part);
@@ -211,7 +211,7 @@ static __device__ __forceinline__ void attend_wide(float (&t)[D / 2], wide_rows 
         products_wait<1>();
         pin(scores);
         mask_step(scores, it, clear, 2 * i - 1);
-        grows = softmax_wide(high, scores, rows, it.factor, alpha);
+        grows = softmax_of<D>(high, scores, rows, it.factor, alpha);
         products_wait<0>();
         pin(t);
         pin(part);

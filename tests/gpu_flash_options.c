@@ -287,12 +287,33 @@ static void test_wide(fp8_device *gpu) {
         if (i % 2) o.layout = FP8_LAYOUT_BSHD_BSHD_BSHD;
         o.padding = i % 2 && i % 4 == 1;
         o.granularity = FP8_DESCALE_BATCH_HEAD;
+        if (i % 4 == 2) o.scale = 8.0f / sqrtf((float)o.d_v); /* maxima that rise again and again */
         set_mask(&o, i / 3 % 5, &seed);
         check_case = "wide";
         CHECK(flash_wide_rows(&o) > 0);
         fprintf(stderr, "wide: d %d, mask %d, promoted every %d keys: relative L2 %.2e\n", o.d_v,
                 i / 3 % 5, o.precision == FP8_ATTENTION_FAST ? -1 : o.promote_keys,
                 check_options(gpu, &o, seed));
+    }
+}
+
+/* Nothing but O wanted, all sequences of the plan's lengths: one launch, items by their index;
+ * fewer and more of them than blocks, V turned in the kernel and before it. */
+static void test_short(fp8_device *gpu) {
+    static const int32_t sizes[] = {64, 128, 256};
+    for (int i = 0; i < 36; i++) {
+        uint64_t seed = (uint64_t)i * 17 + 5;
+        const int32_t tokens = (int32_t)SWEEP_PICK(&seed, 1, 128, 300, 512, 1000, 1025);
+        fp8_attention_options o =
+            base_options(tokens > 512 ? 12 : 20, 4, sizes[i % 3], 4, tokens,
+                         tokens + sweep_below(&seed, 140), i % 4 == 3 ? BF16 : E4M3,
+                         (fp8_dtype)SWEEP_PICK(&seed, BF16, E4M3));
+        o.want_lse = o.want_amax = 0;
+        o.layout = i % 2 ? FP8_LAYOUT_BSHD_BSHD_BSHD : FP8_LAYOUT_SBHD_SBHD_SBHD;
+        set_mask(&o, i / 3 % 5, &seed);
+        check_case = "short";
+        fprintf(stderr, "short: d %d, mask %d, %d tokens: relative L2 %.2e\n", o.d_v, i / 3 % 5,
+                tokens, check_options(gpu, &o, seed));
     }
 }
 
@@ -474,6 +495,7 @@ int main(int argc, char **argv) {
     }
     test_refusals(gpu);
     test_nothing(gpu);
+    if (!quick) test_short(gpu);
     test_types(gpu);
     test_layouts(gpu);
     test_lies(gpu);
