@@ -239,6 +239,14 @@ FP8_NODISCARD fp8_status fp8_rounding_create(fp8_rounding **out, fp8_model *m,
                                              const fp8_calib_options *calib,
                                              const fp8_export_options *options,
                                              const fp8_rounding_options *how);
+/* Codes by plain rounding, with the scales of least squared error of the weights instead of those
+ * of amax: of amax * 2^(i/16), i = 0 .. 15, each for all that share it (tensors of a group, a
+ * channel, a square); nothing is clipped. Host. What does not take part: with scheme BLOCK weights
+ * kept [in, out]. FP8_EINVAL: scheme NONE. */
+FP8_NODISCARD fp8_status fp8_rounding_search(fp8_rounding **out, fp8_device *d,
+                                             const fp8_model_config *config,
+                                             const fp8_checkpoint *source, const fp8_record *record,
+                                             const fp8_export_options *options);
 void fp8_rounding_destroy(fp8_rounding *r); /* NULL is fine */
 /* Mean over the weights of (loss of rounding) / (loss of rounding the same weights plainly). */
 double fp8_rounding_loss(const fp8_rounding *r);

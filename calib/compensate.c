@@ -362,6 +362,33 @@ done:
     return st != FP8_OK ? st : removed;
 }
 
+fp8_status fp8_rounding_search(fp8_rounding **out, fp8_device *d, const fp8_model_config *config,
+                               const fp8_checkpoint *source, const fp8_record *record,
+                               const fp8_export_options *options) {
+    fp8_compensation j = {.d = d, .source = source, .options = options, .config = config};
+    fp8_status st = FP8_OK;
+
+    *out = NULL;
+    if (options->scheme == FP8_SCHEME_NONE)
+        return FP8_FAIL(FP8_EINVAL, "scales of weights: scheme none quantizes none");
+    FP8_TRY(fp8_points_create(&j.points, config, source));
+    FP8_TRY(fp8_weights_of_model(&j.weights, &j.points, source));
+    FP8_TRY(fp8_weights_keep(&j.weights, options->keep, options->num_keep));
+    FP8_TRY(create_result(&j, record));
+    for (int64_t begin = 0, end; begin < j.weights.count; begin = end) {
+        const fp8_weight *w = &j.weights.data[begin];
+        end = fp8_weights_group_end(&j.weights, begin);
+        if (w->keep || (options->scheme == FP8_SCHEME_BLOCK && w->in_out)) continue;
+        FP8_TRY(fp8_compensation_nearest(&j, begin, end));
+    }
+    *out = j.out;
+    j.out = NULL;
+done:
+    drop(&j);
+    fp8_rounding_destroy(j.out);
+    return st;
+}
+
 void fp8_rounding_destroy(fp8_rounding *r) {
     if (!r) return;
     for (int64_t i = 0; r->weights && i < r->count; i++) {

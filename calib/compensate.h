@@ -80,6 +80,10 @@ FP8_NODISCARD fp8_status fp8_compensation_round(fp8_compensation *j, int64_t beg
                                                 const fp8_gptq *gptq, const fp8_ridge *ridge,
                                                 float input_descale);
 
+/* Weights [begin, end), one group, into j->out: rounded to nearest by the scale of least squared
+ * error, of amax * 2^(i/16), i = 0 .. 15, each for what shares it. */
+FP8_NODISCARD fp8_status fp8_compensation_nearest(fp8_compensation *j, int64_t begin, int64_t end);
+
 /* Scales of Q, K and V in the layer, as the quantized model has them, into it and into j->out. */
 FP8_NODISCARD fp8_status fp8_compensation_kv(fp8_compensation *j);
 #endif

@@ -7,6 +7,7 @@
 #include "calib/turn.h"
 #include "core/half.h"
 #include "core/log.h"
+#include "quant/cast.h"
 
 static float element(const fp8_tensor *t, int64_t i) {
     const unsigned char *p = t->data;
@@ -130,45 +131,65 @@ static fp8_status group_scale(group *g, const fp8_compensation *j) {
     return FP8_OK;
 }
 
-/* Weight i of the group into j->out, as it lies on disk, and into the quantized model. */
+/* Codes [out, in] of weight i into j->out, as the tensor lies on disk. Takes `codes`. */
+static fp8_status group_keep(const group *g, fp8_compensation *j, int64_t i, uint8_t *codes,
+                             const fp8_gptq_scales *s) {
+    const fp8_weight *w = &j->weights.data[g->begin + i];
+    const int64_t rows = w->channels, n = rows * g->in;
+    const int64_t count = spans(rows, s->row_span) * spans(g->in, s->col_span);
+    fp8_rounded *out = &j->out->weights[g->begin + i];
+
+    out->codes = codes;
+    out->descales = malloc((size_t)count * sizeof *out->descales);
+    if (!out->descales) return FP8_FAIL(FP8_ENOMEM, "'%s.weight'", w->name);
+    memcpy(out->descales, s->descales, (size_t)count * sizeof *out->descales);
+    if (!w->in_out) return FP8_OK;
+    out->codes = malloc((size_t)n + 1);
+    for (int64_t k = 0; out->codes && k < n; k++)
+        out->codes[k % g->in * rows + k / g->in] = codes[k];
+    free(codes);
+    return out->codes ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "'%s.weight'", w->name);
+}
+
+/* The scales of weight i, which begin at `at`. */
+static fp8_gptq_scales group_scales(const group *g, const fp8_compensation *j, int64_t i,
+                                    int64_t at) {
+    const int64_t rows = j->weights.data[g->begin + i].channels;
+    return (fp8_gptq_scales){g->scales + at, g->descales + at,
+                             g->grid.row_span ? g->grid.row_span : rows, g->grid.col_span};
+}
+
+/* Where those of the next one begin. */
+static int64_t group_next(const group *g, const fp8_compensation *j, int64_t i, int64_t at) {
+    if (!g->grid.row_span) return 0;
+    return at + spans(j->weights.data[g->begin + i].channels, g->grid.row_span) *
+                    spans(g->in, g->grid.col_span);
+}
+
+/* Weight i of the group into j->out and into the quantized model. */
 static fp8_status group_round(const group *g, fp8_compensation *j, const fp8_gptq *gptq, int64_t i,
                               int64_t at, float input_descale) {
     const fp8_weight *w = &j->weights.data[g->begin + i];
-    const int64_t rows = w->channels, n = rows * g->in;
-    const int64_t row_span = g->grid.row_span ? g->grid.row_span : rows;
-    const int64_t count = spans(rows, row_span) * spans(g->in, g->grid.col_span);
-    const fp8_gptq_scales s = {g->scales + at, g->descales + at, row_span, g->grid.col_span};
-    fp8_rounded *out = &j->out->weights[g->begin + i];
-    uint8_t *codes = malloc((size_t)n + 1);
+    const fp8_gptq_scales s = group_scales(g, j, i, at);
+    const fp8_rounded *out = &j->out->weights[g->begin + i];
+    uint8_t *codes = malloc((size_t)(w->channels * g->in) + 1);
     double loss[2];
     fp8_status st = FP8_OK;
 
-    out->descales = malloc((size_t)count * sizeof *out->descales);
-    if (!codes || !out->descales) {
-        st = FP8_FAIL(FP8_ENOMEM, "'%s.weight'", w->name);
+    if (!codes) return FP8_FAIL(FP8_ENOMEM, "'%s.weight'", w->name);
+    st = fp8_gptq_round(codes, loss, gptq, g->w[i], w->channels, &s, fp8_device_pool(j->d));
+    if (st != FP8_OK) {
+        free(codes);
         goto done;
     }
-    memcpy(out->descales, s.descales, (size_t)count * sizeof *out->descales);
-    FP8_TRY(fp8_gptq_round(codes, loss, gptq, g->w[i], rows, &s, fp8_device_pool(j->d)));
-    out->codes = codes;
-    codes = NULL;
-    if (w->in_out) {
-        codes = out->codes;
-        out->codes = malloc((size_t)n + 1);
-        for (int64_t k = 0; out->codes && k < n; k++)
-            out->codes[k % g->in * rows + k / g->in] = codes[k];
-        if (!out->codes) st = FP8_FAIL(FP8_ENOMEM, "'%s.weight'", w->name);
-    }
-    if (st == FP8_OK)
-        FP8_TRY(fp8_model_set_codes(j->models[FP8_CODED], j->plain,
-                                    &j->points.linears[g->begin + i], out->codes, out->descales,
-                                    input_descale));
+    FP8_TRY(group_keep(g, j, i, codes, &s));
+    FP8_TRY(fp8_model_set_codes(j->models[FP8_CODED], j->plain, &j->points.linears[g->begin + i],
+                                out->codes, out->descales, input_descale));
     if (loss[0] > 0) j->out->loss += loss[1] / loss[0];
     j->out->num_rounded++;
     fp8_log(FP8_LOG_INFO, "%s: the loss of rounding is %.3f of plain rounding's", w->name,
             loss[0] > 0 ? loss[1] / loss[0] : 1);
 done:
-    free(codes);
     return st;
 }
 
@@ -184,9 +205,109 @@ fp8_status fp8_compensation_round(fp8_compensation *j, int64_t begin, int64_t en
     FP8_TRY(group_scale(&g, j));
     for (int64_t i = 0; i < end - begin; i++) {
         FP8_TRY(group_round(&g, j, gptq, i, at, input_descale));
-        if (g.grid.row_span)
-            at += spans(j->weights.data[begin + i].channels, g.grid.row_span) *
-                  spans(g.in, g.grid.col_span);
+        at = group_next(&g, j, i, at);
+    }
+done:
+    group_free(&g);
+    return st;
+}
+
+/* ---- scales of least error, and no more ------------------------------------------------------ */
+
+enum { CANDIDATES = 16 }; /* amax * 2^(i/16): an octave further E4M3 rounds alike */
+
+typedef struct search_job {
+    const group *g;
+    const fp8_compensation *j;
+    int64_t num_scales;
+    double *errors; /* [CANDIDATES][num_scales] */
+} search_job;
+
+static fp8_scale candidate(const search_job *s, int64_t scale, int64_t i) {
+    const double amax = (double)(s->g->descales[scale] * FP8_E4M3_MAX);
+    return fp8_weight_scale_of((float)(amax * exp2((double)i / CANDIDATES)),
+                               s->j->options->ue8m0);
+}
+
+static double segment_error(const float *w, int64_t n, fp8_scale s) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const uint8_t code = fp8_from_f32(FP8_DTYPE_E4M3, w[i] * s.scale);
+        const double e = (double)w[i] - (double)(fp8_to_f32(FP8_DTYPE_E4M3, code) * s.descale);
+        if (isfinite(e)) sum += e * e;
+    }
+    return sum;
+}
+
+/* What candidate c of every scale of the group costs. */
+static void measure(const search_job *s, int64_t c) {
+    const group *g = s->g;
+
+    for (int64_t i = 0, at = 0; i < g->end - g->begin; at = group_next(g, s->j, i++, at)) {
+        const fp8_gptq_scales grid = group_scales(g, s->j, i, at);
+        const int64_t across = spans(g->in, grid.col_span);
+        for (int64_t r = 0; r < s->j->weights.data[g->begin + i].channels; r++)
+            for (int64_t k = 0; k < g->in; k += grid.col_span) {
+                const int64_t scale = at + r / grid.row_span * across + k / grid.col_span;
+                const int64_t n = g->in - k < grid.col_span ? g->in - k : grid.col_span;
+                s->errors[c * s->num_scales + scale] +=
+                    segment_error(g->w[i] + r * g->in + k, n, candidate(s, scale, c));
+            }
+    }
+}
+
+static fp8_status measure_candidates(void *ctx, int64_t begin, int64_t end, int32_t worker) {
+    (void)worker;
+    for (int64_t c = begin; c < end; c++) measure(ctx, c);
+    return FP8_OK;
+}
+
+static fp8_status group_search(group *g, const fp8_compensation *j) {
+    search_job s = {.g = g, .j = j, .num_scales = 1};
+    fp8_status st = FP8_OK;
+
+    for (int64_t i = 0, at = 0; g->grid.row_span && i < g->end - g->begin; i++)
+        s.num_scales = at = group_next(g, j, i, at);
+    s.errors = calloc((size_t)(CANDIDATES * s.num_scales), sizeof *s.errors);
+    if (!s.errors) return FP8_FAIL(FP8_ENOMEM, "%lld scales", (long long)s.num_scales);
+    FP8_TRY(fp8_parallel_for(fp8_device_pool(j->d), CANDIDATES, 1, measure_candidates, &s));
+    for (int64_t i = 0; i < s.num_scales; i++) {
+        int64_t best = 0;
+        for (int64_t c = 1; c < CANDIDATES; c++)
+            if (s.errors[c * s.num_scales + i] < s.errors[best * s.num_scales + i]) best = c;
+        const fp8_scale x = candidate(&s, i, best);
+        g->scales[i] = x.scale;
+        g->descales[i] = x.descale;
+    }
+done:
+    free(s.errors);
+    return st;
+}
+
+static uint8_t *plain_codes(const group *g, const fp8_weight *w, int64_t i,
+                            const fp8_gptq_scales *s) {
+    const int64_t across = spans(g->in, s->col_span);
+    uint8_t *codes = malloc((size_t)(w->channels * g->in) + 1);
+
+    for (int64_t k = 0; codes && k < w->channels * g->in; k++) {
+        const int64_t at = k / g->in / s->row_span * across + k % g->in / s->col_span;
+        codes[k] = fp8_from_f32(FP8_DTYPE_E4M3, g->w[i][k] * s->scales[at]);
+    }
+    return codes;
+}
+
+fp8_status fp8_compensation_nearest(fp8_compensation *j, int64_t begin, int64_t end) {
+    group g = {.begin = begin, .end = end, .in = in_of(&j->weights.data[begin])};
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(group_read(&g, j));
+    FP8_TRY(group_scale(&g, j));
+    FP8_TRY(group_search(&g, j));
+    for (int64_t i = 0, at = 0; i < end - begin; at = group_next(&g, j, i++, at)) {
+        const fp8_gptq_scales s = group_scales(&g, j, i, at);
+        uint8_t *codes = plain_codes(&g, &j->weights.data[begin + i], i, &s);
+        if (!codes) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "'%s.weight'", j->weights.data[begin + i].name));
+        FP8_TRY(group_keep(&g, j, i, codes, &s));
     }
 done:
     group_free(&g);

@@ -130,10 +130,11 @@ done:
 
 static fp8_status create_writer(job *j) {
     const fp8_export_options *o = &j->options;
+    const char *round = o->rounding && o->rounding->num_rounded ? "gptq" : "nearest";
     const fp8_st_pair ours[] = {{"format", "pt"},
                                 {"fp8calib.attention", fp8_attention_mode_name(o->attention)},
                                 {"fp8calib.format", fp8_fp8_format_name(o->format)},
-                                {"fp8calib.round", o->rounding ? "gptq" : "nearest"},
+                                {"fp8calib.round", round},
                                 {"fp8calib.version", FP8_VERSION}};
     const fp8_checkpoint_writer_options how = {o->max_shard_bytes, o->force, j->has_record};
 

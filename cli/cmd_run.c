@@ -253,9 +253,12 @@ static fp8_status weigh_and_round(job *j) {
     if (j->compensate) {
         FP8_TRY(fp8_rounding_create(&j->rounded, j->model, j->source.checkpoint, scratch,
                                     j->record, &j->samples, &j->calib, &j->export, &j->rounding));
-        j->export.rounding = j->rounded;
         j->result.rounding_loss = fp8_rounding_loss(j->rounded);
+    } else if (strcmp(j->o->round.weight_scales, "mse") == 0) {
+        FP8_TRY(fp8_rounding_search(&j->rounded, j->device, &j->source.config,
+                                    j->source.checkpoint, j->record, &j->export));
     }
+    j->export.rounding = j->rounded;
 done:
     free(scratch);
     return st;
@@ -266,7 +269,8 @@ static fp8_status make_checkpoint(job *j) {
     fp8_status st = FP8_OK;
     run_result *r = &j->result;
     double seconds = cli_seconds();
-    const int later = j->compensate || j->o->round.keep > 0;
+    const int later = j->compensate || j->o->round.keep > 0 ||
+                      strcmp(j->o->round.weight_scales, "mse") == 0;
     if (!later)
         FP8_TRY(fp8_export_begin(&j->exporting, j->output, j->source.checkpoint, j->device,
                                  j->model, 1, &j->export));

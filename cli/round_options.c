@@ -14,6 +14,9 @@ fp8_status round_apply(fp8_rounding_options *how, int *compensate, const round_o
         .search_scales = strcmp(r->scales, "searched") == 0,
         .turn = strcmp(r->turn, "on") == 0,
     };
+    if (strcmp(r->weight_scales, "mse") == 0 && strcmp(r->round, "nearest") != 0)
+        return FP8_FAIL(FP8_EINVAL, "--weight-scales mse goes with --round nearest, found %s",
+                        r->round);
     *compensate = strcmp(r->round, "gptq") == 0;
     return FP8_OK;
 }

@@ -4,16 +4,18 @@
 #include "cli/cli.h"
 
 typedef struct round_options {
-    const char *round, *order, *target, *scales, *turn;
+    const char *round, *weight_scales, *order, *target, *scales, *turn;
     double damping, ridge, keep;
 } round_options;
-#define ROUND_DEFAULTS {"nearest", "energy", "output", "searched", "on", 0.01, 24576, 0}
+#define ROUND_DEFAULTS {"nearest", "amax", "energy", "output", "searched", "on", 0.01, 24576, 0}
 
 /* Rows of an option table; `at` is the offset of the round_options. */
 #define ROUND_OPTIONS(at)                                                                          \
     {"--round", 0, CLI_CHOICE, (at) + offsetof(round_options, round), "nearest|gptq", 0, 0,        \
      "gptq: the error of each weight is carried on to those not yet rounded, layer after layer "   \
      "over all calibration samples: less loss, the same format, some times the time"},             \
+    {"--weight-scales", 0, CLI_CHOICE, (at) + offsetof(round_options, weight_scales), "amax|mse",  \
+     0, 0, "mse, with --round nearest: those of least squared error of the weights"},              \
     {"--gptq-damping", 0, CLI_REAL, (at) + offsetof(round_options, damping), "X", 0, 1000,         \
      "X times the mean of the inputs' energies is added to each (default 0.01)"},                  \
     {"--gptq-order", 0, CLI_CHOICE, (at) + offsetof(round_options, order), "energy|given", 0, 0,   \
@@ -30,7 +32,7 @@ typedef struct round_options {
      "leave N % of the weights in BF16: those Linears that cost most KL a byte, measured"}
 
 /* *how from the options; *compensate 0: weights are rounded to nearest. FP8_EINVAL: a damping or
- * ridge of 0. */
+ * ridge of 0, searched weight scales with compensation. */
 FP8_NODISCARD fp8_status round_apply(fp8_rounding_options *how, int *compensate,
                                      const round_options *r);
 #endif

@@ -301,6 +301,7 @@ row 'calibrator' 2 "--calibrator 'kl'" : run m --calibrator kl
 row 'rounding' 2 "--round 'up'" : run m --round up
 row 'damping' 2 '--gptq-damping' : run m --round gptq --gptq-damping -1
 row 'no damping' 2 '--gptq-damping 0' : run m --round gptq --gptq-damping 0
+row 'scales twice' 2 '--weight-scales mse' : run m --round gptq --weight-scales mse
 row 'more than all in BF16' 2 '--keep-bf16' : run m --keep-bf16 101
 row 'percentile of run alone' 2 '--calibrator percentile' : run m --percentile 99
 row 'unfinished record' 4 'resume' \

@@ -1,4 +1,5 @@
 /* Compensated rounding of a whole model: the forward in parts, the bytes, the loss. */
+#include "core/half.h"
 #include "tests/sample_model.h"
 
 enum { SEQ = 64, BATCH = 4, SAMPLES = 48, HELD_OUT = 16 };
@@ -138,6 +139,75 @@ static void test_threads(void) {
                            sample_file("three/model.safetensors")));
 }
 
+/* sum (w - code * descale)^2 of a weight of "name"; scales by tensor or output channel. */
+static double error_of(const char *name, const fp8_checkpoint *source, const char *module) {
+    char weight[256], scale[256];
+    fp8_checkpoint *c = NULL;
+    double sum = 0;
+
+    snprintf(weight, sizeof weight, "%s.weight", module);
+    snprintf(scale, sizeof scale, "%s.weight_scale", module);
+    CHECK_STATUS(fp8_checkpoint_open(&c, sample_file(name)), FP8_OK);
+    const fp8_tensor *codes = &fp8_checkpoint_find(c, weight)->tensor;
+    const fp8_st_entry *descales = fp8_checkpoint_find(c, scale);
+    const uint16_t *w = fp8_checkpoint_find(source, weight)->tensor.data;
+    for (int64_t i = 0; i < fp8_tensor_count(codes); i++) {
+        const int64_t at = descales->bytes > 4 ? i / codes->shape[1] : 0;
+        const float v = fp8_to_f32(FP8_DTYPE_E4M3, ((const uint8_t *)codes->data)[i]);
+        float d;
+        memcpy(&d, (const char *)descales->tensor.data + 4 * at, sizeof d);
+        const double e = (double)fp8_bf16_to_f32(w[i]) - (double)(v * d);
+        sum += e * e;
+    }
+    fp8_checkpoint_close(c);
+    return sum;
+}
+
+/* Scales of least error: of o_proj, alone in its group, never more than by amax, and less
+ * somewhere; q, k and v still share one. */
+static void test_search(void) {
+    static const fp8_scheme schemes[] = {FP8_SCHEME_TENSOR, FP8_SCHEME_DYNAMIC};
+    sample s = sample_open(NULL, 2, BATCH * SEQ, FP8_COMPUTE_BF16);
+    fp8_samples data = sample_samples(SEQ, 4);
+    const fp8_calib_options calib = {.batch = BATCH, .seq = SEQ};
+    fp8_record *r = NULL;
+
+    CHECK_STATUS(fp8_calibrate(&r, s.m, s.c, &data, &calib), FP8_OK);
+    for (int i = 0; i < 2; i++) {
+        fp8_export_options options = {.scheme = schemes[i], .recipe = FP8_RECIPE_DEFAULT,
+                                      .force = 1};
+        fp8_export_result result;
+        fp8_rounding *found = NULL;
+        fp8_checkpoint *c = NULL;
+        int better = 0;
+        check_case = fp8_scheme_name(schemes[i]);
+        CHECK_STATUS(fp8_export(&result, sample_file("amax"), s.c, s.d, r, &options), FP8_OK);
+        CHECK_STATUS(fp8_rounding_search(&found, s.d, fp8_model_get_config(s.m), s.c, r, &options),
+                     FP8_OK);
+        options.rounding = found;
+        CHECK_STATUS(fp8_export(&result, sample_file("mse"), s.c, s.d, r, &options), FP8_OK);
+        fp8_rounding_destroy(found);
+        for (int layer = 0; layer < 4; layer++) {
+            char module[128];
+            snprintf(module, sizeof module, "model.layers.%d.self_attn.o_proj", layer);
+            const double before = error_of("amax", s.c, module), now = error_of("mse", s.c, module);
+            CHECK(now <= before);
+            better += now < 0.99 * before;
+        }
+        CHECK(better > 0);
+        CHECK_STATUS(fp8_checkpoint_open(&c, sample_file("mse")), FP8_OK);
+        if (schemes[i] == FP8_SCHEME_TENSOR)
+            CHECK(memcmp(fp8_checkpoint_find(c, "model.layers.1.self_attn.q_proj.weight_scale")
+                             ->tensor.data,
+                         fp8_checkpoint_find(c, "model.layers.1.self_attn.v_proj.weight_scale")
+                             ->tensor.data, 4) == 0);
+        fp8_checkpoint_close(c);
+    }
+    fp8_record_destroy(r);
+    fp8_samples_free(&data);
+    sample_close(&s);
+}
+
 static void test_refused(void) {
     fp8_rounding_options how = FP8_ROUNDING_OPTIONS;
     check_case = "refused";
@@ -153,6 +223,7 @@ int main(void) {
     test_parts();
     test_schemes();
     test_threads();
+    test_search();
     test_refused();
     sample_done();
     return CHECK_DONE();

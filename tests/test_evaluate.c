@@ -95,6 +95,31 @@ static void test_windows(fp8_model *m, fp8_model *other, const int32_t *ids) {
     }
 }
 
+/* Each window's sums are those of an evaluation that ends with it less one that ends before. */
+static void test_by_window(fp8_model *m, fp8_model *other, const int32_t *ids) {
+    fp8_model *const models[] = {m, other};
+    const int64_t count = fp8_evaluate_count(300, 32, 0);
+    fp8_window_score *w = calloc((size_t)(2 * count), sizeof *w);
+    fp8_eval_result whole[2], before[2] = {{0}}, now[2];
+    double kl = 0;
+
+    check_case = "by window";
+    CHECK(count == 10 && fp8_evaluate_count(300, 32, 4) == 4 && fp8_evaluate_count(1, 32, 0) == 0);
+    CHECK_STATUS(fp8_evaluate_windows(whole, w, models, 2, ids, 300, 32, 0, NULL), FP8_OK);
+    for (int64_t i = 0; i < count; i++) {
+        CHECK_STATUS(fp8_evaluate(now, models, 2, ids, 300, 32, i + 1, NULL), FP8_OK);
+        const double nll = log(now[1].perplexity) * (double)now[1].tokens -
+                           (i ? log(before[1].perplexity) * (double)before[1].tokens : 0);
+        CHECK(w[count + i].tokens == now[1].tokens - before[1].tokens);
+        CHECK(fabs(w[count + i].nll - nll) < 1e-3);
+        CHECK(w[i].kl == 0 && w[i].tokens == w[count + i].tokens);
+        kl += w[count + i].kl;
+        memcpy(before, now, sizeof now);
+    }
+    CHECK(fabs(kl - whole[1].kl * (double)whole[1].tokens) < 1e-6);
+    free(w);
+}
+
 static void test_batching(fp8_model *small, fp8_model *large, const int32_t *ids) {
     fp8_eval_result a, b;
     check_case = "windows together or alone";
@@ -159,6 +184,7 @@ int main(void) {
     large = sample_open(NULL, 0, 4096, FP8_COMPUTE_BF16);
     other = sample_open(sample_file("weak"), 0, 256, FP8_COMPUTE_BF16);
     test_windows(s.m, other.m, data.ids);
+    test_by_window(s.m, other.m, data.ids);
     test_batching(s.m, large.m, data.ids);
     test_refused(s.m, data.ids);
     test_nan(data.ids);

@@ -38,8 +38,7 @@ static double kl_of(const bench *b, const char *name) {
     return results[1].kl;
 }
 
-/* The first choice's gain is what a checkpoint with it kept shows; shares add up to 1; names come in
- * whole groups; their bytes are the source's. */
+/* Shares add up to 1, the most gain a byte comes first, what is kept gains. */
 static void test_choice(void) {
     bench b = begin();
     fp8_keep *k = NULL;
