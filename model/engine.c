@@ -113,6 +113,49 @@ done:
     return st;
 }
 
+/* ---- Linears in one -------------------------------------------------------------------------- */
+
+/* Of `count` Linears from the first, where they can be; room for what it leaves. */
+static fp8_status join(fp8_model *m, fp8_linear *const *linears, int32_t count, fp8_linear **joined,
+                       void **room) {
+    const fp8_linear *l;
+    fp8_status st = FP8_OK;
+
+    if (*joined) return FP8_OK; /* an earlier engine's */
+    st = fp8_linear_join(joined, linears, count);
+    if (st == FP8_EUNSUPPORTED) return FP8_OK; /* scales that differ: they stay apart */
+    if (st != FP8_OK) return st;
+    l = *joined;
+    if (!*room)
+        FP8_TRY(fp8_model_alloc(m, room, (size_t)(m->max_tokens * fp8_linear_out(l)) *
+                                             fp8_dtype_size(m->type)));
+    FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace,
+                               fp8_linear_workspace_size(l, m->max_tokens)));
+done:
+    return st;
+}
+
+static fp8_status join_linears(fp8_engine *e) {
+    fp8_model *m = e->m;
+    fp8_status st = FP8_OK;
+
+    for (int64_t i = 0; i < m->config.num_layers; i++) {
+        fp8_layer *l = &m->layers[i];
+        FP8_TRY(join(m, &l->linears[FP8_LINEAR_Q], 3, &l->joined_qkv, &m->scratch.joined_qkv));
+        if (l->linears[FP8_LINEAR_GATE] && !l->mixture.experts) {
+            fp8_linear *const pair[2] = {l->linears[FP8_LINEAR_GATE], l->linears[FP8_LINEAR_UP]};
+            FP8_TRY(join(m, pair, 2, &l->joined_up, &m->scratch.joined_up));
+        }
+    }
+done:
+    return st;
+}
+
+static int joins(const fp8_engine *e) {
+    if (e->o.join != FP8_ENGINE_JOIN_AUTO) return e->o.join == FP8_ENGINE_JOIN_ALWAYS;
+    return fp8_device_place(e->device) == FP8_PLACE_CUDA;
+}
+
 /* ---- inputs ---------------------------------------------------------------------------------- */
 
 /* The parts of a block at `at`; returns its bytes. */
@@ -250,7 +293,8 @@ fp8_status engine_forward(fp8_engine *e, const engine_kind *k, int64_t tokens, i
                                        .total_q = tokens},
                              .pages = e->pages,
                              .plans = k->layers,
-                             .q_codes = q_codes(e)};
+                             .q_codes = q_codes(e),
+                             .joined = joins(e)};
     return fp8_model_step(e->m, &paged, tokens, in->ids, in->positions, in->last, seqs, logits);
 }
 
@@ -322,6 +366,7 @@ fp8_status fp8_engine_create(fp8_engine **out, fp8_model *m, const fp8_engine_op
     FP8_TRY(fp8_rope_fit(m, e->o.max_context));
     FP8_TRY(create_pages(e));
     FP8_TRY(create_inputs(e));
+    if (joins(e)) FP8_TRY(join_linears(e));
     FP8_TRY(create_kinds(e));
     FP8_TRY(reserve_logits(e));
     if (e->graphs) FP8_TRY(capture(e));

@@ -31,6 +31,14 @@ typedef enum fp8_engine_kv {
     FP8_ENGINE_KV_FP8   /* E4M3; the checkpoint must have scales */
 } fp8_engine_kv;
 
+/* q, k, v and gate, up of a layer in one product each, where their scales are one. The weights
+ * move; the model goes on with them where they then are. */
+typedef enum fp8_engine_join {
+    FP8_ENGINE_JOIN_AUTO, /* on CUDA */
+    FP8_ENGINE_JOIN_ALWAYS,
+    FP8_ENGINE_JOIN_NEVER
+} fp8_engine_join;
+
 typedef struct fp8_engine_options {
     int64_t max_seqs;    /* sequences that run at once; 0: 64 */
     int64_t step_tokens; /* most tokens of a step, at least max_seqs, at most the model's
@@ -41,6 +49,7 @@ typedef struct fp8_engine_options {
     int32_t page_size;   /* 64 or 128 tokens; 0: 64 */
     int64_t max_requests; /* submitted and not yet collected; 0: 4 * max_seqs */
     fp8_engine_kv kv;
+    fp8_engine_join join;
     int no_graphs; /* 1: launch every kernel anew */
 } fp8_engine_options;
 

@@ -222,14 +222,30 @@ static void place_kv(const pass *p, fp8_heads *h, const fp8_tensor *x, int64_t l
     else h->dense = to;
 }
 
+/* What a step over pages may use in place of several. */
+static const fp8_linear *joined_of(const pass *p, const fp8_linear *l) {
+    return p->paged && p->paged->joined ? l : NULL;
+}
+
 /* q, k and v from their Linears: values in the scratch, or codes where attention reads them. */
 static fp8_status project(const pass *p, int64_t index, fp8_tensor qkv[3], const fp8_tensor *x,
                           const float *x_descale) {
     const fp8_model *m = p->m;
     fp8_linear *const *linears = m->layers[index].linears;
+    const fp8_linear *joined = joined_of(p, m->layers[index].joined_qkv);
+    const fp8_linear_call plain = {.accumulate = m->accumulate};
     const void *rows;
     fp8_status st = FP8_OK;
 
+    if (joined) {
+        const fp8_tensor y = view(p, m->scratch.joined_qkv, fp8_linear_out(joined));
+        char *at = y.data;
+        for (int i = 0; i < 3; i++) {
+            qkv[i].data = at;
+            at += (size_t)qkv[i].shape[1] * fp8_dtype_size(m->type);
+        }
+        return linear(p, joined, &y, x, x_descale, plain);
+    }
     for (int i = 0; i < 3; i++) {
         const fp8_linear_call call = call_of(p, index, (fp8_linear_kind)(FP8_LINEAR_Q + i),
                                              &qkv[i].dtype);
@@ -302,8 +318,12 @@ static fp8_status place_heads(const pass *p, int64_t index, fp8_tensor qkv[3],
 }
 
 /* Q and K of `heads` heads, V, as their Linears left them. */
-static fp8_append_heads append_part(const fp8_tensor *x, const fp8_tensor *norm) {
-    return (fp8_append_heads){.x = x->data, .norm_weight = norm ? norm->data : NULL};
+static fp8_append_heads append_part(const fp8_model *m, const fp8_linear *joined,
+                                    const fp8_tensor *x, const fp8_tensor *norm) {
+    return (fp8_append_heads){.x = x->data,
+                              .norm_weight = norm ? norm->data : NULL,
+                              .token_stride = joined ? fp8_linear_out(joined) : 0,
+                              .head_stride = joined ? m->config.head_dim : 0};
 }
 
 /* The same into the pages of a step; q goes to q_codes, or stays where it is. */
@@ -311,11 +331,12 @@ static fp8_status append_heads(const pass *p, int64_t index, const fp8_tensor qk
     const fp8_model *m = p->m;
     const fp8_layer *layer = &m->layers[index];
     const fp8_rope_table *table = rope_of(m, index);
+    const fp8_linear *joined = joined_of(p, layer->joined_qkv);
     const int codes = p->paged->q_codes;
     const fp8_kv_append op = {
-        .q = append_part(&qkv[0], &layer->q_norm),
-        .k = append_part(&qkv[1], &layer->k_norm),
-        .v = append_part(&qkv[2], NULL),
+        .q = append_part(m, joined, &qkv[0], &layer->q_norm),
+        .k = append_part(m, joined, &qkv[1], &layer->k_norm),
+        .v = append_part(m, joined, &qkv[2], NULL),
         .num_heads = (int32_t)m->config.num_heads,
         .dtype = m->type,
         .norm = head_norm(m),
@@ -327,7 +348,7 @@ static fp8_status append_heads(const pass *p, int64_t index, const fp8_tensor qk
         .sin = table->sin,
         .num_positions = table->positions,
         .positions = p->positions,
-        .q_out = codes ? (void *)m->scratch.q_codes : qkv[0].data,
+        .q_out = codes ? (void *)m->scratch.q_codes : m->scratch.q,
         .q_dtype = codes ? FP8_DTYPE_E4M3 : m->type,
         .q_descale = codes ? layer->kv_scales + FP8_SCALE_STEP : NULL};
     return fp8_kv_append_run(m->device, &p->paged->pages[index], &p->paged->batch, &op,
@@ -455,25 +476,51 @@ done:
     return st;
 }
 
-/* What the down Linear reads, from gate and up: by a producer, or left by the up Linear. */
-static fp8_status activate(const pass *p, int64_t index, const fp8_tensor ys[2], int done_already,
-                           input *in) {
+/* What the down Linear reads, from gate and up, rows `stride` apart: by a producer, or left by the
+ * up Linear. */
+static fp8_status activate(const pass *p, int64_t index, const fp8_tensor ys[2], int64_t stride,
+                           int done_already, input *in) {
     const fp8_model *m = p->m;
     fp8_linear *const *linears = m->layers[index].linears;
     const fp8_linear *down = linears[FP8_LINEAR_DOWN];
     const int gated = linears[FP8_LINEAR_GATE] != NULL;
     const int quantized = fp8_linear_input_scaling(down) != FP8_INPUT_DENSE;
-    const fp8_tensor *inner = &ys[!gated]; /* what the activation is of, and where values go */
+    const fp8_tensor *from = &ys[!gated]; /* what the activation is of, and where values go */
+    const fp8_tensor inner = stride ? view(p, m->scratch.gate, m->config.intermediate_size) : *from;
     const int64_t width = m->config.intermediate_size;
     const fp8_act act = {.act = m->config.act, .rounded = !quantized, .dtype = m->type,
-                         .rows = p->tokens, .cols = width, .x = inner->data,
-                         .up = gated ? ys[1].data : NULL};
+                         .rows = p->tokens, .cols = width, .x = from->data,
+                         .up = gated ? ys[1].data : NULL, .x_stride = stride, .up_stride = stride};
     fp8_status st = FP8_OK;
 
-    FP8_TRY(open_input(p, in, quantized ? down : NULL, inner->data, width));
+    FP8_TRY(open_input(p, in, quantized ? down : NULL, inner.data, width));
     if (done_already) in->x = ys[1];
     else FP8_TRY(fp8_produce_act(m->device, &in->sink, &act, FP8_LAUNCH_OVERLAP));
-    FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_DOWN_INPUT, inner));
+    FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_DOWN_INPUT, &inner));
+done:
+    return st;
+}
+
+/* Gate and up of `in`: apart (*stride 0), or side by side in rows of *stride. */
+static fp8_status gate_up(const pass *p, int64_t index, const input *in, fp8_linear_call call,
+                          fp8_tensor ys[2], int64_t *stride) {
+    const fp8_model *m = p->m;
+    fp8_linear *const *linears = m->layers[index].linears;
+    const fp8_linear *joined = joined_of(p, m->layers[index].joined_up);
+    const fp8_linear_call plain = {.accumulate = m->accumulate};
+    fp8_status st = FP8_OK;
+
+    *stride = 0;
+    if (joined) {
+        const fp8_tensor y = view(p, m->scratch.joined_up, fp8_linear_out(joined));
+        *stride = fp8_linear_out(joined);
+        ys[0].data = y.data;
+        ys[1].data = (char *)y.data + (size_t)ys[0].shape[1] * fp8_dtype_size(m->type);
+        return linear(p, joined, &y, &in->x, in->x_descale, plain);
+    }
+    if (linears[FP8_LINEAR_GATE])
+        FP8_TRY(linear(p, linears[FP8_LINEAR_GATE], &ys[0], &in->x, in->x_descale, plain));
+    FP8_TRY(linear(p, linears[FP8_LINEAR_UP], &ys[1], &in->x, in->x_descale, call));
 done:
     return st;
 }
@@ -484,18 +531,16 @@ static fp8_status mlp_block(pass *p, int64_t index) {
     fp8_linear *const *linears = layer->linears;
     const int64_t width = m->config.intermediate_size;
     fp8_tensor ys[2] = {view(p, m->scratch.gate, width), view(p, m->scratch.up, width)};
-    const fp8_linear_call plain = {.accumulate = m->accumulate};
     const fp8_linear_call call = call_of(p, index, FP8_LINEAR_UP, &ys[1].dtype);
     fp8_status st = FP8_OK;
+    int64_t stride = 0;
     input in, inner;
 
     FP8_TRY(norm(p, &in, layer->share_up ? first_of(&linears[FP8_LINEAR_GATE]) : NULL,
                  &layer->norm2, &layer->norm2_bias));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_UP_INPUT, &p->y));
-    if (linears[FP8_LINEAR_GATE])
-        FP8_TRY(linear(p, linears[FP8_LINEAR_GATE], &ys[0], &in.x, in.x_descale, plain));
-    FP8_TRY(linear(p, linears[FP8_LINEAR_UP], &ys[1], &in.x, in.x_descale, call));
-    FP8_TRY(activate(p, index, ys, call.activation != FP8_GEMM_IDENTITY, &inner));
+    FP8_TRY(gate_up(p, index, &in, call, ys, &stride));
+    FP8_TRY(activate(p, index, ys, stride, call.activation != FP8_GEMM_IDENTITY, &inner));
     FP8_TRY(bring(p, index, FP8_LINEAR_DOWN, &inner.x, inner.x_descale));
 done:
     return st;

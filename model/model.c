@@ -257,13 +257,19 @@ done:
     return st;
 }
 
+static void destroy_linears(fp8_layer *l) {
+    for (int k = 0; k < FP8_NUM_LINEAR_KINDS; k++) fp8_linear_destroy(l->linears[k]);
+    fp8_linear_destroy(l->joined_qkv);
+    fp8_linear_destroy(l->joined_up);
+}
+
 void fp8_model_destroy(fp8_model *m) {
     if (!m) return;
     fp8_plans_destroy(m);
     for (int64_t i = 0; m->layers && i < m->config.num_layers; i++)
         fp8_mixture_destroy(m, &m->layers[i].mixture);
     for (int64_t i = 0; m->layers && i < m->config.num_layers; i++)
-        for (int k = 0; k < FP8_NUM_LINEAR_KINDS; k++) fp8_linear_destroy(m->layers[i].linears[k]);
+        destroy_linears(&m->layers[i]);
     fp8_layer_store_destroy(m->store);
     for (int64_t i = 0; i < m->num_owned; i++) fp8_device_free(m->device, m->owned[i]);
     fp8_inputs_destroy(m);

@@ -63,6 +63,7 @@ typedef struct fp8_layer {
     fp8_tensor norm1_after, norm2_after;
     fp8_linear *linears[FP8_NUM_LINEAR_KINDS]; /* fused ones are split when loaded */
     int share_qkv, share_up; /* q/k/v, gate/up take one quantized input */
+    fp8_linear *joined_qkv, *joined_up; /* the same in one, for steps over pages; NULL: not made */
     /* place: scale and descale of Q, K, V in turn, each on 16 bytes as cuBLASLt wants scalars;
      * NULL without FP8 keys */
     float *kv_scales;
@@ -83,6 +84,7 @@ typedef struct fp8_scratch { /* place; [max_tokens, ...] */
     void *x, *y;             /* hidden: the residual stream; a norm's or a block's output */
     void *q, *k, *v, *attn;  /* heads * head_dim */
     void *gate, *up;         /* intermediate */
+    void *joined_qkv, *joined_up; /* what joined Linears leave: side by side */
     uint8_t *codes;          /* hidden or intermediate: the quantized input of Linears */
     float *descales;         /* of codes: [max_tokens], or one a token and 128 columns */
     uint8_t *q_codes, *k_codes, *v_codes;
@@ -187,6 +189,7 @@ typedef struct fp8_paged {
     const fp8_kv_pages *pages;     /* [num_layers] */
     fp8_decode_plan *const *plans; /* [num_layers]; the model's workspace is large enough */
     int q_codes;                   /* Q goes to attention in E4M3 */
+    int joined;                    /* q, k, v and gate, up are one product where they can be */
 } fp8_paged;
 
 /* A forward under way (forward.c, layer.c). */

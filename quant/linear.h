@@ -68,6 +68,16 @@ FP8_NODISCARD fp8_status fp8_linear_create(fp8_linear **out, fp8_device *d,
                                            const fp8_linear_spec *spec);
 void fp8_linear_destroy(fp8_linear *l);
 
+enum { FP8_LINEAR_MAX_JOINED = 4 };
+
+/* *out = one Linear whose output is the parts' side by side: one product in place of several, for
+ * q, k and v, or gate and up. The weights move into its memory, and the parts borrow them from
+ * there: it must outlive them, and no weight is there twice. Waits. FP8_EUNSUPPORTED, and nothing
+ * has changed: the parts differ in input, types, kind of scales, or, with one a weight, in the
+ * weights' descale; weights [in, out] or in blocks; delayed scaling. */
+FP8_NODISCARD fp8_status fp8_linear_join(fp8_linear **out, fp8_linear *const *parts,
+                                         int32_t count);
+
 int64_t fp8_linear_in(const fp8_linear *l);
 int64_t fp8_linear_out(const fp8_linear *l);
 fp8_dtype fp8_linear_compute(const fp8_linear *l);
