@@ -73,7 +73,9 @@ static fp8_status make_maps(skinny_args *a, const fp8_gemm *g, const skinny_tile
                      g->ldb, SKINNY_ROWS, SKINNY_BLOCK_K));
     FP8_TRY(make_map(encode, &a->x_map, "A", g->a, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->m, g->k,
                      g->lda, t->tokens, SKINNY_BLOCK_K));
-    a->d_by_copy = t->splits == 1 && g->d_dtype == FP8_DTYPE_BF16 && on_vector(g->d, 2 * g->ldd);
+    /* NOTE: a copied box writes in steps of 16 bytes: past a row's end where n is off them. */
+    a->d_by_copy = t->splits == 1 && g->d_dtype == FP8_DTYPE_BF16 && g->n % 8 == 0 &&
+                   on_vector(g->d, 2 * g->ldd);
     if (a->d_by_copy)
         FP8_TRY(make_map(encode, &a->d_map, "D", g->d, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, g->m,
                          g->n, 2 * g->ldd, t->tokens, SKINNY_ROWS / 2));
