@@ -91,7 +91,7 @@ typedef struct job {
     fp8_keep *keep;
     fp8_record *record;
     fp8_export_job *exporting; /* CUDA: its weights are written while the forward runs */
-    char *output, *record_path; /* OUT, OUT.calibration.safetensors */
+    char *output, *record_path, *scratch; /* OUT, OUT.calibration.safetensors, OUT.fp8-plain */
     fp8_path_lock *lock;        /* on both */
     run_result result;
 } job;
@@ -120,6 +120,18 @@ done:
     return st;
 }
 
+/* The folder of plain codes beside OUT, of which a killed run may have left one. */
+static fp8_status name_scratch(job *j) {
+    static const char suffix[] = ".fp8-plain";
+    const size_t len = strlen(j->output);
+
+    j->scratch = malloc(len + sizeof suffix);
+    if (!j->scratch) return FP8_FAIL(FP8_ENOMEM, "run: out of memory");
+    memcpy(j->scratch, j->output, len);
+    memcpy(j->scratch + len, suffix, sizeof suffix);
+    return fp8_path_is_dir(j->scratch) ? fp8_folder_remove(j->scratch) : FP8_OK;
+}
+
 /* Names OUT and its working record, and makes sure that both can be written, before any work. */
 static fp8_status prepare_output(job *j, const char *model) {
     static const char suffix[] = ".calibration.safetensors";
@@ -140,6 +152,7 @@ static fp8_status prepare_output(job *j, const char *model) {
     FP8_TRY(cli_check_output_folder(j->output, o->force,
                                     fp8_checkpoint_folder(j->source.checkpoint)));
     FP8_TRY(fp8_path_lock_take(&j->lock, j->output));
+    FP8_TRY(name_scratch(j));
     if (!o->resume && !o->force && fp8_path_exists(j->record_path))
         st = FP8_FAIL(FP8_EEXIST, "%s: left by an interrupted run; --resume goes on from it, "
                       "--force begins anew", j->record_path);
@@ -234,16 +247,10 @@ static void count_experts(run_result *r, const fp8_model *m) {
 /* What stays in BF16, and the codes by compensated rounding; a folder beside OUT holds the plain
  * ones meanwhile. */
 static fp8_status weigh_and_round(job *j) {
-    static const char suffix[] = ".fp8-plain";
-    const size_t len = strlen(j->output);
-    char *scratch = malloc(len + sizeof suffix);
     fp8_status st = FP8_OK;
 
-    if (!scratch) return FP8_FAIL(FP8_ENOMEM, "run: out of memory");
-    memcpy(scratch, j->output, len);
-    memcpy(scratch + len, suffix, sizeof suffix);
     if (j->o->round.keep > 0) {
-        FP8_TRY(fp8_keep_create(&j->keep, j->model, j->source.checkpoint, scratch, j->record,
+        FP8_TRY(fp8_keep_create(&j->keep, j->model, j->source.checkpoint, j->scratch, j->record,
                                 &j->samples, &j->calib, &j->export, j->o->round.keep,
                                 KEEP_WINDOWS));
         j->export.keep = (const char *const *)j->keep->names;
@@ -260,7 +267,6 @@ static fp8_status weigh_and_round(job *j) {
     }
     j->export.rounding = j->rounded;
 done:
-    free(scratch);
     return st;
 }
 
@@ -407,6 +413,7 @@ done:
     fp8_device_destroy(j->device);
     fp8_path_lock_release(j->lock);
     free(j->output);
+    free(j->scratch);
     free(j->record_path);
     free(j);
     return st;
