@@ -258,7 +258,7 @@ static fp8_status weigh_and_round(job *j) {
         j->result.keep = j->keep;
     }
     if (j->compensate) {
-        FP8_TRY(fp8_rounding_create(&j->rounded, j->model, j->source.checkpoint, scratch,
+        FP8_TRY(fp8_rounding_create(&j->rounded, j->model, j->source.checkpoint, j->scratch,
                                     j->record, &j->samples, &j->calib, &j->export, &j->rounding));
         j->result.rounding_loss = fp8_rounding_loss(j->rounded);
     } else if (strcmp(j->o->round.weight_scales, "mse") == 0) {
