@@ -17,12 +17,13 @@ static const fp8_bench_column columns[COLUMNS] = {
 typedef struct rung {
     const char *name;
     fp8_engine_kv kv;
-    int no_graphs, fp8_keys; /* the latter: only with a checkpoint that has scales */
+    int no_graphs, fp8_keys, fp8_head; /* fp8_keys: only with a checkpoint that has scales */
 } rung;
 static const rung rungs[] = {
-    {"launch by launch", FP8_ENGINE_KV_REAL, 1, 0},
-    {"graphs", FP8_ENGINE_KV_REAL, 0, 0},
-    {"graphs, FP8 KV", FP8_ENGINE_KV_FP8, 0, 1},
+    {"launch by launch", FP8_ENGINE_KV_REAL, 1, 0, 0},
+    {"graphs", FP8_ENGINE_KV_REAL, 0, 0, 0},
+    {"graphs, FP8 KV", FP8_ENGINE_KV_FP8, 0, 1, 0},
+    {"graphs, FP8 KV, FP8 head", FP8_ENGINE_KV_FP8, 0, 1, 1},
 };
 
 typedef struct bench_case {
@@ -139,7 +140,7 @@ done:
 static fp8_status run_once(const bench_case *c, const rung *g, timing *t) {
     const int64_t context = c->longest + c->new_tokens;
     const fp8_engine_options o = {.max_seqs = c->count, .max_context = context, .kv = g->kv,
-                                  .no_graphs = g->no_graphs};
+                                  .no_graphs = g->no_graphs, .fp8_head = g->fp8_head};
     int64_t *ids = calloc((size_t)c->count, sizeof *ids);
     fp8_engine *e = NULL;
     fp8_status st = FP8_OK;
@@ -170,6 +171,12 @@ static double key_bytes(const bench_case *c, const rung *g) {
     return 2.0 * (double)(m->num_layers * m->num_kv_heads * m->head_dim) * element * tokens;
 }
 
+/* Bytes that a head in codes does not read. */
+static double head_saving(const bench_case *c) {
+    const fp8_model_config *m = fp8_model_get_config(c->m);
+    return (double)(m->vocab_size * m->hidden_size);
+}
+
 static double same_ids(const bench_case *c) {
     int64_t same = 0;
     for (int64_t r = 0; r < c->count; r++) { /* up to the first that differs */
@@ -183,7 +190,8 @@ static double same_ids(const bench_case *c) {
 
 static fp8_status add_rung(fp8_bench_table *out, bench_case *c, const char *subject, int index) {
     const rung *g = &rungs[index];
-    const double bytes = (double)c->weight_bytes + key_bytes(c, g);
+    const double bytes = (double)c->weight_bytes + key_bytes(c, g) -
+                         (g->fp8_head ? head_saving(c) : 0);
     fp8_bench_row *row;
     fp8_status st = FP8_OK;
     timing t;

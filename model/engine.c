@@ -74,6 +74,16 @@ static int q_codes(const fp8_engine *e) {
     return fp8_keys(e) && e->m->quant.attention != FP8_ATTENTION_NONE;
 }
 
+/* Does attention leave what every o Linear reads? On the CPU it is rounded first, as elsewhere. */
+static int o_codes(const fp8_engine *e) {
+    if (fp8_device_place(e->device) == FP8_PLACE_CPU) return 0;
+    for (int64_t i = 0; i < e->m->config.num_layers; i++) {
+        const fp8_linear *o = e->m->layers[i].linears[FP8_LINEAR_O];
+        if (fp8_linear_input_scaling(o) != FP8_INPUT_STATIC) return 0;
+    }
+    return 1;
+}
+
 /* ---- pages ----------------------------------------------------------------------------------- */
 
 static size_t aligned(size_t bytes) { return (bytes + ALIGN - 1) / ALIGN * ALIGN; }
@@ -151,6 +161,28 @@ done:
     return st;
 }
 
+/* The output layer's weights as codes; beside the real ones, which a tied embedding needs. */
+static fp8_status create_head(fp8_engine *e) {
+    fp8_model *m = e->m;
+    const fp8_linear_spec spec = {.name = "lm_head",
+                                  .in = m->config.hidden_size,
+                                  .out = m->config.vocab_size,
+                                  .weight = m->lm_head,
+                                  .weight_scaling = FP8_WEIGHT_CHANNEL,
+                                  .input = FP8_INPUT_DYNAMIC,
+                                  .compute = m->type};
+    const fp8_linear_call call = {.accumulate = m->accumulate};
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_linear_create(&e->head, m->device, &spec));
+    FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace,
+                               fp8_linear_apply_workspace_size(e->head, e->o.max_seqs,
+                                                               FP8_DTYPE_F32, &call)));
+    e->stats.bytes += (size_t)(spec.in * spec.out);
+done:
+    return st;
+}
+
 static int joins(const fp8_engine *e) {
     if (e->o.join != FP8_ENGINE_JOIN_AUTO) return e->o.join == FP8_ENGINE_JOIN_ALWAYS;
     return fp8_device_place(e->device) == FP8_PLACE_CUDA;
@@ -213,7 +245,7 @@ static fp8_decode_options plan_options(const fp8_engine *e, const engine_kind *k
     o.max_kv = e->o.max_context;
     o.q_dtype = q_codes(e) ? FP8_DTYPE_E4M3 : e->m->type;
     o.kv_dtype = fp8_keys(e) ? FP8_DTYPE_E4M3 : e->m->type;
-    o.o_dtype = e->m->type;
+    o.o_dtype = o_codes(e) ? FP8_DTYPE_E4M3 : e->m->type;
     o.window_left = window > 0 ? window - 1 : -1; /* a model's window counts the query itself */
     o.scale = (float)c->attention_scale;
     o.softcap = (float)c->softcap;
@@ -294,6 +326,8 @@ fp8_status engine_forward(fp8_engine *e, const engine_kind *k, int64_t tokens, i
                              .pages = e->pages,
                              .plans = k->layers,
                              .q_codes = q_codes(e),
+                             .o_codes = o_codes(e),
+                             .head = e->head,
                              .joined = joins(e)};
     return fp8_model_step(e->m, &paged, tokens, in->ids, in->positions, in->last, seqs, logits);
 }
@@ -367,6 +401,7 @@ fp8_status fp8_engine_create(fp8_engine **out, fp8_model *m, const fp8_engine_op
     FP8_TRY(create_pages(e));
     FP8_TRY(create_inputs(e));
     if (joins(e)) FP8_TRY(join_linears(e));
+    if (e->o.fp8_head) FP8_TRY(create_head(e));
     FP8_TRY(create_kinds(e));
     FP8_TRY(reserve_logits(e));
     if (e->graphs) FP8_TRY(capture(e));
@@ -385,6 +420,7 @@ void fp8_engine_destroy(fp8_engine *e) {
         for (int w = 0; w < 2; w++) fp8_decode_plan_destroy(e->kinds[i].plans[w]);
         free(e->kinds[i].layers);
     }
+    fp8_linear_destroy(e->head);
     fp8_device_free(e->device, e->pool);
     fp8_device_free(e->device, e->place);
     fp8_device_free(e->device, e->chosen);

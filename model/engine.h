@@ -50,6 +50,7 @@ typedef struct fp8_engine_options {
     int64_t max_requests; /* submitted and not yet collected; 0: 4 * max_seqs */
     fp8_engine_kv kv;
     fp8_engine_join join;
+    int fp8_head;  /* 1: the output layer in E4M3, one scale a row, its input one a token */
     int no_graphs; /* 1: launch every kernel anew */
 } fp8_engine_options;
 

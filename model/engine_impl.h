@@ -72,6 +72,7 @@ struct fp8_engine {
     int64_t max_pages; /* of a sequence */
     fp8_kv_pages *pages; /* [num_layers] */
     void *pool;
+    fp8_linear *head; /* NULL: the model's own */
     engine_kind kinds[ENGINE_MAX_KINDS];
     int num_kinds, num_decode_kinds; /* decoding kinds first, both by rising size */
     void *host, *place; /* pinned, device: the inputs */

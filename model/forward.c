@@ -13,6 +13,19 @@
 
 /* ---- logits ---------------------------------------------------------------------------------- */
 
+/* Logits of a head in FP8; x is quantized a token at a time. */
+static fp8_status paged_head(const fp8_pass *p, const fp8_tensor *logits, const fp8_tensor *x) {
+    const fp8_linear_call call = {.accumulate = p->m->accumulate};
+    const float softcap = (float)p->m->config.logit_softcap;
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_linear_apply(p->paged->head, logits, x, &call, p->m->workspace.data,
+                             p->m->workspace.bytes));
+    if (softcap > 0) FP8_TRY(p->m->ops->softcap(p->m->device, logits, softcap, p->m->type));
+done:
+    return st;
+}
+
 /* Final norm, and the logits of every token (last_rows NULL) or of `rows` rows; 0: none. */
 static fp8_status finish(fp8_pass *p, const int32_t *last_rows, int64_t rows,
                          fp8_tensor *logits) {
@@ -37,7 +50,8 @@ static fp8_status finish(fp8_pass *p, const int32_t *last_rows, int64_t rows,
     FP8_TRY(fp8_buffer_reserve(m->device, &m->logits, bytes));
     *logits = fp8_tensor_view(m->logits.data, FP8_DTYPE_F32, fp8_device_place(m->device), rows,
                               vocab);
-    FP8_TRY(fp8_model_lm_head(m, logits, &x));
+    FP8_TRY(p->paged && p->paged->head ? paged_head(p, logits, &x)
+                                       : fp8_model_lm_head(m, logits, &x));
 done:
     return st;
 }

@@ -357,7 +357,8 @@ static fp8_status append_heads(const pass *p, int64_t index, const fp8_tensor qk
 
 /* FP8 attention leaves the codes that the o Linear reads. */
 static int o_codes(const pass *p, int64_t layer) {
-    return p->m->steps == FP8_STEPS_AT_STORE && !p->tap && !p->paged &&
+    if (p->paged) return p->paged->o_codes;
+    return p->m->steps == FP8_STEPS_AT_STORE && !p->tap &&
            p->m->quant.attention != FP8_ATTENTION_NONE &&
            makes_codes(p->m->layers[layer].linears[FP8_LINEAR_O]);
 }

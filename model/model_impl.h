@@ -188,7 +188,8 @@ typedef struct fp8_paged {
     fp8_kv_batch batch;
     const fp8_kv_pages *pages;     /* [num_layers] */
     fp8_decode_plan *const *plans; /* [num_layers]; the model's workspace is large enough */
-    int q_codes;                   /* Q goes to attention in E4M3 */
+    int q_codes, o_codes; /* Q goes to attention, its output to the o Linear in E4M3 */
+    const fp8_linear *head;        /* makes the logits instead of the model's; NULL: none */
     int joined;                    /* q, k, v and gate, up are one product where they can be */
 } fp8_paged;
 

@@ -232,6 +232,31 @@ static void test_refusals(fp8_model *m, const fixture *f) {
     fp8_engine_destroy(e); /* with two in it */
 }
 
+/* A head in codes: the ids are nearly always the same, and always the same among themselves. */
+static void test_head(fp8_model *m, const fixture *f, int32_t want[PROMPTS][NEW]) {
+    const fp8_engine_options o = {.max_context = CONTEXT, .fp8_head = 1};
+    int32_t got[2][PROMPTS][NEW];
+    fp8_request_state state;
+    int64_t same = 0, count;
+
+    for (int k = 0; k < 2; k++) {
+        fp8_engine *e = NULL;
+        int64_t ids[PROMPTS], running = 1;
+        CHECK_STATUS(fp8_engine_create(&e, m, &o), FP8_OK);
+        if (!e) return;
+        for (int p = 0; p < PROMPTS; p++) ids[p] = submit(e, f, p, NEW);
+        for (int i = 0; i < 100 && running; i++) CHECK_STATUS(fp8_engine_step(e, &running), FP8_OK);
+        for (int p = 0; p < PROMPTS; p++) {
+            CHECK_STATUS(fp8_engine_poll(e, ids[p], got[k][p], NEW, &count, &state), FP8_OK);
+            CHECK(count == NEW);
+        }
+        fp8_engine_destroy(e);
+    }
+    CHECK(memcmp(got[0], got[1], sizeof got[0]) == 0);
+    for (int p = 0; p < PROMPTS; p++) same += got[0][p][0] == want[p][0];
+    CHECK(same >= PROMPTS - 2);
+}
+
 static void test_llama(void) {
     const fp8_model_options options = {.compute = FP8_COMPUTE_F32, .max_tokens = FIXTURE_TOKENS};
     int32_t want[PROMPTS][NEW];
@@ -244,6 +269,7 @@ static void test_llama(void) {
     if (m && alone(m, &f, want)) {
         test_ends(m, &f, want);
         test_refusals(m, &f);
+        test_head(m, &f, want);
     }
     fp8_model_destroy(m);
     fixture_close(&f);
