@@ -11,6 +11,9 @@
 
 /* What a build without CUDA has instead: the verdict alone. */
 #if !FP8_CUDA
+static const decode_backend decode_backend_pages = {
+    FP8_DECODE_PAGES, "pages", decode_pages_check, NULL, NULL, NULL,
+};
 static const decode_backend decode_backend_gathered = {
     FP8_DECODE_GATHERED, "gathered", decode_gathered_check, NULL, NULL, NULL,
 };
@@ -18,6 +21,7 @@ static const decode_backend decode_backend_gathered = {
 
 /* In order of preference. */
 static const decode_backend *const backends[] = {
+    &decode_backend_pages,
     &decode_backend_gathered,
     &decode_backend_cpu,
 };

@@ -16,8 +16,9 @@
  *
  * A plan holds no data and serves every layer of its geometry; run() allocates nothing, does not
  * synchronise and can be captured in a CUDA graph: table, lengths, starts, scales are device
- * memory. One thread uses a plan at a time. The same input gives the same bytes, and with the same
- * split_keys a sequence gives the same bytes whatever else is in the batch. */
+ * memory. One thread uses a plan at a time, and `pages` one stream: its plan holds counters. The
+ * same input gives the same bytes, and with the same split_keys (not 0) a sequence gives the same
+ * bytes whatever else is in the batch. */
 #ifndef FP8_ATTENTION_DECODE_H
 #define FP8_ATTENTION_DECODE_H
 #include <stddef.h>
@@ -58,7 +59,9 @@ typedef struct fp8_decode_options {
                      * and oracle do); 0: P keeps 8 bits of mantissa or more */
     fp8_attention_precision precision;
     int64_t split_keys; /* keys that one part of a split over the keys takes, a multiple of
-                         * page_size; 0 = chosen by the plan from the sizes above */
+                         * page_size, counted from the first key that the window lets be seen, in
+                         * whole tiles of 64 or 128; 0 = cut where it keeps the device busy, by the
+                         * lengths of the whole batch */
     int want_lse;
     fp8_decode_backend backend; /* AUTO, or one that must serve (else FP8_EUNSUPPORTED) */
 } fp8_decode_options;
@@ -95,7 +98,7 @@ void fp8_decode_plan_destroy(fp8_decode_plan *p);
 /* The backend of sequences of up to FP8_DECODE_ROWS queries. */
 fp8_decode_backend fp8_decode_plan_backend(const fp8_decode_plan *p);
 const char *fp8_decode_plan_reasons(const fp8_decode_plan *p); /* one line a backend */
-int64_t fp8_decode_plan_split_keys(const fp8_decode_plan *p);  /* as options.split_keys; 0: cpu */
+int64_t fp8_decode_plan_split_keys(const fp8_decode_plan *p);  /* as it is kept to; 0: not given */
 size_t fp8_decode_workspace_size(const fp8_decode_plan *p);
 
 /* Rows without a key to see, or none above -Inf, give 0 and LSE -inf (with a sink, its own). Rows

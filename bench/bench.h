@@ -102,6 +102,14 @@ FP8_NODISCARD fp8_status fp8_bench_linear(fp8_bench_table *out, fp8_device *d,
 FP8_NODISCARD fp8_status fp8_bench_linear_large(fp8_bench_table *out, fp8_device *d,
                                                 const fp8_bench_options *options);
 
+/* Attention of one new token a sequence over a paged cache, caches rotated past L2: shapes
+ * "b,h,h_kv,d,kv[,page]" (page 128 if not given; default: batches of 64 and 1 of docs/NOTES.md).
+ * Providers: our kernels over FP8 and BF16 pages, reading as many bytes as the FP8 cache has, which
+ * is the limit. Error: relative L2 of sampled rows against F64 on the pages. FP8_EUNSUPPORTED
+ * without CUDA and where `pages` does not serve. */
+FP8_NODISCARD fp8_status fp8_bench_decode(fp8_bench_table *out, fp8_device *d,
+                                          const fp8_bench_options *options);
+
 /* The fused producers, casts and lookups of quant/: bytes a second against a copy in the same race,
  * and microseconds at the size of a decoding step. Shapes: parts of a line's name; default: all. */
 FP8_NODISCARD fp8_status fp8_bench_quant(fp8_bench_table *out, fp8_device *d,

@@ -32,6 +32,13 @@ fp8_status fp8_bench_linear_large(fp8_bench_table *out, fp8_device *d,
     return FP8_FAIL(FP8_EUNSUPPORTED, "bench linear-large: this build is without CUDA");
 }
 
+fp8_status fp8_bench_decode(fp8_bench_table *out, fp8_device *d, const fp8_bench_options *options) {
+    (void)out;
+    (void)d;
+    (void)options;
+    return FP8_FAIL(FP8_EUNSUPPORTED, "bench decode: this build is without CUDA");
+}
+
 fp8_status fp8_bench_quant(fp8_bench_table *out, fp8_device *d, const fp8_bench_options *options) {
     (void)out;
     (void)d;

@@ -50,6 +50,7 @@ static const struct {
 } benches[] = {
     {"attention", fp8_bench_attention},
     {"flux", fp8_bench_flux},
+    {"decode", fp8_bench_decode},
     {"linear", fp8_bench_linear},
     {"linear-large", fp8_bench_linear_large},
     {"quant", fp8_bench_quant},
@@ -167,6 +168,8 @@ const cli_command cli_cmd_bench = {
         "             s s_q/s_kv\n"
         "  flux       attention of the Flux image model, BF16 in and out, so that\n"
         "             quantizing is inside the time; SHAPE is the length\n"
+        "  decode     one new token a sequence over FP8 and BF16 pages beside reading alone;\n"
+        "             SHAPE is b,h,h_kv,d,kv[,page]\n"
         "  linear     all Linears of one decode step: TB/s of weights beside cuBLASLt and\n"
         "             reading alone; SHAPE is gemma-7b,TOKENS or llama-8b,TOKENS\n"
         "  linear-large\n"

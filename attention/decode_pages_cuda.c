@@ -1,0 +1,276 @@
+/* The backend over pages: a plan picks a kernel and holds the counters of its parts; a run makes
+ * tensor maps where the pages have moved and launches once. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "attention/decode_pages.h"
+#include "core/cuda_check.h"
+#include "core/tensor_map.h"
+
+enum {
+    ALIGN = 256,          /* bytes; of each part of the workspace */
+    EMPTY_REGISTERS = 64, /* the kernel of other architectures, empty, has fewer */
+    SMALL_BLOCK = 8       /* rows */
+};
+static const double log2_e = 1.4426950408889634;
+
+/* What tensor maps are made from. */
+typedef struct pages_place {
+    const void *k, *v;
+    int64_t num_pages, k_page, v_page;
+} pages_place;
+
+typedef struct pages_state {
+    fp8_tensor_map_encode encode;
+    const decode_pages_kernel *kernel;
+    int32_t blocks;
+    int32_t *arrived; /* device: args.arrived */
+    size_t stats_at;  /* in the workspace, after the sums */
+    pages_place mapped;
+    decode_pages_args args; /* what every run has in common, and the maps */
+} pages_state;
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* ---- plan ------------------------------------------------------------------------------------ */
+
+static const decode_pages_kernel *find_in(const decode_pages_kernel *all, int count,
+                                          const fp8_decode_options *o, int32_t rows) {
+    for (int i = 0; i < count; i++)
+        if (all[i].kv_dtype == (int32_t)o->kv_dtype && all[i].d_qk == o->d_qk &&
+            all[i].d_v == o->d_v && all[i].page_size == o->page_size && all[i].rows == rows)
+            return &all[i];
+    return NULL;
+}
+
+/* The kernel with blocks of 8 rows, or where a KV head has more, of 16 if there is one. */
+static const decode_pages_kernel *find_kernel(const fp8_decode_options *o) {
+    const int64_t rows = o->max_q * (o->num_heads / o->num_kv_heads);
+    const decode_pages_kernel *found = NULL;
+    int count;
+    const decode_pages_kernel *all = o->kv_dtype == FP8_DTYPE_E4M3 ? decode_pages_kernels(&count)
+                                                                   : decode_pages16_kernels(&count);
+    if (rows > SMALL_BLOCK) found = find_in(all, count, o, 2 * SMALL_BLOCK);
+    return found ? found : find_in(all, count, o, SMALL_BLOCK);
+}
+
+/* Room for the kernel's shared memory on the current device; its grid. */
+static fp8_status prepare_kernel(pages_state *f, fp8_device *d) {
+    const void *entry = (const void *)f->kernel->entry;
+    struct cudaFuncAttributes a;
+    fp8_status st = FP8_OK;
+    int sms;
+
+    (void)fp8_device_stream(d); /* makes the device current */
+    FP8_TRY_CUDA(cudaFuncGetAttributes(&a, entry));
+    if (a.numRegs < EMPTY_REGISTERS)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "this build holds no sm_90a code");
+    FP8_TRY_CUDA(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      (int)f->kernel->shared_bytes));
+    FP8_TRY_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount,
+                                        fp8_device_index(d)));
+    f->blocks = sms * f->kernel->blocks_per_sm;
+done:
+    return st;
+}
+
+static void fill_args(decode_pages_args *a, const fp8_decode_options *o,
+                      const decode_pages_kernel *k, int64_t split_keys) {
+    const int32_t group = o->num_heads / o->num_kv_heads;
+    const double cap = (double)o->softcap, scale = (double)o->scale * log2_e;
+
+    a->q_token = o->q_token;
+    a->o_token = o->o_token;
+    a->num_heads = o->num_heads;
+    a->num_kv_heads = o->num_kv_heads;
+    a->group = group;
+    a->most_q = (int32_t)o->max_q;
+    a->row_blocks = (int32_t)ceil_div(o->max_q * group, k->rows);
+    a->unit_tiles = (int32_t)(split_keys / k->tile);
+    a->causal = o->mask != FP8_MASK_NONE;
+    a->window_left = o->window_left < 0 || o->window_left > DECODE_PAGES_NO_WINDOW
+                         ? DECODE_PAGES_NO_WINDOW
+                         : (int32_t)o->window_left;
+    a->alibi = o->alibi;
+    a->off_by_one = o->sink == FP8_SINK_OFF_BY_ONE;
+    a->descale_by_head = o->granularity == FP8_DESCALE_HEAD;
+    a->q_dtype = (int32_t)o->q_dtype;
+    a->o_dtype = (int32_t)o->o_dtype;
+    a->softcap = o->softcap;
+    a->scale = (float)(o->softcap != 0 ? 2 * scale / cap : scale);
+}
+
+/* Slots for parts: one a part of every item where a split is given, else two a block. */
+static fp8_status place_parts(decode_part *part, pages_state *f, int64_t split_keys) {
+    const fp8_decode_options *o = &part->options;
+    const int64_t items = o->num_seqs * f->args.row_blocks * o->num_kv_heads;
+    const int64_t splits = split_keys ? ceil_div(o->max_kv, split_keys) + 1 : 0;
+    const int64_t slots = split_keys ? items * splits : 2 * (int64_t)f->blocks;
+    const int64_t sums[3] = {slots, f->kernel->rows, o->d_v * (int64_t)sizeof(float)};
+    const int64_t stats[3] = {slots, f->kernel->rows, 2 * (int64_t)sizeof(float)};
+    int64_t sums_bytes, stats_bytes;
+    fp8_status st;
+
+    FP8_TRY(fp8_shape_count(&sums_bytes, sums, 3));
+    FP8_TRY(fp8_shape_count(&stats_bytes, stats, 3));
+    f->stats_at = (size_t)ceil_div(sums_bytes, ALIGN) * ALIGN;
+    part->workspace_bytes = f->stats_at + (size_t)stats_bytes + ALIGN;
+done:
+    return st;
+}
+
+static fp8_status pages_open(decode_part *part) {
+    const fp8_decode_options *o = &part->options;
+    pages_state *f = calloc(1, sizeof *f);
+    size_t counters;
+    fp8_status st;
+
+    if (!f) return FP8_FAIL(FP8_ENOMEM, "decode over pages: plan");
+    part->state = f;
+    f->kernel = find_kernel(o);
+    if (!f->kernel)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "no kernel for pages of %s, d %d and %d",
+                        fp8_dtype_name(o->kv_dtype), o->d_qk, o->d_v);
+    FP8_TRY(fp8_tensor_map_encoder(&f->encode));
+    FP8_TRY(prepare_kernel(f, part->device));
+    part->split_keys = ceil_div(o->split_keys, f->kernel->tile) * f->kernel->tile;
+    fill_args(&f->args, o, f->kernel, part->split_keys);
+    FP8_TRY(place_parts(part, f, part->split_keys));
+    counters = (size_t)(o->num_seqs * f->args.row_blocks * o->num_kv_heads) * sizeof *f->arrived;
+    FP8_TRY(fp8_device_alloc(part->device, (void **)&f->arrived, counters));
+    FP8_TRY(fp8_device_fill(part->device, f->arrived, 0, counters));
+    f->args.arrived = f->arrived;
+done:
+    return st;
+}
+
+static void pages_close(decode_part *part) {
+    pages_state *f = part->state;
+    if (f) fp8_device_free(part->device, f->arrived);
+    free(f);
+    part->state = NULL;
+}
+
+/* ---- tensor maps ----------------------------------------------------------------------------- */
+
+/* Rows of `width` elements, `rows` of them a page; boxes of `box` rows by `pitch` bytes. */
+static fp8_status make_map(const pages_state *f, CUtensorMap *map, const char *name,
+                           const void *data, fp8_dtype dtype, int64_t width, int64_t rows,
+                           int64_t pages, int64_t page, int32_t box, int32_t pitch) {
+    const CUtensorMapDataType type = dtype == FP8_DTYPE_E4M3   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                                     : dtype == FP8_DTYPE_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                               : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+    const uint64_t size = (uint64_t)fp8_dtype_size(dtype);
+    const cuuint64_t dims[3] = {(uint64_t)width, (uint64_t)rows, (uint64_t)pages};
+    const cuuint64_t strides[2] = {(uint64_t)width * size, (uint64_t)page * size};
+    const cuuint32_t boxes[3] = {(uint32_t)pitch / (uint32_t)size, (uint32_t)box, 1};
+    const cuuint32_t steps[3] = {1, 1, 1};
+    const CUresult r = f->encode(
+        map, type, 3, (void *)(uintptr_t)data, dims, strides, boxes, steps,
+        CU_TENSOR_MAP_INTERLEAVE_NONE,
+        pitch == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+        CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+
+    if (r != CUDA_SUCCESS)
+        return FP8_FAIL(FP8_ECUDA, "decode over pages: tensor map of %s: driver error %d", name,
+                        (int)r);
+    return FP8_OK;
+}
+
+/* Once for pages that stay where they are. */
+static fp8_status refresh_maps(pages_state *f, const fp8_decode_options *o,
+                               const fp8_kv_pages *p) {
+    const decode_pages_kernel *k = f->kernel;
+    const pages_place now = {p->k, p->v, p->num_pages, p->k_page, p->v_page};
+    const int64_t heads = o->num_kv_heads;
+    fp8_status st = FP8_OK;
+
+    if (f->mapped.k == now.k && f->mapped.v == now.v && f->mapped.num_pages == now.num_pages &&
+        f->mapped.k_page == now.k_page && f->mapped.v_page == now.v_page)
+        return FP8_OK;
+    f->mapped.num_pages = 0; /* none, should this fail */
+    FP8_TRY(make_map(f, &f->args.k_map, "k", p->k, o->kv_dtype, o->d_qk, heads * o->page_size,
+                     p->num_pages, p->k_page, k->span, k->k_pitch));
+    FP8_TRY(make_map(f, &f->args.v_map, "v", p->v, o->kv_dtype, o->page_size, heads * o->d_v,
+                     p->num_pages, p->v_page, o->d_v, k->v_pitch));
+    f->mapped = now;
+done:
+    return st;
+}
+
+/* ---- run ------------------------------------------------------------------------------------- */
+
+static fp8_status check_places(const fp8_decode_io *io) {
+    const int64_t size = (int64_t)fp8_dtype_size(io->pages.dtype);
+    const struct {
+        const char *name;
+        uintptr_t at;
+    } all[] = {{"o", (uintptr_t)io->o},
+               {"q", (uintptr_t)io->q},
+               {"pages.k", (uintptr_t)io->pages.k},
+               {"pages.v", (uintptr_t)io->pages.v},
+               {"bytes of pages.k_page", (uintptr_t)(io->pages.k_page * size)},
+               {"bytes of pages.v_page", (uintptr_t)(io->pages.v_page * size)}};
+
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i].at % DECODE_PAGES_VECTOR)
+            return FP8_FAIL(FP8_EINVAL, "decode over pages: %s is %#llx, expected a multiple of %d",
+                            all[i].name, (unsigned long long)all[i].at, DECODE_PAGES_VECTOR);
+    return FP8_OK;
+}
+
+static void bind_run(decode_pages_args *a, const fp8_decode_options *o, const fp8_decode_io *io) {
+    const fp8_kv_batch *b = &io->batch;
+    const int64_t room = b->max_pages * o->page_size;
+    const int codes = o->kv_dtype == FP8_DTYPE_E4M3;
+
+    a->o = io->o;
+    a->q = io->q;
+    a->page_table = b->page_table;
+    a->kv_lengths = b->kv_lengths;
+    a->q_starts = b->q_starts;
+    a->q_descale = o->q_dtype == FP8_DTYPE_E4M3 ? io->q_descale : NULL;
+    a->k_descale = codes ? io->pages.k_descale : NULL;
+    a->v_descale = codes ? io->pages.v_descale : NULL;
+    a->o_scale = o->o_dtype == FP8_DTYPE_E4M3 ? io->o_scale : NULL;
+    a->alibi_slopes = io->alibi_slopes;
+    a->sink = o->sink == FP8_SINK_LEARNABLE ? io->sink : NULL;
+    a->lse = o->want_lse ? io->lse : NULL;
+    a->max_pages = b->max_pages;
+    a->num_pages = (int32_t)io->pages.num_pages;
+    a->num_seqs = (int32_t)b->num_seqs;
+    a->total_q = (int32_t)b->total_q;
+    a->max_q = (int32_t)b->max_q;
+    a->max_kv = (int32_t)(b->max_kv < room ? b->max_kv : room);
+}
+
+static fp8_status pages_run(decode_part *part, const fp8_decode_io *io, void *workspace) {
+    pages_state *f = part->state;
+    const fp8_decode_options *o = &part->options;
+    const fp8_stream stream = fp8_device_stream(part->device);
+    uint8_t *base = (uint8_t *)workspace + (uintptr_t)-(intptr_t)(uintptr_t)workspace % ALIGN;
+    void *args[] = {&f->args};
+    cudaLaunchAttribute how = {.id = cudaLaunchAttributeProgrammaticStreamSerialization,
+                               .val.programmaticStreamSerializationAllowed = 1};
+    const cudaLaunchConfig_t config = {.gridDim = {(unsigned)f->blocks, 1, 1},
+                                       .blockDim = {(unsigned)f->kernel->threads, 1, 1},
+                                       .dynamicSmemBytes = f->kernel->shared_bytes,
+                                       .stream = stream,
+                                       .attrs = &how,
+                                       .numAttrs = 1};
+    fp8_status st;
+
+    FP8_TRY(check_places(io));
+    FP8_TRY(refresh_maps(f, o, &io->pages));
+    bind_run(&f->args, o, io);
+    f->args.parts = (float *)(void *)base;
+    f->args.part_stats = (float *)(void *)(base + f->stats_at);
+    FP8_TRY_CUDA(cudaLaunchKernelExC(&config, (const void *)f->kernel->entry, args));
+    FP8_TRY(fp8_cuda_launched("decode over pages", stream));
+done:
+    return st;
+}
+
+const decode_backend decode_backend_pages = {
+    FP8_DECODE_PAGES, "pages", decode_pages_check, pages_open, pages_close, pages_run,
+};

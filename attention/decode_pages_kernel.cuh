@@ -1,0 +1,206 @@
+/* attention/decode_pages_kernel.cuh - private: the kernel over pages: one warp that copies, the
+ * others that attend. */
+#ifndef FP8_ATTENTION_DECODE_PAGES_KERNEL_CUH
+#define FP8_ATTENTION_DECODE_PAGES_KERNEL_CUH
+#include "attention/decode_pages_shape.cuh"
+
+/* The instructions exist for this one architecture; for others the kernel is empty, and
+ * decode_pages_cuda.c finds out. */
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define DECODE_SM90 1
+#include "attention/decode_pages_finish.cuh"
+#else
+#define DECODE_SM90 0
+#endif
+
+#if DECODE_SM90
+
+/* ---- the copying warp ------------------------------------------------------------------------ */
+
+struct ring_place {
+    int32_t at;
+    uint32_t parity;
+};
+
+template <int COUNT>
+static __device__ __forceinline__ void ring_next(ring_place &x) {
+    const bool wraps = ++x.at == COUNT;
+    if (wraps) x.at = 0;
+    x.parity ^= wraps;
+}
+
+static __device__ __forceinline__ float descale_at(const float *x, const decode_pages_args &p,
+                                                   int32_t head_kv) {
+    return x ? x[p.descale_by_head ? head_kv : 0] : 1.0f;
+}
+
+/* What copies need; the rest is found while the first of them is under way. */
+static __device__ __forceinline__ segment_info begin_info(const decode_pages_args &p,
+                                                          const walk &w, const segment &g,
+                                                          int32_t rows) {
+    const int32_t block = g.item / p.num_kv_heads;
+    segment_info x;
+    x.q_begin = w.q.q_begin;
+    x.q_len = w.q.q_len;
+    x.kv_len = w.q.kv_len;
+    x.row0 = block * rows;
+    x.head_kv = g.item - block * p.num_kv_heads;
+    x.first = g.first;
+    x.tiles = g.tiles;
+    x.item = g.s * p.row_blocks * p.num_kv_heads + g.item;
+    return x;
+}
+
+static __device__ __forceinline__ void end_info(segment_info &x, const decode_pages_args &p) {
+    x.score_scale = p.scale * descale_at(p.q_descale, p, x.head_kv) *
+                    descale_at(p.k_descale, p, x.head_kv);
+    x.value_scale = descale_at(p.v_descale, p, x.head_kv) * (p.o_scale ? *p.o_scale : 1.0f);
+}
+
+/* Tells the others of a segment and brings its queries. */
+template <class T>
+static __device__ __forceinline__ void tell(decode_control<T> &c, const decode_pages_args &p,
+                                            const segment_info &g, ring_place &at) {
+    const int32_t lane = threadIdx.x % 32, bytes = p.q_dtype == FP8_DTYPE_E4M3 ? 1 : 2;
+    const bool brings = lane < T::ROWS && g.tiles > 0 && is_row(p, g, lane);
+    const int32_t rows = __popc(__ballot_sync(0xffffffffu, brings));
+
+    barrier_wait(c.read + at.at, at.parity);
+    if (lane == 0) {
+        c.info[at.at] = g;
+        barrier_expect(c.told + at.at, rows * T::D_QK * bytes);
+    }
+    __syncwarp();
+    if (brings) copy_row<T>(c.q[at.at][lane], c.told + at.at, p, g, lane, bytes);
+    ring_next<SEGMENTS>(at);
+}
+
+template <class T>
+static __device__ __forceinline__ void produce(uint8_t *data, decode_control<T> &c,
+                                               const decode_pages_args &p) {
+    const uint64_t policy = p.row_blocks > 1 ? policy_evict_normal() : policy_evict_first();
+    ring_place at = {0, 1}, told = {0, 1};
+    segment_info x = {};
+    walk w;
+
+    w.s = w.base = 0;
+    dependencies_wait();
+    const cut all = make_cut<T::TILE, T::ROWS>(p);
+    const range r = range_at(all, blockIdx.x);
+    if (r.begin < r.end) walk_to<T::TILE, T::ROWS>(w, p, r.begin);
+    for (int32_t unit = r.begin; unit < r.end;) {
+        const segment g = segment_at<T::TILE, T::ROWS>(w, p, unit, r.end);
+        page_window pages;
+        pages_open(pages, p, g.s, g.first * T::TILE / T::PAGE);
+        x = begin_info(p, w, g, T::ROWS);
+        for (int32_t i = 0; i < g.tiles; i++) {
+            barrier_wait(c.empty + at.at, at.parity);
+            copy_tile<T>(data + at.at * T::STAGE_BYTES, c.full + at.at, pages, p, g.s, x.kv_len,
+                         x.head_kv, g.first + i, policy);
+            ring_next<T::STAGES>(at);
+            if (i > 0) continue;
+            end_info(x, p);
+            place_part(x, p, g, all);
+            tell<T>(c, p, x, told);
+        }
+        unit += g.count;
+    }
+    x.tiles = 0;
+    tell<T>(c, p, x, told);
+}
+
+/* ---- the others ------------------------------------------------------------------------------ */
+
+/* This warp's keys of all tiles of a segment. */
+template <class T>
+static __device__ __forceinline__ void take_segment(sums<T> &a, const decode_pages_args &p,
+                                                    decode_control<T> &c, const segment_info &g,
+                                                    const uint8_t (*rows)[T::Q_PITCH],
+                                                    const lane_places<T> &places, uint32_t data,
+                                                    int32_t warp, ring_place &at) {
+    /* tiles that every row sees whole lie between clear and hidden */
+    const int32_t low = max(g.kv_len - g.q_len - p.window_left, 0);
+    const int32_t clear = max(g.kv_len - 1 - p.window_left, 0);
+    const int32_t hidden = p.causal ? g.kv_len - g.q_len + 1 : g.kv_len;
+    const int32_t tiles = g.tiles, first = g.first, kv_len = g.kv_len; /* the loop reads no g */
+    queries<T> q;
+    row_terms<T> x;
+
+    load_queries<T>(q, p, g, rows);
+    load_terms<T>(x, p, g);
+    memset(a.o, 0, sizeof a.o);
+#pragma unroll
+    for (int n = 0; n < T::NT; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) a.most[n][e] = NONE, a.sum[n][e] = 0.0f;
+    for (int32_t i = 0; i < tiles; i++) {
+        const int32_t key = (first + i) * T::TILE;
+        barrier_wait(c.full + at.at, at.parity);
+        take_tile<T>(a, q, x, p, places, data + at.at * T::STAGE_BYTES, key + warp * 16 * T::KT,
+                     key < clear || key + T::TILE > hidden, low, kv_len);
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) barrier_arrive(c.empty + at.at);
+        ring_next<T::STAGES>(at);
+    }
+}
+
+template <class T>
+static __device__ __forceinline__ void consume(uint8_t *data, decode_control<T> &c,
+                                               const decode_pages_args &p) {
+    const int32_t warp = __shfl_sync(0xffffffffu, (int32_t)threadIdx.x / 32, 0);
+    const lane_places<T> places = places_of_lane<T>(warp);
+    ring_place at = {0, 0}, told = {0, 0};
+    int32_t pending = 0;
+
+    dependencies_wait();
+    for (bool more = true; more;) {
+        const segment_info &g = c.info[told.at];
+        barrier_wait(c.told + told.at, told.parity);
+        more = g.tiles > 0;
+        if (more) {
+            sums<T> a;
+            take_segment<T>(a, p, c, g, c.q[told.at], places, shared_address(data), warp, at);
+            finish<T>(a, p, g, c.finish, pending);
+        }
+        __syncwarp();
+        if (threadIdx.x % 32 == 0) barrier_arrive(c.read + told.at);
+        ring_next<SEGMENTS>(told);
+        if (pending == PENDING || (!more && pending > 0)) {
+            settle<T>(p, pending, c.finish);
+            pending = 0;
+        }
+    }
+}
+
+#endif /* DECODE_SM90 */
+
+template <class T>
+static __global__ void __launch_bounds__(T::THREADS, T::PER_SM)
+decode_pages_kernel_of(const __grid_constant__ decode_pages_args p) {
+#if DECODE_SM90
+    extern __shared__ uint8_t raw[];
+    uint8_t *data = raw + (1024 - (shared_address(raw) & 1023)) % 1024;
+    decode_control<T> &c =
+        *reinterpret_cast<decode_control<T> *>(data + T::STAGES * T::STAGE_BYTES);
+
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < T::STAGES; i++) {
+            barrier_init(c.full + i, 1);
+            barrier_init(c.empty + i, T::WARPS);
+        }
+        for (int i = 0; i < SEGMENTS; i++) {
+            barrier_init(c.told + i, 1);
+            barrier_init(c.read + i, T::WARPS);
+        }
+        barrier_init_done();
+    }
+    if (threadIdx.x == T::CONSUMERS) {
+        prefetch_map(&p.k_map);
+        prefetch_map(&p.v_map);
+    }
+    __syncthreads();
+    if (threadIdx.x < T::CONSUMERS) consume<T>(data, c, p);
+    else produce<T>(data, c, p);
+#endif
+}
+#endif

@@ -1,0 +1,66 @@
+/* attention/decode_pages_shape.cuh - private: the tiles of a kernel over pages and what its shared
+ * memory holds, for kernels and for the host's table of them. */
+#ifndef FP8_ATTENTION_DECODE_PAGES_SHAPE_CUH
+#define FP8_ATTENTION_DECODE_PAGES_SHAPE_CUH
+#include "attention/decode_pages.h"
+
+static constexpr float NONE = -1e30f,     /* maximum before the first key */
+    SLACK = 8.0f,                         /* log2 of what P may grow to */
+    LOG2_E = 1.4426950408889634f;
+
+/* KV: of the pages. NT: row blocks of 8. WARPS warps take 16 KT keys each of a tile. */
+template <fp8_dtype KV_, int D_QK_, int D_V_, int PAGE_, int NT_, int WARPS_, int KT_, int STAGES_,
+          int PER_SM_>
+struct tiling {
+    static constexpr fp8_dtype KV = KV_;
+    static constexpr bool FP8 = KV_ == FP8_DTYPE_E4M3, BF16 = KV_ == FP8_DTYPE_BF16;
+    static constexpr int D_QK = D_QK_, D_V = D_V_, PAGE = PAGE_, NT = NT_, WARPS = WARPS_,
+                         KT = KT_, STAGES = STAGES_, PER_SM = PER_SM_;
+    static constexpr int ROWS = 8 * NT, TILE = 16 * KT * WARPS, BYTES = FP8 ? 1 : 2;
+    static constexpr int SPAN = TILE < PAGE ? TILE : PAGE; /* keys of one page in a tile */
+    static constexpr int PARTS = TILE / SPAN;
+    static constexpr int K_ROW = D_QK * BYTES, K_PITCH = K_ROW < 128 ? 64 : 128;
+    static constexpr int K_PANELS = (K_ROW + K_PITCH - 1) / K_PITCH;
+    static constexpr int V_ROW = SPAN * BYTES, V_PITCH = V_ROW < 128 ? 64 : 128;
+    static constexpr int V_PANELS = V_ROW / V_PITCH;
+    static constexpr int K_PART = SPAN * K_PITCH, V_PART = D_V * V_ROW; /* bytes of a page's */
+    static constexpr int K_BYTES = TILE * K_PITCH * K_PANELS, V_BYTES = D_V * TILE * BYTES;
+    static constexpr int STAGE_BYTES = K_BYTES + V_BYTES;
+    static constexpr int CONSUMERS = 32 * WARPS, THREADS = CONSUMERS + 32;
+    static constexpr int K_STEPS = D_QK / 16; /* products of 16 of d */
+    static constexpr int LOAD_D = FP8 ? 32 : 16, V_LOADS = D_V / LOAD_D; /* of 16 keys of V */
+    static constexpr int EARLY = D_V > 128 || V_LOADS < 4 ? 2 : 4; /* before the softmax */
+    static constexpr int Q_PITCH = D_QK * 2 + 16; /* bytes; rows in other banks */
+    static constexpr int ROUND_D = (D_V > 128 ? 32 : 64) / NT, SLAB_PITCH = ROUND_D + 4;
+};
+
+/* What a block takes of one item at a time, as the copying warp tells the others. */
+struct segment_info {
+    int32_t q_begin, q_len, kv_len; /* of the sequence, clamped */
+    int32_t row0, head_kv, first, tiles; /* tiles 0: there is no more */
+    int32_t parts, slot, first_slot, item; /* parts of the item: 1, or where they are kept */
+    float score_scale, value_scale;        /* with descales; of O with its scale */
+};
+
+enum { SEGMENTS = 2, PENDING = 4 }; /* segments ahead; parts that wait to be counted */
+
+template <class T> struct finish_memory {
+    float slab[T::WARPS][T::ROWS][T::SLAB_PITCH];
+    float most[T::WARPS][T::ROWS], sum[T::WARPS][T::ROWS], weight[T::WARPS][T::ROWS];
+    float factor[T::ROWS];  /* of O's sums */
+    int64_t to[T::ROWS];    /* elements from o, -1: the row is none */
+    segment_info pending[PENDING];
+    int32_t last[PENDING];
+};
+
+template <class T> struct decode_control {
+    uint8_t q[SEGMENTS][T::ROWS][T::Q_PITCH];
+    uint64_t full[T::STAGES], empty[T::STAGES], told[SEGMENTS], read[SEGMENTS];
+    segment_info info[SEGMENTS];
+    finish_memory<T> finish;
+};
+
+template <class T> static constexpr int shared_bytes() {
+    return T::STAGES * T::STAGE_BYTES + (int)sizeof(decode_control<T>) + 1024;
+}
+#endif

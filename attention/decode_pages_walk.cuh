@@ -1,0 +1,162 @@
+/* attention/decode_pages_walk.cuh - private: which keys of which sequence and head a block takes.
+ *
+ * An item is a KV head and a block of rows of a sequence; its keys are tiles, counted from the
+ * first that one of its rows sees. The units of all items in a row (a unit is a tile, or as many
+ * tiles as one part of a given split takes) are cut into equal ranges, one a block. Where they are
+ * cut follows from the lengths alone, which a captured graph may change. A segment is what a range
+ * has of one item. */
+#ifndef FP8_ATTENTION_DECODE_PAGES_WALK_CUH
+#define FP8_ATTENTION_DECODE_PAGES_WALK_CUH
+#include "attention/decode_pages_shape.cuh"
+#include "core/sm90.cuh"
+
+struct sequence {
+    int32_t q_begin, q_len, kv_len; /* clamped */
+    int32_t first, tiles;           /* of keys */
+    int32_t units, items;           /* units of an item */
+};
+
+/* All units, and the ranges they are cut into: the first units % blocks are longer by one. */
+struct cut {
+    int32_t units, blocks;
+};
+
+struct range {
+    int32_t begin, end;
+};
+
+struct segment {
+    int32_t s, item; /* item: of the sequence, row block * num_kv_heads + KV head */
+    int32_t first, tiles;
+    int32_t unit, units, count; /* the segment's first among its item's, all of those, its own */
+    int32_t item_unit;          /* the item's first among all units */
+};
+
+struct walk {
+    sequence q;
+    int32_t s, base; /* sequence, its first unit */
+};
+
+static __device__ __forceinline__ int32_t div_up(int32_t a, int32_t b) { return (a + b - 1) / b; }
+
+template <int TILE, int ROWS>
+static __device__ __forceinline__ sequence sequence_of(const decode_pages_args &p, int32_t s) {
+    sequence q;
+    const int32_t begin = min(max(p.q_starts[s], 0), p.total_q);
+    const int32_t end = min(max(p.q_starts[s + 1], begin), p.total_q);
+    const int32_t keys = p.kv_lengths[s];
+
+    q.q_begin = begin;
+    q.q_len = min(end - begin, p.max_q);
+    q.kv_len = min(max(keys, 0), p.max_kv);
+    /* the first query sees the earliest keys */
+    q.first = min(max(q.kv_len - q.q_len - p.window_left, 0), q.kv_len) / TILE;
+    q.tiles = max(div_up(q.kv_len, TILE) - q.first, 1);
+    q.units = p.unit_tiles ? div_up(q.tiles, p.unit_tiles) : q.tiles;
+    q.items = q.q_len > p.most_q ? 0 : div_up(q.q_len * p.group, ROWS) * p.num_kv_heads;
+    return q;
+}
+
+/* Units of sequence s, 0 beyond the last. */
+template <int TILE, int ROWS>
+static __device__ __forceinline__ int32_t units_of(const decode_pages_args &p, int32_t s) {
+    if (s >= p.num_seqs) return 0;
+    const sequence q = sequence_of<TILE, ROWS>(p, s);
+    return q.units * q.items;
+}
+
+template <int TILE, int ROWS>
+static __device__ __forceinline__ cut make_cut(const decode_pages_args &p) {
+    const int32_t lane = threadIdx.x % 32;
+    cut c = {0, 0};
+    for (int32_t s = lane; s - lane < p.num_seqs; s += 32) c.units += units_of<TILE, ROWS>(p, s);
+#pragma unroll
+    for (int off = 16; off > 0; off >>= 1)
+        c.units += __shfl_xor_sync(0xffffffffu, c.units, off);
+    c.blocks = max(min(c.units, (int32_t)gridDim.x), 1);
+    return c;
+}
+
+/* Empty beyond the last. */
+static __device__ __forceinline__ range range_at(const cut &c, int32_t index) {
+    const int32_t each = c.units / c.blocks, more = c.units % c.blocks;
+    const int32_t begin = min(index * each + min(index, more), c.units);
+    return {begin, min(begin + each + (index < more), c.units)};
+}
+
+/* The range that a unit is in. */
+static __device__ __forceinline__ int32_t range_of(const cut &c, int32_t unit) {
+    const int32_t each = c.units / c.blocks, more = c.units % c.blocks, longer = more * (each + 1);
+    return unit < longer ? unit / (each + 1) : more + (unit - longer) / each;
+}
+
+/* To the sequence of a unit, which is none before w.base. All lanes. */
+template <int TILE, int ROWS>
+static __device__ __forceinline__ void walk_to(walk &w, const decode_pages_args &p, int32_t unit) {
+    const int32_t lane = threadIdx.x % 32;
+    for (;;) {
+        const int32_t n = units_of<TILE, ROWS>(p, w.s + lane);
+        int32_t upto = n, found;
+        unsigned beyond;
+#pragma unroll
+        for (int off = 1; off < 32; off <<= 1) {
+            const int32_t v = __shfl_up_sync(0xffffffffu, upto, off);
+            if (lane >= off) upto += v;
+        }
+        beyond = __ballot_sync(0xffffffffu, w.base + upto > unit);
+        found = beyond ? __ffs((int)beyond) - 1 : 31;
+        w.base += __shfl_sync(0xffffffffu, beyond ? upto - n : upto, found);
+        w.s += beyond ? found : 32;
+        if (beyond) break;
+    }
+    w.q = sequence_of<TILE, ROWS>(p, w.s);
+}
+
+/* The segment that begins at a unit; `end`: of the range. */
+template <int TILE, int ROWS>
+static __device__ __forceinline__ segment segment_at(walk &w, const decode_pages_args &p,
+                                                     int32_t unit, int32_t end) {
+    const int32_t per = p.unit_tiles ? p.unit_tiles : 1;
+    segment g;
+
+    while (unit >= w.base + w.q.units * w.q.items) {
+        w.base += w.q.units * w.q.items;
+        w.q = sequence_of<TILE, ROWS>(p, ++w.s);
+    }
+    g.s = w.s;
+    g.item = (unit - w.base) / w.q.units;
+    g.item_unit = w.base + g.item * w.q.units;
+    g.unit = unit - g.item_unit;
+    g.units = w.q.units;
+    g.count = p.unit_tiles ? 1 : min(w.q.units - g.unit, end - unit);
+    g.first = w.q.first + g.unit * per;
+    g.tiles = min(g.count * per, w.q.tiles - g.unit * per);
+    return g;
+}
+
+/* Slot of part j of an item. A range has one part that begins an item and does not end it, and one
+ * that does not begin it. */
+static __device__ __forceinline__ int32_t slot_of(const decode_pages_args &p,
+                                                  const segment_info &g, int32_t j) {
+    if (p.unit_tiles) return g.first_slot + j;
+    return g.first_slot + 2 * j + (j == 0);
+}
+
+/* Where the parts of a segment's item are, and which of them it is. */
+static __device__ __forceinline__ void place_part(segment_info &x, const decode_pages_args &p,
+                                                  const segment &g, const cut &c) {
+    x.parts = 1;
+    x.slot = x.first_slot = 0;
+    if (g.count == g.units) return;
+    if (p.unit_tiles) {
+        x.parts = g.units;
+        x.first_slot = g.item_unit;
+        x.slot = slot_of(p, x, g.unit);
+    } else {
+        const int32_t first = range_of(c, g.item_unit);
+        x.parts = range_of(c, g.item_unit + g.units - 1) - first + 1;
+        x.first_slot = 2 * first;
+        x.slot = slot_of(p, x, (int32_t)blockIdx.x - first);
+    }
+}
+#endif
