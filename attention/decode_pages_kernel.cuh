@@ -29,9 +29,15 @@ static __device__ __forceinline__ void ring_next(ring_place &x) {
     x.parity ^= wraps;
 }
 
-static __device__ __forceinline__ float descale_at(const float *x, const decode_pages_args &p,
-                                                   int32_t head_kv) {
-    return x ? x[p.descale_by_head ? head_kv : 0] : 1.0f;
+struct scales {
+    float score, value;
+};
+
+static __device__ __forceinline__ scales scales_of(const decode_pages_args &p, int32_t index) {
+    const float q = p.q_descale ? p.q_descale[index] : 1.0f;
+    const float k = p.k_descale ? p.k_descale[index] : 1.0f;
+    const float v = p.v_descale ? p.v_descale[index] : 1.0f, o = p.o_scale ? *p.o_scale : 1.0f;
+    return {p.scale * q * k, v * o};
 }
 
 /* What copies need; the rest is found while the first of them is under way. */
@@ -49,12 +55,6 @@ static __device__ __forceinline__ segment_info begin_info(const decode_pages_arg
     x.tiles = g.tiles;
     x.item = g.s * p.row_blocks * p.num_kv_heads + g.item;
     return x;
-}
-
-static __device__ __forceinline__ void end_info(segment_info &x, const decode_pages_args &p) {
-    x.score_scale = p.scale * descale_at(p.q_descale, p, x.head_kv) *
-                    descale_at(p.k_descale, p, x.head_kv);
-    x.value_scale = descale_at(p.v_descale, p, x.head_kv) * (p.o_scale ? *p.o_scale : 1.0f);
 }
 
 /* Tells the others of a segment and brings its queries. */
@@ -85,6 +85,7 @@ static __device__ __forceinline__ void produce(uint8_t *data, decode_control<T> 
 
     w.s = w.base = 0;
     dependencies_wait();
+    scales by = scales_of(p, 0); /* of all heads, or there is one a head */
     const cut all = make_cut<T::TILE, T::ROWS>(p);
     const range r = range_at(all, blockIdx.x);
     if (r.begin < r.end) walk_to<T::TILE, T::ROWS>(w, p, r.begin);
@@ -99,7 +100,9 @@ static __device__ __forceinline__ void produce(uint8_t *data, decode_control<T> 
                          x.head_kv, g.first + i, policy);
             ring_next<T::STAGES>(at);
             if (i > 0) continue;
-            end_info(x, p);
+            if (p.descale_by_head) by = scales_of(p, x.head_kv);
+            x.score_scale = by.score;
+            x.value_scale = by.value;
             place_part(x, p, g, all);
             tell<T>(c, p, x, told);
         }

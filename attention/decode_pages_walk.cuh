@@ -16,9 +16,9 @@ struct sequence {
     int32_t units, items;           /* units of an item */
 };
 
-/* All units, and the ranges they are cut into: the first units % blocks are longer by one. */
+/* All units, and the ranges they are cut into: `each` units, the first `more` one more. */
 struct cut {
-    int32_t units, blocks;
+    int32_t units, each, more;
 };
 
 struct range {
@@ -68,26 +68,28 @@ static __device__ __forceinline__ int32_t units_of(const decode_pages_args &p, i
 template <int TILE, int ROWS>
 static __device__ __forceinline__ cut make_cut(const decode_pages_args &p) {
     const int32_t lane = threadIdx.x % 32;
-    cut c = {0, 0};
+    cut c = {0, 0, 0};
+    int32_t blocks;
     for (int32_t s = lane; s - lane < p.num_seqs; s += 32) c.units += units_of<TILE, ROWS>(p, s);
 #pragma unroll
     for (int off = 16; off > 0; off >>= 1)
         c.units += __shfl_xor_sync(0xffffffffu, c.units, off);
-    c.blocks = max(min(c.units, (int32_t)gridDim.x), 1);
+    blocks = max(min(c.units, (int32_t)gridDim.x), 1);
+    c.each = c.units / blocks;
+    c.more = c.units - c.each * blocks;
     return c;
 }
 
 /* Empty beyond the last. */
 static __device__ __forceinline__ range range_at(const cut &c, int32_t index) {
-    const int32_t each = c.units / c.blocks, more = c.units % c.blocks;
-    const int32_t begin = min(index * each + min(index, more), c.units);
-    return {begin, min(begin + each + (index < more), c.units)};
+    const int32_t begin = min(index * c.each + min(index, c.more), c.units);
+    return {begin, min(begin + c.each + (index < c.more), c.units)};
 }
 
 /* The range that a unit is in. */
 static __device__ __forceinline__ int32_t range_of(const cut &c, int32_t unit) {
-    const int32_t each = c.units / c.blocks, more = c.units % c.blocks, longer = more * (each + 1);
-    return unit < longer ? unit / (each + 1) : more + (unit - longer) / each;
+    const int32_t longer = c.more * (c.each + 1);
+    return unit < longer ? unit / (c.each + 1) : c.more + (unit - longer) / c.each;
 }
 
 /* To the sequence of a unit, which is none before w.base. All lanes. */
