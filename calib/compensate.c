@@ -210,18 +210,33 @@ done:
     return st;
 }
 
+enum { POINTS = 5 };
+
+/* Points [0, done) of the layer are done. */
+static fp8_status tell(const fp8_compensation *j, int64_t done) {
+    const fp8_progress *p = &j->calib->progress;
+    const int64_t layers = j->config->num_layers, now = j->layer * POINTS + done;
+
+    if (!p->on || !p->on(p->ctx, "rounding", now, layers * POINTS)) return FP8_OK;
+    return FP8_FAIL(FP8_ECANCELED, "compensated rounding stopped in layer %lld of %lld",
+                    (long long)j->layer, (long long)layers);
+}
+
 static fp8_status round_layer(fp8_compensation *j) {
-    static const fp8_point after[] = {FP8_POINT_O_INPUT, FP8_POINT_UP_INPUT, FP8_POINT_DOWN_INPUT,
-                                      FP8_POINT_SHARED_DOWN_INPUT};
+    static const fp8_point points[POINTS] = {FP8_POINT_QKV_INPUT, FP8_POINT_O_INPUT,
+                                             FP8_POINT_UP_INPUT, FP8_POINT_DOWN_INPUT,
+                                             FP8_POINT_SHARED_DOWN_INPUT};
     const fp8_export_options *o = j->options;
+    const int kv = o->kv_fp8 || o->attention != FP8_ATTENTION_NONE;
     fp8_status st = FP8_OK;
 
     FP8_TRY(find_turn(j));
-    FP8_TRY(round_point(j, FP8_POINT_QKV_INPUT));
-    if ((o->kv_fp8 || o->attention != FP8_ATTENTION_NONE) && (j->how->search_scales || j->angles))
-        FP8_TRY(fp8_compensation_kv(j));
-    for (size_t i = 0; i < sizeof after / sizeof *after; i++) FP8_TRY(round_point(j, after[i]));
-    FP8_TRY(advance(j));
+    for (int64_t i = 0; i < POINTS; i++) {
+        FP8_TRY(round_point(j, points[i]));
+        if (i == 0 && kv && (j->how->search_scales || j->angles)) FP8_TRY(fp8_compensation_kv(j));
+        if (i == POINTS - 1) FP8_TRY(advance(j));
+        FP8_TRY(tell(j, i + 1));
+    }
 done:
     return st;
 }
@@ -297,19 +312,10 @@ static void drop(fp8_compensation *j) {
 }
 
 static fp8_status round_layers(fp8_compensation *j) {
-    const fp8_progress *p = &j->calib->progress;
-    const int64_t layers = j->config->num_layers;
     fp8_status st = FP8_OK;
 
     FP8_TRY(embed(j));
-    for (j->layer = 0; j->layer < layers; j->layer++) {
-        FP8_TRY(round_layer(j));
-        if (p->on && p->on(p->ctx, "rounding", j->layer + 1, layers)) {
-            st = FP8_FAIL(FP8_ECANCELED, "compensated rounding stopped after %lld of %lld layers",
-                          (long long)(j->layer + 1), (long long)layers);
-            goto done;
-        }
-    }
+    for (j->layer = 0; j->layer < j->config->num_layers; j->layer++) FP8_TRY(round_layer(j));
 done:
     return st;
 }

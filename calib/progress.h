@@ -4,7 +4,8 @@
 #include <stdint.h>
 
 /* done of total units of `what` ("calibrating" steps, "measuring" steps, "writing" bytes,
- * "evaluating" windows); nonzero stops. NULL function = silent. */
+ * "evaluating" windows, "weighing" choices, "rounding" inputs of layers); nonzero stops. NULL
+ * function = silent. */
 typedef struct fp8_progress {
     int (*on)(void *ctx, const char *what, int64_t done, int64_t total);
     void *ctx;

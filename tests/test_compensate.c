@@ -218,8 +218,35 @@ static void test_refused(void) {
     CHECK(make("x", NULL, 1, FP8_SCHEME_TENSOR, &how).st == FP8_EINVAL);
 }
 
+static int stop_at(void *ctx, const char *what, int64_t done, int64_t total) {
+    (void)total;
+    return strcmp(what, "rounding") == 0 && done == *(const int64_t *)ctx;
+}
+
+/* Stopped in the middle of a layer: a status, nothing left behind. */
+static void test_canceled(void) {
+    sample s = sample_open(NULL, 2, BATCH * SEQ, FP8_COMPUTE_BF16);
+    fp8_samples data = sample_samples(SEQ, 4);
+    int64_t at = 7;
+    const fp8_calib_options calib = {.batch = BATCH, .seq = SEQ, .progress = {stop_at, &at}};
+    const fp8_export_options options = {.scheme = FP8_SCHEME_TENSOR, .recipe = FP8_RECIPE_DEFAULT};
+    const fp8_rounding_options how = FP8_ROUNDING_OPTIONS;
+    fp8_record *r = NULL;
+    fp8_rounding *rounding = NULL;
+
+    check_case = "canceled";
+    CHECK_STATUS(fp8_calibrate(&r, s.m, s.c, &data, &calib), FP8_OK);
+    CHECK_STATUS(fp8_rounding_create(&rounding, s.m, s.c, sample_file("scratch"), r, &data, &calib,
+                                     &options, &how), FP8_ECANCELED);
+    CHECK(rounding == NULL && !fp8_path_exists(sample_file("scratch")));
+    fp8_record_destroy(r);
+    fp8_samples_free(&data);
+    sample_close(&s);
+}
+
 int main(void) {
     sample_begin();
+    test_canceled();
     test_parts();
     test_schemes();
     test_threads();
