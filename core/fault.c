@@ -34,7 +34,7 @@ static void read_environment(void) {
     if (path) log_file = __real_open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
 }
 
-static int fails(const char *name, int error, const void *caller) {
+int fp8_fault_hits(const char *name, int error, const void *caller) {
     int64_t k;
 
     pthread_once(&once, read_environment);
@@ -51,7 +51,7 @@ static int fails(const char *name, int error, const void *caller) {
     result __real_##name parameters;                                                               \
     result __wrap_##name parameters;                                                               \
     result __wrap_##name parameters {                                                              \
-        if (fails(#name, error, __builtin_return_address(0))) return failed;                       \
+        if (fp8_fault_hits(#name, error, __builtin_return_address(0))) return failed;                       \
         return __real_##name arguments;                                                            \
     }
 FP8_FAULT_MAP(WRAP)
@@ -65,7 +65,7 @@ int __wrap_open(const char *path, int flags, ...) {
         mode = va_arg(ap, mode_t);
         va_end(ap);
     }
-    if (fails("open", EIO, __builtin_return_address(0))) return -1;
+    if (fp8_fault_hits("open", EIO, __builtin_return_address(0))) return -1;
     return __real_open(path, flags, mode);
 }
 #else

@@ -6,10 +6,14 @@
  *   FP8_FAULT=K+      and every later one
  *   FP8_FAULT_LOG=F   appends "name distance" of each call to F: the distance of the place of the
  *                     call from the wrappers, the same in every run of one binary
- * Allocations fail with ENOMEM, threads with EAGAIN, all others with EIO. */
+ * Allocations fail with ENOMEM, threads with EAGAIN, all others with EIO. With CUDA its calls, and
+ * those of cuBLASLt and cuDNN, are among them (fault_cuda.c). */
 #ifndef FP8_CORE_FAULT_H
 #define FP8_CORE_FAULT_H
 #ifdef FP8_FAULTS
+
+/* Counts a call of `name` from `caller`; 1: it is to fail, and errno is `error`. */
+int fp8_fault_hits(const char *name, int error, const void *caller);
 
 /* X(result, name, failed, error, parameters, arguments); open is apart: it is variadic. */
 #define FP8_FAULT_MAP(X)                                                                           \

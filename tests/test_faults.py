@@ -14,13 +14,17 @@ import tempfile
 FP8CALIB = os.path.abspath(os.environ.get("FP8CALIB", "build/sanitize/fp8calib"))
 HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCE = os.path.abspath(os.environ.get("FP8_SOURCE_DIR") or os.path.dirname(HERE))
-COMMON = ["-o", "out", "--device", "cpu", "--quiet"]
+# With FP8_FAULT_DEVICE=cuda (tests/gpu_faults.py): calls of CUDA and its libraries alone.
+DEVICE = os.environ.get("FP8_FAULT_DEVICE", "cpu")
+COMMON = ["-o", "out", "--device", DEVICE, "--quiet"]
 COMMANDS = {
     "convert": ["convert", "model", *COMMON, "--threads", "1", "--max-shard-size", "400KB"],
     "convert over an output": ["convert", "model", *COMMON, "--threads", "1", "--force"],
     "run": ["run", "model", *COMMON, "--threads", "2", "--no-eval", "--samples", "2", "--batch",
             "1", "--seq", "16", "--data", "text.txt"],
 }
+if DEVICE == "cuda":
+    COMMANDS["run, layer by layer"] = COMMANDS["run"] + ["--gpu-memory", "102500KB"]
 RECORD = "out.calibration.safetensors"  # what --resume goes on from
 
 
@@ -86,6 +90,8 @@ def choose(log, everything):
     """Which of the calls in the log are to fail."""
     places = {}
     for k, line in enumerate(log, 1):
+        if DEVICE == "cuda" and not line.startswith("cu"):
+            continue
         places.setdefault(line, []).append(k)
     if everything:
         return [f"{k}{more}" for more in ("", "+") for k in range(1, len(log) + 1)]
