@@ -12,11 +12,14 @@ times
 Memory is the largest RssAnon seen. TFLOP/s: products of Linears over the time of `calibrate`.
 Needs torch and safetensors; torch's script needs transformers."""
 import argparse
+import concurrent.futures
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 PRESETS = {
@@ -50,9 +53,30 @@ def linear_parameters(p):
     return p["layers"] * (4 * p["heads"] * p["dim"] * p["hidden"] + 3 * p["ffn"] * p["hidden"])
 
 
-def make(folder, p):
+def write_shard(path, tensors, seed):
+    """Normal weights of deviation 0.02, norms of zeros, drawn on the GPU, streamed to the file."""
     import torch
-    from safetensors.torch import save_file
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in tensors:
+        end = at + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-(len(text) + 8) % 4096)
+    generator = torch.Generator("cuda").manual_seed(seed)
+    with open(path, "wb", buffering=0) as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for _, shape in tensors:
+            x = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
+            if len(shape) > 1:
+                x.normal_(0, 0.02, generator=generator)
+            data = memoryview(x.view(torch.uint8).flatten().cpu().numpy())
+            while data:  # one write takes 2 GiB at most
+                data = data[f.write(data):]
+
+
+def make(folder, p):
+    import numpy as np
     os.makedirs(folder)
     with open(f"{folder}/config.json", "w") as f:
         json.dump({"architectures": ["GemmaForCausalLM"], "model_type": "gemma",
@@ -64,26 +88,20 @@ def make(folder, p):
                    "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
                    "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
                    "torch_dtype": "bfloat16"}, f)
-    generator = torch.Generator("cuda").manual_seed(0)
-    every = list(tensors_of(p))
-    weight_map = {}
-    for k in range(p["shards"]):
-        name = f"model-{k + 1:05d}-of-{p['shards']:05d}.safetensors"
-        shard = {}
-        for tensor, shape in every[k * len(every) // p["shards"]:
-                                   (k + 1) * len(every) // p["shards"]]:
-            if len(shape) == 1:
-                shard[tensor] = torch.zeros(shape, dtype=torch.bfloat16)
-                continue
-            x = torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16)
-            shard[tensor] = (x * 0.02).cpu()
-        save_file(shard, f"{folder}/{name}", {"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, name))
+    every, shards, weight_map = list(tensors_of(p)), p["shards"], {}
+    with concurrent.futures.ThreadPoolExecutor(shards) as pool:
+        done = []
+        for k in range(shards):
+            name = f"model-{k + 1:05d}-of-{shards:05d}.safetensors"
+            own = every[k * len(every) // shards:(k + 1) * len(every) // shards]
+            weight_map.update(dict.fromkeys((n for n, _ in own), name))
+            done.append(pool.submit(write_shard, f"{folder}/{name}", own, k))
+        for future in done:
+            future.result()
     with open(f"{folder}/model.safetensors.index.json", "w") as f:
         json.dump({"metadata": {"total_size": 0}, "weight_map": weight_map}, f)
-    ids = torch.randint(3, p["vocab"], (SAMPLES, SEQ), generator=torch.Generator().manual_seed(1))
-    import numpy as np
-    np.save(f"{folder}/ids.npy", ids.numpy().astype(np.int32))
+    ids = np.random.default_rng(1).integers(3, p["vocab"], (SAMPLES, SEQ), dtype=np.int32)
+    np.save(f"{folder}/ids.npy", ids)
 
 
 # ---- the script, a process of its own ------------------------------------------------------------
@@ -163,11 +181,12 @@ def torch_script(source, out, sync):
 
 def measure(command):
     """(seconds, in words: largest RssAnon and VmRSS, largest GPU memory, mean clock; stdout)"""
+    texts = [tempfile.TemporaryFile("w+") for _ in range(2)]  # a pipe would fill up
     watch = subprocess.Popen(["nvidia-smi", "--query-gpu=memory.used,clocks.sm,power.draw",
                               "--format=csv,noheader,nounits", "-lms", "250"],
-                             stdout=subprocess.PIPE, text=True)
+                             stdout=texts[1])
     start = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=texts[0])
     anon = most = 0
     while process.poll() is None:
         try:
@@ -179,11 +198,14 @@ def measure(command):
             pass
         time.sleep(0.02)
     seconds = time.monotonic() - start
-    out = process.stdout.read()
+    watch.terminate()
+    watch.wait()
+    for text in texts:
+        text.seek(0)
+    out = texts[0].read()
     if process.returncode:
         print(f"{command}: exit {process.returncode}", flush=True)
-    watch.terminate()
-    rows = [[float(x) for x in line.split(",")] for line in watch.stdout.read().splitlines()
+    rows = [[float(x) for x in line.split(",")] for line in texts[1].read().splitlines()
             if line.count(",") == 2]
     busy = [r for r in rows if r[2] > 500] or rows or [[0, 0, 0]]
     words = (f"{anon / 1024:.0f} MB anonymous, {most / 1024:.0f} MB with mapped files; GPU "
@@ -215,6 +237,8 @@ def ours(a, p, source, out, more):
 def main():
     if len(sys.argv) > 1 and sys.argv[1] == "--as-torch":
         return torch_script(sys.argv[2], sys.argv[3], sys.argv[4] == "sync")
+    if len(sys.argv) > 1 and sys.argv[1] == "--as-maker":
+        return make(sys.argv[2], PRESETS[sys.argv[3]])
     a = argparse.ArgumentParser()
     a.add_argument("build")
     a.add_argument("work")
@@ -227,15 +251,18 @@ def main():
     p = PRESETS[a.preset]
     source, out = f"{a.work}/{a.preset}", f"{a.work}/out"
     start = time.monotonic()
-    if not os.path.exists(source):
-        make(source, p)
+    if os.path.exists(source):
+        subprocess.run(f"cat {source}/*.safetensors > /dev/null", shell=True, check=True)
+    else:
+        subprocess.run([sys.executable, os.path.abspath(__file__), "--as-maker", source, a.preset],
+                       check=True)
     print(f"made in {time.monotonic() - start:.1f} s; {os.cpu_count()} processors", flush=True)
-    subprocess.run(f"cat {source}/*.safetensors > /dev/null", shell=True, check=True)
     if "ours" in a.parts:
         ours(a, p, source, out, [])
     if a.gpu_memory:
         if "ours" in a.parts:
             os.rename(out, out + "-whole")
+        a.repeats = 1
         ours(a, p, source, out, ["--gpu-memory", a.gpu_memory])
         if "ours" in a.parts:
             subprocess.run(f"cmp {out}/model.safetensors {out}-whole/model.safetensors "
