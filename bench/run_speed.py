@@ -16,6 +16,7 @@ import concurrent.futures
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -53,26 +54,39 @@ def linear_parameters(p):
     return p["layers"] * (4 * p["heads"] * p["dim"] * p["hidden"] + 3 * p["ffn"] * p["hidden"])
 
 
-def write_shard(path, tensors, seed):
-    """Normal weights of deviation 0.02, norms of zeros, drawn on the GPU, streamed to the file."""
-    import torch
-    header, at = {"__metadata__": {"format": "pt"}}, 0
+def random_pool(count):
+    """BF16 bits of `count` normal values of deviation 0.02."""
+    import numpy as np
+    x = np.random.default_rng(0).standard_normal(count, np.float32) * np.float32(0.02)
+    bits = x.view(np.uint32)
+    return ((bits + 0x7fff + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def write_shard(path, tensors, pool):
+    """Weights are runs of the pool, each from a random place on; norms are zeros. Many threads."""
+    header, at, pieces = {"__metadata__": {"format": "pt"}}, 0, []
+    rng = random.Random(path)
     for name, shape in tensors:
         end = at + 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, end]}
+        while len(shape) > 1 and at < end:
+            begin = rng.randrange(len(pool) // 2)
+            run = pool[begin:begin + (end - at) // 2]
+            pieces.append((at, run))
+            at += 2 * len(run)
         at = end
     text = json.dumps(header).encode()
     text += b" " * (-(len(text) + 8) % 4096)
-    generator = torch.Generator("cuda").manual_seed(seed)
-    with open(path, "wb", buffering=0) as f:
-        f.write(len(text).to_bytes(8, "little") + text)
-        for _, shape in tensors:
-            x = torch.zeros(shape, dtype=torch.bfloat16, device="cuda")
-            if len(shape) > 1:
-                x.normal_(0, 0.02, generator=generator)
-            data = memoryview(x.view(torch.uint8).flatten().cpu().numpy())
-            while data:  # one write takes 2 GiB at most
-                data = data[f.write(data):]
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
+    os.pwrite(fd, len(text).to_bytes(8, "little") + text, 0)
+    os.ftruncate(fd, 8 + len(text) + at)
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        done = [threads.submit(os.pwrite, fd, memoryview(run), 8 + len(text) + offset)
+                for offset, run in pieces]
+        for (_, run), future in zip(pieces, done):
+            if future.result() != run.nbytes:
+                sys.exit(f"{path}: short write")
+    os.close(fd)
 
 
 def make(folder, p):
@@ -89,13 +103,14 @@ def make(folder, p):
                    "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
                    "torch_dtype": "bfloat16"}, f)
     every, shards, weight_map = list(tensors_of(p)), p["shards"], {}
+    values = random_pool(1 << 25)
     with concurrent.futures.ThreadPoolExecutor(shards) as pool:
         done = []
         for k in range(shards):
             name = f"model-{k + 1:05d}-of-{shards:05d}.safetensors"
             own = every[k * len(every) // shards:(k + 1) * len(every) // shards]
             weight_map.update(dict.fromkeys((n for n, _ in own), name))
-            done.append(pool.submit(write_shard, f"{folder}/{name}", own, k))
+            done.append(pool.submit(write_shard, f"{folder}/{name}", own, values))
         for future in done:
             future.result()
     with open(f"{folder}/model.safetensors.index.json", "w") as f:
