@@ -91,24 +91,32 @@ static void group_scale(fp8_dtype code, float amax, float *scale, float *descale
     if (amax > 0) fp8_scale_pair(fp8_max_of(code), amax, scale, descale);
 }
 
+static float row_amax(const cast_job *j, const char *x) {
+    const int64_t size = (int64_t)fp8_dtype_size(j->real);
+    _Alignas(64) float buf[CHUNK];
+    uint32_t nonfinite = 0;
+    float amax = 0;
+
+    if (j->real == FP8_DTYPE_BF16) return j->s->amax_bf16(x, j->cols, &nonfinite);
+    for (int64_t i = 0; i < j->cols; i += CHUNK) {
+        const int64_t len = min64(CHUNK, j->cols - i);
+        float part;
+        j->s->widen(buf, x + i * size, j->real, len);
+        part = j->s->amax(buf, len, &nonfinite);
+        if (part > amax) amax = part;
+    }
+    return amax;
+}
+
 static fp8_status quantize_rows(void *ctx, int64_t begin, int64_t end, int32_t worker) {
     const cast_job *j = ctx;
     const int64_t size = (int64_t)fp8_dtype_size(j->real);
-    _Alignas(64) float buf[CHUNK];
 
     (void)worker;
     for (int64_t r = begin; r < end; r++) {
         const char *x = j->x + r * j->cols * size;
-        uint32_t nonfinite = 0;
-        float amax = 0, scale;
-        for (int64_t i = 0; i < j->cols; i += CHUNK) {
-            const int64_t len = min64(CHUNK, j->cols - i);
-            float part;
-            j->s->widen(buf, x + i * size, j->real, len);
-            part = j->s->amax(buf, len, &nonfinite);
-            if (part > amax) amax = part;
-        }
-        group_scale(j->code, amax, &scale, &j->descale[r]);
+        float scale;
+        group_scale(j->code, row_amax(j, x), &scale, &j->descale[r]);
         quantize_run(j, j->codes + r * j->cols, x, j->cols, scale);
     }
     return FP8_OK;

@@ -33,11 +33,13 @@ typedef struct observe_job {
 
 static float row_amax(const observe_job *j, int64_t row, uint32_t *nonfinite) {
     const int64_t size = (int64_t)fp8_dtype_size(j->dtype);
+    const char *x = j->x + row * j->stride * size;
     _Alignas(64) float buf[CHUNK], amax = 0;
 
+    if (j->dtype == FP8_DTYPE_BF16) return j->s->amax_bf16(x, j->cols, nonfinite);
     for (int64_t c = 0; c < j->cols; c += CHUNK) {
         const int64_t len = min64(CHUNK, j->cols - c);
-        j->s->widen(buf, j->x + (row * j->stride + c) * size, j->dtype, len);
+        j->s->widen(buf, x + c * size, j->dtype, len);
         amax = max_float(amax, j->s->amax(buf, len, nonfinite));
     }
     return amax;

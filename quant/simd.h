@@ -23,6 +23,8 @@ typedef struct fp8_simd {
     void (*encode)(uint8_t *codes, fp8_dtype to, const float *x, int64_t n, float scale);
     /* Largest finite |x[i]|, 0 if none; adds the number of others to *nonfinite. */
     float (*amax)(const float *x, int64_t n, uint32_t *nonfinite);
+    /* The same of BF16, which need not be widened for it. */
+    float (*amax_bf16)(const void *x, int64_t n, uint32_t *nonfinite);
     /* out[c * out_stride + r] = in[r * in_stride + c]. */
     void (*transpose)(float *out, int64_t out_stride, const float *in, int64_t in_stride,
                       int64_t rows, int64_t cols);

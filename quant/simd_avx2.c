@@ -170,6 +170,33 @@ static void encode(uint8_t *codes, fp8_dtype to, const float *x, int64_t n, floa
     else encode_all_e5m2(codes, x, n, scale);
 }
 
+TARGET static float amax_bf16(const void *x, int64_t n, uint32_t *nonfinite) {
+    enum { HALVES = 2 * WIDTH };
+    const __m256i inf = _mm256_set1_epi16(0x7f80), abs = _mm256_set1_epi16(0x7fff);
+    __m256i most = _mm256_setzero_si256();
+    uint16_t lanes[HALVES], tail[HALVES] = {0};
+    uint32_t bits = 0, finite = 0;
+    float value;
+
+    for (int64_t i = 0; i < n; i += HALVES) {
+        const int whole = i + HALVES <= n;
+        const char *from = (const char *)x + 2 * i;
+        __m256i u, below;
+        if (!whole) memcpy(tail, from, (size_t)(n - i) * sizeof *tail);
+        u = _mm256_and_si256(_mm256_loadu_si256((const __m256i_u *)(whole ? from : (char *)tail)),
+                             abs);
+        below = _mm256_cmpgt_epi16(inf, u);
+        most = _mm256_max_epi16(most, _mm256_and_si256(u, below));
+        finite += (uint32_t)__builtin_popcount((unsigned)_mm256_movemask_epi8(below)) / 2;
+    }
+    *nonfinite += (uint32_t)((n + HALVES - 1) / HALVES * HALVES) - finite;
+    _mm256_storeu_si256((__m256i_u *)lanes, most);
+    for (int l = 0; l < HALVES; l++) bits = lanes[l] > bits ? lanes[l] : bits;
+    bits <<= 16;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 TARGET static float amax(const float *x, int64_t n, uint32_t *nonfinite) {
     const __m256i inf = _mm256_set1_epi32(0x7f800000), abs = _mm256_set1_epi32(0x7fffffff);
     __m256i most = _mm256_setzero_si256();
@@ -316,6 +343,7 @@ const fp8_simd fp8_simd_avx2 = {
     .narrow = narrow,
     .encode = encode,
     .amax = amax,
+    .amax_bf16 = amax_bf16,
     .transpose = transpose,
     .finish = finish,
     .tile = tile,

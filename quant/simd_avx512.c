@@ -181,6 +181,29 @@ TARGET static void encode(uint8_t *codes, fp8_dtype to, const float *x, int64_t 
         encode_all(codes, x, n, scale, 21, 112 << 2, 0x47600000u, 0x38800000u, 0x43000000u, 0x7e);
 }
 
+TARGET static float amax_bf16(const void *x, int64_t n, uint32_t *nonfinite) {
+    enum { HALVES = 2 * WIDTH };
+    const __m512i inf = _mm512_set1_epi16(0x7f80), abs = _mm512_set1_epi16(0x7fff);
+    __m512i most = _mm512_setzero_si512();
+    uint32_t bits, others = 0;
+    float value;
+
+    for (int64_t i = 0; i < n; i += HALVES) {
+        const __mmask32 m = n - i >= HALVES ? 0xffffffffu : (1u << (n - i)) - 1u;
+        const __m512i u = _mm512_and_si512(
+            _mm512_maskz_loadu_epi16(m, (const char *)x + 2 * i), abs);
+        const __mmask32 finite = _mm512_cmplt_epu16_mask(u, inf);
+        most = _mm512_mask_max_epu16(most, finite, most, u);
+        others += (uint32_t)__builtin_popcount(~finite);
+    }
+    *nonfinite += others;
+    bits = _mm512_reduce_max_epu32(
+        _mm512_max_epu32(_mm512_slli_epi32(most, 16),
+                         _mm512_and_si512(most, _mm512_set1_epi32((int)0xffff0000u))));
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 TARGET static float amax(const float *x, int64_t n, uint32_t *nonfinite) {
     const __m512i inf = _mm512_set1_epi32(0x7f800000), abs = _mm512_set1_epi32(0x7fffffff);
     __m512i most = _mm512_setzero_si512();
@@ -341,6 +364,7 @@ const fp8_simd fp8_simd_avx512 = {
     .narrow = narrow,
     .encode = encode,
     .amax = amax,
+    .amax_bf16 = amax_bf16,
     .transpose = transpose,
     .finish = finish,
     .tile = tile,

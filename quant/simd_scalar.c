@@ -60,6 +60,19 @@ static void encode(uint8_t *codes, fp8_dtype to, const float *x, int64_t n, floa
     }
 }
 
+static float amax_bf16(const void *x, int64_t n, uint32_t *nonfinite) {
+    uint32_t most = 0, others = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t half;
+        memcpy(&half, (const char *)x + 2 * i, sizeof half);
+        const uint32_t u = half & 0x7fffu, finite = u < 0x7f80u;
+        most = finite && u > most ? u : most;
+        others += !finite;
+    }
+    *nonfinite += others;
+    return fp8_bits_f32(most << 16);
+}
+
 static float amax(const float *x, int64_t n, uint32_t *nonfinite) {
     uint32_t most = 0, others = 0; /* bits of non-negative floats order like the floats */
     for (int64_t i = 0; i < n; i++) {
@@ -119,6 +132,7 @@ const fp8_simd fp8_simd_scalar = {
     .narrow = narrow,
     .encode = encode,
     .amax = amax,
+    .amax_bf16 = amax_bf16,
     .transpose = transpose,
     .finish = finish,
     .tile = tile,

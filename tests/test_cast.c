@@ -183,6 +183,13 @@ static void test_lengths(const fp8_simd *s) {
             check_bytes(got, want, sizeof got, n);
         }
         CHECK(s->amax(x, n, &others[0]) == fp8_simd_scalar.amax(x, n, &others[1]));
+        for (int64_t i = 0; i < n; i++) { /* BF16 without widening, from an odd address too */
+            const uint16_t half = fp8_f32_to_bf16(x[i]);
+            memcpy(raw + 1 + 2 * i, &half, sizeof half);
+            want[i] = fp8_bf16_to_f32(half);
+        }
+        CHECK(s->amax_bf16(raw + 1, n, &others[0]) ==
+              fp8_simd_scalar.amax(want, n, &others[1]));
         CHECK(others[0] == others[1]);
     }
 }
