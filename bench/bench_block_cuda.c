@@ -235,7 +235,7 @@ static fp8_status see_amax(void *ctx, int32_t layer, fp8_point point, const fp8_
  * scales of the FP8 ones. */
 static fp8_status make_reference(problem *p) {
     rung r = {.p = p, .precision = FUSED, .backend = FP8_BACKEND_AUTO};
-    const fp8_tap tap = {see_amax, p};
+    const fp8_tap tap = {.on = see_amax, .ctx = p};
     const size_t n = (size_t)(p->shape.seq * p->shape.hidden);
     fp8_status st = FP8_OK;
 

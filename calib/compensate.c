@@ -90,7 +90,7 @@ static fp8_status gather(fp8_compensation *j, fp8_point point) {
     for (int64_t step = 0; step < j->steps; step++)
         for (int which = first; which <= FP8_CODED; which++) {
             catcher c = {j, point, which};
-            const fp8_tap tap = {catch_input, &c};
+            const fp8_tap tap = {.on = catch_input, .ctx = &c};
             FP8_TRY(fp8_compensation_run(j, which, step, NULL, &tap));
         }
 done:

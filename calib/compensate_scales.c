@@ -71,7 +71,7 @@ fp8_status fp8_compensation_rows(fp8_compensation *j, int which, fp8_rows *rows,
     const int64_t every = with_amax || j->steps <= wanted ? 1 : j->steps / wanted;
     const int64_t used = (j->steps + every - 1) / every;
     catcher c = {.j = j, .rows = rows, .num = num, .with_amax = with_amax};
-    const fp8_tap tap = {catch_rows, &c};
+    const fp8_tap tap = {.on = catch_rows, .ctx = &c};
     fp8_status st = FP8_OK;
 
     c.per_step = (MOST_ROWS + used - 1) / used;

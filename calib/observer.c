@@ -1,15 +1,18 @@
 #include "calib/observer.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "calib/points.h"
+#include "core/half.h"
 
 /* One step in flight. */
 typedef struct stage {
     fp8_observer *owner;
     fp8_amax_slot *slots, *row; /* [num_slots] on the device; its copy in pinned host memory */
     fp8_error_stats *counts, *stats; /* likewise, of the histograms; NULL: not gathered */
+    unsigned char *joined;      /* [num_slots], host: figures of values that were not yet rounded */
     uint8_t *first;             /* [max_tokens] on the device: 1 where a sequence begins */
     fp8_event *done;
 } stage;
@@ -18,6 +21,7 @@ struct fp8_observer {
     fp8_device *d;
     int64_t num_layers, max_tokens;
     int64_t depth;
+    int rounds; /* the compute type is BF16 */
     int64_t opened, sent, collected;
     uint8_t *first; /* [max_tokens], host */
     float *one;     /* on the device: scale and descale of a histogram; NULL: none is gathered */
@@ -44,7 +48,8 @@ done:
 }
 
 fp8_status fp8_observer_create(fp8_observer **out, fp8_device *d, int64_t num_layers,
-                               int64_t max_tokens, int64_t depth, int histograms) {
+                               fp8_compute compute, int64_t max_tokens, int64_t depth,
+                               int histograms) {
     const size_t row_bytes = fp8_num_slots(num_layers) * sizeof(fp8_amax_slot);
     fp8_status st = FP8_OK;
     fp8_observer *o = calloc(1, sizeof *o);
@@ -55,6 +60,7 @@ fp8_status fp8_observer_create(fp8_observer **out, fp8_device *d, int64_t num_la
     o->num_layers = num_layers;
     o->max_tokens = max_tokens;
     o->depth = depth;
+    o->rounds = compute == FP8_COMPUTE_BF16;
     o->first = malloc((size_t)max_tokens);
     o->stages = calloc((size_t)depth, sizeof *o->stages);
     if (!o->first || !o->stages) {
@@ -63,6 +69,9 @@ fp8_status fp8_observer_create(fp8_observer **out, fp8_device *d, int64_t num_la
     }
     for (stage *s = o->stages; s < o->stages + o->depth; s++) {
         s->owner = o;
+        s->joined = calloc(fp8_num_slots(num_layers), 1);
+        if (!s->joined) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "observer of %lld layers",
+                                         (long long)num_layers));
         FP8_TRY(fp8_device_alloc(d, (void **)&s->slots, row_bytes));
         FP8_TRY(fp8_device_alloc_host(d, (void **)&s->row, row_bytes));
         FP8_TRY(fp8_device_alloc(d, (void **)&s->first, (size_t)max_tokens));
@@ -85,12 +94,38 @@ void fp8_observer_destroy(fp8_observer *o) {
         fp8_device_free_host(o->d, s->row);
         fp8_device_free_host(o->d, s->stats);
         fp8_event_destroy(s->done);
+        free(s->joined);
     }
     fp8_device_free(o->d, o->one);
     fp8_device_free(o->d, o->workspace);
     free(o->stages);
     free(o->first);
     free(o);
+}
+
+/* Without histograms, which need the values. */
+static fp8_amax_slot *slot_of(void *ctx, int32_t layer, fp8_point point, const uint8_t **first) {
+    const stage *s = ctx;
+    const int32_t slot = fp8_point_slot(s->owner->num_layers, layer, point);
+
+    if (slot < 0 || s->counts) return NULL;
+    s->joined[slot] = 1;
+    *first = s->first;
+    return s->slots + slot;
+}
+
+/* The largest of rounded values is the largest value, rounded; one that rounds to infinity would
+ * have been counted as such. */
+static void round_joined(const fp8_observer *o, const stage *s) {
+    const size_t count = fp8_num_slots(o->num_layers);
+
+    for (size_t i = 0; o->rounds && i < count; i++) {
+        fp8_amax_slot *slot = &s->row[i];
+        if (!s->joined[i]) continue;
+        slot->amax = fp8_round_bf16(slot->amax);
+        slot->amax_without_first = fp8_round_bf16(slot->amax_without_first);
+        slot->nonfinite += isinf(slot->amax) != 0;
+    }
 }
 
 static fp8_status observe(void *ctx, int32_t layer, fp8_point point, const fp8_tensor *x) {
@@ -125,7 +160,8 @@ fp8_status fp8_observer_open(fp8_observer *o, fp8_tap *tap, const fp8_batch *bat
     FP8_TRY(fp8_device_upload(o->d, s->first, o->first, (size_t)batch->num_tokens));
     FP8_TRY(fp8_device_fill(o->d, s->slots, 0, row_bytes));
     if (s->counts) FP8_TRY(fp8_device_fill(o->d, s->counts, 0, stats_bytes));
-    *tap = (fp8_tap){observe, s};
+    memset(s->joined, 0, fp8_num_slots(o->num_layers));
+    *tap = (fp8_tap){.on = observe, .ctx = s, .slot = slot_of};
     o->opened++;
 done:
     return st;
@@ -165,6 +201,7 @@ fp8_status fp8_observer_collect(fp8_observer *o, const fp8_amax_slot **row,
     *stats = NULL;
     if (o->collected == o->sent) return FP8_FAIL(FP8_EINVAL, "observer: no step is in flight");
     FP8_TRY(fp8_event_wait(s->done));
+    round_joined(o, s);
     *row = s->row;
     *stats = s->stats;
     o->collected++;

@@ -17,7 +17,8 @@ typedef struct fp8_observer fp8_observer;
 /* max_tokens: most tokens a step may hold. depth: most steps in flight. histograms: whether they
  * are gathered, too. */
 FP8_NODISCARD fp8_status fp8_observer_create(fp8_observer **out, fp8_device *d, int64_t num_layers,
-                                             int64_t max_tokens, int64_t depth, int histograms);
+                                             fp8_compute compute, int64_t max_tokens, int64_t depth,
+                                             int histograms);
 void fp8_observer_destroy(fp8_observer *o); /* NULL is fine; waits on CUDA */
 
 /* Runs one observed forward, asynchronously. FP8_EINVAL: `depth` steps are in flight. */

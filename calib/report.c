@@ -177,7 +177,7 @@ static fp8_status run_steps(job *j, int64_t steps, int64_t wave) {
         for (int64_t i = 0; i < n; i++) {
             fp8_steps_batch(&batches[i], starts + i * width, j->samples, j->calib->batch,
                             begin + i);
-            taps[i] = (fp8_tap){measure_point, j};
+            taps[i] = (fp8_tap){.on = measure_point, .ctx = j};
         }
         if (wave)
             FP8_TRY(fp8_model_forward_layers(j->model, batches, n, taps, tell_layer, j));

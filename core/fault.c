@@ -51,7 +51,7 @@ int fp8_fault_hits(const char *name, int error, const void *caller) {
     result __real_##name parameters;                                                               \
     result __wrap_##name parameters;                                                               \
     result __wrap_##name parameters {                                                              \
-        if (fp8_fault_hits(#name, error, __builtin_return_address(0))) return failed;                       \
+        if (fp8_fault_hits(#name, error, __builtin_return_address(0))) return failed;              \
         return __real_##name arguments;                                                            \
     }
 FP8_FAULT_MAP(WRAP)

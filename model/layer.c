@@ -14,9 +14,23 @@ static fp8_tensor view(const pass *p, void *data, int64_t width) {
     return fp8_tensor_view(data, p->m->type, fp8_device_place(p->m->device), p->tokens, width);
 }
 
-fp8_status fp8_pass_tap(const pass *p, int64_t layer, fp8_point point, const fp8_tensor *x) {
-    if (!p->tap || !p->tap->on) return FP8_OK;
+fp8_status fp8_pass_tap(pass *p, int64_t layer, fp8_point point, const fp8_tensor *x) {
+    const unsigned bit = 1u << point;
+    const int joined = (p->joined & bit) != 0;
+
+    p->joined &= ~bit;
+    if (joined || !p->tap || !p->tap->on) return FP8_OK;
     return p->tap->on(p->tap->ctx, (int32_t)layer, point, x);
+}
+
+/* Where the figures of what is made next go on the way; NULL: the tap sees it when it is there. */
+static fp8_amax_slot *slot_of(pass *p, int64_t layer, fp8_point point, const uint8_t **first) {
+    fp8_amax_slot *slot = NULL;
+
+    if (p->tap && p->tap->slot)
+        slot = p->tap->slot(p->tap->ctx, (int32_t)layer, point, first);
+    if (slot) p->joined |= 1u << point;
+    return slot;
 }
 
 /* ---- Linears --------------------------------------------------------------------------------- */
@@ -112,9 +126,10 @@ done:
 }
 
 /* p->x += p->y where a block has left its result there, and the norm of p->x: as codes for `l`, or
- * as values in p->y. Without codes the steps round as transformers' do. */
+ * as values in p->y. Without codes the steps round as transformers' do. It is the layer's `point`;
+ * layer -1: of no layer. */
 static fp8_status norm(pass *p, input *in, const fp8_linear *l, const fp8_tensor *weight,
-                       const fp8_tensor *bias) {
+                       const fp8_tensor *bias, int64_t layer, fp8_point point) {
     const int64_t width = p->m->config.hidden_size;
     fp8_norm n = {.kind = p->m->family->norm,
                   .eps = (float)p->m->config.norm_eps,
@@ -134,6 +149,7 @@ static fp8_status norm(pass *p, input *in, const fp8_linear *l, const fp8_tensor
     }
     p->pending = 0;
     FP8_TRY(open_input(p, in, l, p->y.data, width));
+    if (layer >= 0) in->sink.amax = slot_of(p, layer, point, &in->sink.first);
     FP8_TRY(fp8_produce_norm(p->m->device, &in->sink, &n, FP8_LAUNCH_OVERLAP));
 done:
     return st;
@@ -141,7 +157,7 @@ done:
 
 fp8_status fp8_pass_norm(pass *p, const fp8_tensor *weight, const fp8_tensor *bias) {
     input in;
-    return norm(p, &in, NULL, weight, bias);
+    return norm(p, &in, NULL, weight, bias, -1, FP8_POINT_LM_HEAD_INPUT);
 }
 
 fp8_status fp8_pass_settle(pass *p) {
@@ -276,7 +292,7 @@ static fp8_norm_kind head_norm(const fp8_model *m) {
 
 /* The heads' own norm, RoPE and quantizing of q, k and v [tokens, heads * dim], where the model has
  * them, to where attention reads them; q and k then point to their values, if a tap looks. */
-static fp8_status place_heads(const pass *p, int64_t index, fp8_tensor qkv[3],
+static fp8_status place_heads(pass *p, int64_t index, fp8_tensor qkv[3],
                               fp8_attention_io *io) {
     const fp8_model *m = p->m;
     const fp8_layer *layer = &m->layers[index];
@@ -314,6 +330,8 @@ static fp8_status place_heads(const pass *p, int64_t index, fp8_tensor qkv[3],
     op.q.heads = has_work(&op.q, &qkv[0], turns) ? m->config.num_heads : 0;
     op.k.heads = has_work(&op.k, &qkv[1], turns) ? m->config.num_kv_heads : 0;
     op.v.heads = has_work(&op.v, &qkv[2], 0) ? m->config.num_kv_heads : 0;
+    if (op.q.heads) op.q.amax = slot_of(p, index, FP8_POINT_Q, &op.first);
+    if (op.k.heads) op.k.amax = slot_of(p, index, FP8_POINT_K, &op.first);
     return fp8_produce_qkv(m->device, &op, FP8_LAUNCH_OVERLAP);
 }
 
@@ -441,7 +459,7 @@ static fp8_status attention_block(pass *p, int64_t index) {
     input in;
 
     FP8_TRY(norm(p, &in, layer->share_qkv ? first_of(&layer->linears[FP8_LINEAR_Q]) : NULL,
-                 &layer->norm1, &layer->norm1_bias));
+                 &layer->norm1, &layer->norm1_bias, index, FP8_POINT_QKV_INPUT));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_HIDDEN, &p->x));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_QKV_INPUT, &p->y));
     FP8_TRY(project(p, index, qkv, &in.x, in.x_descale));
@@ -468,7 +486,7 @@ static fp8_status mixture_block(pass *p, int64_t index) {
     fp8_status st = FP8_OK;
     input in;
 
-    FP8_TRY(norm(p, &in, NULL, &layer->norm2, &layer->norm2_bias));
+    FP8_TRY(norm(p, &in, NULL, &layer->norm2, &layer->norm2_bias, index, FP8_POINT_UP_INPUT));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_UP_INPUT, &p->y));
     FP8_TRY(fp8_mixture_run(p->m, index, &p->y, p->tap));
     FP8_TRY(norm_after(p, &layer->norm2_after));
@@ -479,7 +497,7 @@ done:
 
 /* What the down Linear reads, from gate and up, rows `stride` apart: by a producer, or left by the
  * up Linear. */
-static fp8_status activate(const pass *p, int64_t index, const fp8_tensor ys[2], int64_t stride,
+static fp8_status activate(pass *p, int64_t index, const fp8_tensor ys[2], int64_t stride,
                            int done_already, input *in) {
     const fp8_model *m = p->m;
     fp8_linear *const *linears = m->layers[index].linears;
@@ -496,7 +514,10 @@ static fp8_status activate(const pass *p, int64_t index, const fp8_tensor ys[2],
 
     FP8_TRY(open_input(p, in, quantized ? down : NULL, inner.data, width));
     if (done_already) in->x = ys[1];
-    else FP8_TRY(fp8_produce_act(m->device, &in->sink, &act, FP8_LAUNCH_OVERLAP));
+    else {
+        in->sink.amax = slot_of(p, index, FP8_POINT_DOWN_INPUT, &in->sink.first);
+        FP8_TRY(fp8_produce_act(m->device, &in->sink, &act, FP8_LAUNCH_OVERLAP));
+    }
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_DOWN_INPUT, &inner));
 done:
     return st;
@@ -538,7 +559,7 @@ static fp8_status mlp_block(pass *p, int64_t index) {
     input in, inner;
 
     FP8_TRY(norm(p, &in, layer->share_up ? first_of(&linears[FP8_LINEAR_GATE]) : NULL,
-                 &layer->norm2, &layer->norm2_bias));
+                 &layer->norm2, &layer->norm2_bias, index, FP8_POINT_UP_INPUT));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_UP_INPUT, &p->y));
     FP8_TRY(gate_up(p, index, &in, call, ys, &stride));
     FP8_TRY(activate(p, index, ys, stride, call.activation != FP8_GEMM_IDENTITY, &inner));

@@ -11,6 +11,7 @@
 #include "core/device.h"
 #include "formats/formats.h"
 #include "model/block.h"
+#include "quant/cast.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -107,6 +108,10 @@ const int64_t *fp8_model_expert_tokens(const fp8_model *m, int64_t layer);
 typedef struct fp8_tap {
     fp8_status (*on)(void *ctx, int32_t layer, fp8_point point, const fp8_tensor *x);
     void *ctx;
+    /* NULL, or asked where what makes x can join its figures to a slot, as fp8_observe does but of
+     * the values before they are rounded to the compute type: *first [tokens] is as fp8_observe's,
+     * in the device's place. A slot: on() is not called for that x. NULL: it is. */
+    fp8_amax_slot *(*slot)(void *ctx, int32_t layer, fp8_point point, const uint8_t **first);
 } fp8_tap;
 
 typedef struct fp8_kv_cache fp8_kv_cache; /* one sequence's keys and values, all layers */

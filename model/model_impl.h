@@ -203,6 +203,7 @@ typedef struct fp8_pass {
     int64_t tokens, num_seqs, past, max_len;
     int uniform;     /* every sequence has max_len tokens */
     int pending;     /* y holds a block's result that x does not have yet */
+    unsigned joined; /* bits: points whose figures went to the tap's slots, not seen by it yet */
     /* The residual stream; where it goes on once something is added to it, x itself or another;
      * a norm's or a block's output. */
     fp8_tensor x, out, y;
@@ -220,7 +221,7 @@ FP8_NODISCARD fp8_status fp8_layer_forward(fp8_pass *p, int64_t index);
 /* p->y = norm of p->x, which has taken what was pending; as transformers rounds it. */
 FP8_NODISCARD fp8_status fp8_pass_norm(fp8_pass *p, const fp8_tensor *weight,
                                        const fp8_tensor *bias);
-FP8_NODISCARD fp8_status fp8_pass_tap(const fp8_pass *p, int64_t layer, fp8_point point,
+FP8_NODISCARD fp8_status fp8_pass_tap(fp8_pass *p, int64_t layer, fp8_point point,
                                       const fp8_tensor *x);
 /* p->x += p->y where that is pending. */
 FP8_NODISCARD fp8_status fp8_pass_settle(fp8_pass *p);

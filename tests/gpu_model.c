@@ -113,7 +113,7 @@ done:
 
 static void test_dense(const fixture *f) {
     int calls[FP8_NUM_POINTS] = {0}, layers = 0;
-    const fp8_tap tap = {count_points, calls};
+    const fp8_tap tap = {.on = count_points, .ctx = calls};
 
     for (int i = 0; i < FIXTURE_MAX_LAYERS; i++) layers += f->k_amax[i] > 0;
 

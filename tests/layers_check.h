@@ -60,6 +60,20 @@ static inline int layers_stop(void *ctx, const char *phase, int64_t done, int64_
     return done >= *(const int64_t *)ctx;
 }
 
+/* Without histograms most figures are joined by what makes the values, before they are rounded. */
+static inline void layers_check_joined(fp8_model *m, const fp8_checkpoint *c,
+                                       const fp8_samples *data, const fp8_record *want) {
+    const fp8_calib_options o = {.batch = LAYERS_BATCH, .seq = LAYERS_SEQ, .data_name = "x"};
+    fp8_record *r = NULL;
+    size_t bytes;
+    CHECK_STATUS(fp8_calibrate(&r, m, c, data, &o), FP8_OK);
+    bytes = (size_t)(want->num_points * want->steps_total) * sizeof(float);
+    CHECK(r && r->num_points == want->num_points && r->steps == want->steps);
+    CHECK(r && memcmp(r->amax, want->amax, bytes) == 0);
+    CHECK(r && memcmp(r->amax_without_first, want->amax_without_first, bytes) == 0);
+    fp8_record_destroy(r);
+}
+
 /* Histories of both, whole and stopped half way and taken up again. */
 static inline fp8_record *layers_check_record(fp8_model *m, fp8_model *small,
                                               const fp8_checkpoint *c, const fp8_samples *data) {
@@ -128,6 +142,8 @@ static inline void layers_check(fp8_device *d, const char *folder) {
         CHECK(fp8_model_layers_tokens(small) / (LAYERS_SEQ * LAYERS_BATCH) == (int64_t)wave);
         layers_check_logits(d, m, small);
         r = layers_check_record(m, small, c, &data);
+        layers_check_joined(m, c, &data, r);
+        layers_check_joined(small, c, &data, r);
         layers_check_report(m, small, c, r, &data);
         fp8_record_destroy(r);
         fp8_model_destroy(small);

@@ -21,7 +21,7 @@ static void test_tap(void) {
     static double want[MAX_TOKENS * HIDDEN];
     static float got[MAX_TOKENS * HIDDEN];
     int seen[FP8_NUM_POINTS] = {0};
-    const fp8_tap tap = {count_point, seen};
+    const fp8_tap tap = {.on = count_point, .ctx = seen};
     fp8_block *block = NULL;
     fp8_block_spec spec;
 

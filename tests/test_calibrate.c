@@ -99,7 +99,7 @@ static void test_history(fp8_compute compute) {
         for (int64_t i = 0; i <= n; i++)
             starts[i] = (int32_t)(data.starts[begin + i] - data.starts[begin]);
         const fp8_batch batch = {data.ids + data.starts[begin], starts[n], starts, n};
-        const fp8_tap tap = {look, &p};
+        const fp8_tap tap = {.on = look, .ctx = &p};
         CHECK_STATUS(fp8_model_forward(s.m, &batch, NULL, &tap, FP8_LOGITS_NONE, NULL), FP8_OK);
         CHECK(r->tokens[step] == starts[n]);
         for (int32_t layer = 0; layer < layers; layer++)

@@ -28,7 +28,8 @@ static void test_parts(void) {
     const int64_t layers = fp8_model_get_config(s.m)->num_layers;
     float *x = malloc((size_t)(9 * hidden) * sizeof *x);
     recorded whole = {.point = FP8_POINT_DOWN_INPUT, .layer = 2}, part = whole;
-    const fp8_tap tap = {record_tap, &whole}, part_tap = {record_tap, &part};
+    const fp8_tap tap = {.on = record_tap, .ctx = &whole};
+    const fp8_tap part_tap = {.on = record_tap, .ctx = &part};
 
     check_case = "parts";
     CHECK(fp8_model_forward(s.m, &batch, NULL, &tap, FP8_LOGITS_NONE, NULL) == FP8_ECANCELED);

@@ -104,7 +104,7 @@ def main():
     if not os.access(FP8CALIB, os.X_OK):
         print(f"skipped: no {FP8CALIB}", file=sys.stderr)
         return 77
-    problems = []
+    problems, shown = [], 0
     with tempfile.TemporaryDirectory() as root:
         for name in COMMANDS:
             work = os.path.join(root, name)
@@ -118,12 +118,14 @@ def main():
                 log = f.read().splitlines()
             os.remove(os.path.join(root, "log"))
             faults = choose(log, everything)
-            with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
                 for wrong in pool.map(lambda f: attempt(root, name, f, work + "/out"), faults):
                     problems += wrong
-            print(f"{name}: {len(log)} calls at {len(set(log))} places, {len(faults)} faults")
-    for p in problems[:10]:
-        print(p, file=sys.stderr)
+            print(f"{name}: {len(log)} calls at {len(set(log))} places, {len(faults)} faults, "
+                  f"{len(problems)} problems so far", flush=True)
+            for p in problems[shown:10]:
+                print(p, file=sys.stderr, flush=True)
+            shown = len(problems)
     if problems:
         print(f"{len(problems)} problems", file=sys.stderr)
     return 1 if problems else 0

@@ -108,7 +108,7 @@ static void run_fixture(const fixture *f, fp8_compute compute, const char *confi
                                        .config_json = config_json};
     const fp8_batch batch = fixture_batch(f);
     seen s = {.f = f};
-    const fp8_tap tap = {on_point, &s};
+    const fp8_tap tap = {.on = on_point, .ctx = &s};
     fp8_tensor logits, last;
     fp8_model *m = NULL;
     double error;
@@ -461,7 +461,7 @@ static void test_packing(void) {
     fp8_model *m = NULL;
     fp8_tensor logits;
     int calls = 0;
-    const fp8_tap tap = {refuse, &calls};
+    const fp8_tap tap = {.on = refuse, .ctx = &calls};
     const char *folder;
     tiny t;
 

@@ -101,7 +101,7 @@ static void test_family(const char *name, tiny_scheme scheme, const char *strip)
     if (!fixture_open(&f, name)) return;
     for (int i = 0; i < num_modes; i++) {
         simulation s = simulate(&f, scheme, i > 0);
-        const fp8_tap tap = {quantize_point, &s};
+        const fp8_tap tap = {.on = quantize_point, .ctx = &s};
         tiny fp8, dense;
 
         fixture_quantized(&fp8, &f, scheme, strip);

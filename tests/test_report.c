@@ -131,7 +131,7 @@ static void check_activations(const fp8_report *r, const sample *s, const fp8_sa
         {.point = FP8_POINT_UP_INPUT, .layer = 1, .name = "mlp.gate_proj.input"},
         {.point = FP8_POINT_DOWN_INPUT, .layer = 2, .name = "mlp.down_proj.input"},
         {.name = NULL}};
-    const fp8_tap tap = {watch, all};
+    const fp8_tap tap = {.on = watch, .ctx = all};
 
     for (watched *w = all; w->name; w++) {
         char name[256];
