@@ -16,6 +16,12 @@ enum {
     VERSION_OFFSETS_AMPERE = 91801, /* packed tokens below compute capability 90 */
     VERSION_LONG_WINDOW_BROKEN = 91400, /* such a window over more than 1024 keys: wrong */
     VERSION_FP8 = 91400, /* tried here; older ones promise less */
+    VERSION_NARROW_HEADS = 91900, /* FP8 of d 32 and 64 in 9.14.0: relative L2 0.5 to 28 in 10
+                                   * shapes of 512 tiles of queries and more, right in 15 of up to
+                                   * 128; right in 9.19 */
+    NARROW_D = 128,
+    FEW_TILES = 128,
+    TILE_QUERIES = 128,
     LONG_WINDOW = 1024,
     MAX_D = 256
 };
@@ -142,6 +148,12 @@ static fp8_status check_formula(const fp8_attention_options *o) {
     return FP8_OK;
 }
 
+static int has_narrow_heads(const fp8_attention_options *o) {
+    const int64_t tiles = (o->max_q + TILE_QUERIES - 1) / TILE_QUERIES * o->num_heads;
+    return is_fp8(o) && (o->d_qk < NARROW_D || o->d_v < NARROW_D) &&
+           tiles > FEW_TILES / o->num_seqs;
+}
+
 static fp8_status check_version(const fp8_attention_options *o, const attention_target *t) {
     const size_t version = t->cudnn_version;
     const int left = o->window_left >= 0, band = left || o->window_right >= 0;
@@ -159,6 +171,8 @@ static fp8_status check_version(const fp8_attention_options *o, const attention_
     else if (version == VERSION_LONG_WINDOW_BROKEN && left && !is_causal(o) &&
              o->max_kv > LONG_WINDOW)
         what = "(9.14.0) that is wrong in windows over more than 1024 keys";
+    else if (version < VERSION_NARROW_HEADS && has_narrow_heads(o))
+        what = "before 9.19: FP8 of head sizes below 128 is wrong in more than 128 tiles";
     return what ? FP8_FAIL(FP8_EUNSUPPORTED, "a version %s", what) : FP8_OK;
 }
 

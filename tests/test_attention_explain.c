@@ -26,6 +26,33 @@ static const fp8_attention_verdict *of(const fp8_attention_verdict *v, fp8_atten
 
 /* ---- verdicts -------------------------------------------------------------------------------- */
 
+/* cuDNN's FP8 before 9.19: wrong over many tiles of narrow heads. */
+static void test_narrow_heads(void) {
+    static const struct {
+        size_t cudnn;
+        int32_t d;
+        int64_t seqs, tokens;
+        int serves;
+    } cases[] = {{91400, 64, 2, 1024, 1}, {91400, 64, 2, 1025, 0}, {91400, 128, 2, 4096, 1},
+                 {91400, 96, 3, 640, 1},  {91400, 96, 3, 641, 0},  {91900, 64, 2, 4096, 1}};
+    check_case = "narrow heads";
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const fp8_attention_target t = {FP8_PLACE_CUDA, 90, cases[i].cudnn, "NVIDIA H200"};
+        fp8_attention_verdict v[FP8_ATTENTION_BACKENDS];
+        fp8_attention_options o = plain_options();
+        fp8_attention_backend chosen;
+        o.d_qk = o.d_v = cases[i].d;
+        o.num_seqs = cases[i].seqs;
+        o.max_q = o.max_kv = cases[i].tokens;
+        o.q_dtype = o.kv_dtype = o.o_dtype = FP8_DTYPE_E4M3;
+        o.quantize_p = 1;
+        o.precision = FP8_ATTENTION_FAST;
+        o.backend = FP8_BACKEND_FUSED;
+        CHECK_STATUS(fp8_attention_explain(&chosen, v, NULL, &t, &o), FP8_OK);
+        CHECK(of(v, FP8_BACKEND_FUSED)->serves == cases[i].serves);
+    }
+}
+
 static void test_described(void) {
     const fp8_attention_target hopper = {FP8_PLACE_CUDA, 90, 91900, "NVIDIA H200"};
     const fp8_attention_target turing = {FP8_PLACE_CUDA, 75, 91900, "NVIDIA T4"};
@@ -263,6 +290,7 @@ int main(void) {
     unsetenv("FP8_DEBUG");
     CHECK_STATUS(fp8_device_create(&cpu, "cpu", 1), FP8_OK);
     if (!cpu) return 1;
+    test_narrow_heads();
     test_described();
     test_here();
     test_bad_questions();
