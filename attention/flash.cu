@@ -37,7 +37,8 @@
  * Registers  of a consumer's 232:  d 64: S 64, T 32, O 32, P 16;  d 128: S 64, T 64, O 64, P 16;
  *            d 256: O 128, P 16 and either S 64 or T 2 x 32. No spills (ptxas 13.0, sm_90a)
  * Shared     d 64: Q 8 K + 4 x (8 + 8) K = 72 K;  d 128: 16 + 4 x (16 + 16) = 144 K;
- *            d 256: 32 + 3 x (32 + 32) = 224 K of 227; with V as it lies two stages and that tile
+ *            d 256: 32 + 3 x (32 + 32) = 224 K of 227; with V as it lies that tile more, and at
+ *            d 256 two stages
  * Bound      cycles of one SM for 128 x 128 scores: products 8 d (8192 flop a cycle), exponentials
  *            1024 (16 a cycle), instructions issued 1700 + 4 d over 4 schedulers' 2 warps each, so
  *            about 850 + 2 d. d 64 is bound by the exponentials, d 128 by both, d 256 by products.
