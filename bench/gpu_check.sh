@@ -5,7 +5,7 @@
 #   tests      every GPU test, side by side                    minutes with one core a test, seconds of GPU time
 #   sanitize   compute-sanitizer over the tests that are small enough for it, side by side
 #   spine      run and eval on four models, CUDA, with the simulation of the same scheme
-#   attention  bench attention and flux     linear  bench linear, linear-large     quant  bench quant
+#   attention  bench attention, flux and decode     linear  bench linear, linear-large     quant  bench quant
 #   peers      the same shapes through PyTorch, in a process of its own (needs torch)
 # Checks run side by side, timings alone: nothing else may be on the GPU then. FP8_CHECK_SECONDS (default 120)
 # bounds a step; one that ran out is a failure, and its children are ended with it.
@@ -80,6 +80,7 @@ attention() {
         --csv "$out/attention.csv" --svg "$out/attention.svg"
     step bench-attention-bias "$FP8CALIB" bench attention --shape 2,16,16,128,2048,causal,bias
     step bench-flux "$FP8CALIB" bench flux --rounds 25 --force --csv "$out/flux.csv"
+    step bench-decode "$FP8CALIB" bench decode --rounds 25 --force --csv "$out/decode.csv"
 }
 
 linear() {
@@ -93,6 +94,7 @@ quant() { step bench-quant "$FP8CALIB" bench quant --force --csv "$out/quant.csv
 
 peers() {
     step peers-attention "$PYTHON" bench/attention_peers.py attention --rounds 15
+    step peers-decode "$PYTHON" bench/decode_peers.py
     step peers-flux "$PYTHON" bench/attention_peers.py flux --rounds 15
     FP8_LIBRARY=$build/libfp8rt.so step peers-linear "$PYTHON" bench/linear_peers.py --shapes large
 }
