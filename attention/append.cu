@@ -9,7 +9,7 @@
  *            that follow each other; `lanes` threads, a power of two, make a head, 32 / lanes heads
  *            of one part a warp. Longer runs: a warp keeps its heads for eight tokens, the next
  *            loaded before the last is done; V by tiles in blocks of their own (append_values.cuh),
- *            which come first. Decoding: a warp has one token; of V 128 columns, stored one by one:
+ *            which come first. Decoding: a warp has one token; of V 64 columns, stored one by one:
  *            each is a sector of its own, so they are spread over all multiprocessors. What is not
  *            in units of 16: append_any.cu
  * Numerics   F32; the rotation is not contracted, as on the CPU; sums in a fixed order
@@ -26,8 +26,8 @@ enum {
     PIECE = 8, /* 16 bytes of x */
     UNIT = 2 * PIECE,
     RUN = 8,             /* tokens a warp has in a longer run */
-    ONCE_THREADS = 128,  /* of a block when decoding */
-    VALUES_A_LANE = 4,   /* of V when decoding */
+    ONCE_THREADS = 64,   /* of a block when decoding; measured: 64 and 2 of V before 128 and 4 */
+    VALUES_A_LANE = 2,   /* of V when decoding */
     VALUES = VALUES_A_LANE * WARP
 };
 
@@ -50,7 +50,6 @@ struct raw_unit {
 template <typename T> struct head_work {
     const T *x; /* at element `low` of row 0 */
     int head, slot, low, apart; /* elements low .. + 7 and low + apart .. + 7 */
-    float scale;
     bool is_q, codes, turns, there;
 };
 
@@ -80,10 +79,6 @@ __device__ __forceinline__ head_work<T> work_of(const append_args &g, const appe
     w.apart = halves ? g.a.rotary_dim / 2 : PIECE;
     w.x = static_cast<const T *>(h.x) + w.head * h.head_stride + w.low;
     w.codes = dtype == FP8_DTYPE_E4M3;
-    w.scale = 1.0f;
-    if (w.there)
-        w.scale = scale_of(c, dtype, w.is_q ? g.a.q_descale : c.k_descale,
-                           w.is_q ? w.head / (heads / c.num_kv_heads) : w.head);
     return w;
 }
 
@@ -94,6 +89,15 @@ __device__ __forceinline__ raw_unit load_unit(const T *x, int apart, bool there)
     r.low = *reinterpret_cast<const uint4 *>(x);
     r.high = *reinterpret_cast<const uint4 *>(x + apart);
     return r;
+}
+
+/* The descale of the thread's heads, 1 for real types. */
+template <typename T>
+__device__ __forceinline__ float descale_of(const append_args &g, const head_work<T> &w) {
+    const int group = w.is_q ? g.a.num_heads / g.pages.num_kv_heads : 1;
+    const float *descale = w.is_q ? g.a.q_descale : g.pages.k_descale;
+    if (!w.codes || !w.there) return 1.0f;
+    return descale[g.pages.granularity == FP8_DESCALE_HEAD ? w.head / group : 0];
 }
 
 /* RMS norm of a head over its lanes. */
@@ -144,12 +148,12 @@ __device__ __forceinline__ void rotate_unit(const append_args &g, float (&v)[UNI
 /* Elements at .. + 7 and at + apart .. + 7: codes or 16-bit reals. */
 template <typename T>
 __device__ __forceinline__ void store_unit(void *base, const head_work<T> &w, int64_t at,
-                                           const float (&v)[UNIT]) {
+                                           float scale, const float (&v)[UNIT]) {
     if (w.codes) {
         uint8_t *to = static_cast<uint8_t *>(base) + at;
-        *reinterpret_cast<uint2 *>(to) = make_uint2(encode4(v, w.scale), encode4(v + 4, w.scale));
+        *reinterpret_cast<uint2 *>(to) = make_uint2(encode4(v, scale), encode4(v + 4, scale));
         *reinterpret_cast<uint2 *>(to + w.apart) =
-            make_uint2(encode4(v + 8, w.scale), encode4(v + 12, w.scale));
+            make_uint2(encode4(v + 8, scale), encode4(v + 12, scale));
     } else {
         T *to = static_cast<T *>(base) + at;
         store_as(to, v, PIECE, true);
@@ -161,8 +165,8 @@ __device__ __forceinline__ void store_unit(void *base, const head_work<T> &w, in
 template <typename T>
 __device__ __forceinline__ void finish_unit(const append_args &g, const append_shape &s,
                                             const head_work<T> &w, const raw_unit &raw,
-                                            int row, append_place p, int position, float *most,
-                                            uint32_t *others) {
+                                            float scale, int row, append_place p, int position,
+                                            float *most, uint32_t *others) {
     const fp8_kv_pages &c = g.pages;
     float v[UNIT];
 
@@ -176,9 +180,11 @@ __device__ __forceinline__ void finish_unit(const append_args &g, const append_s
     if (!w.there) return;
     if (heads_of(g, w).amax) *most = fmaxf(*most, finite_amax<UNIT>(v, others));
     if (w.is_q)
-        store_unit(g.a.q_out, w, ((int64_t)row * g.a.num_heads + w.head) * c.d_qk + w.low, v);
+        store_unit(g.a.q_out, w, ((int64_t)row * g.a.num_heads + w.head) * c.d_qk + w.low, scale,
+                   v);
     else if (p.page >= 0)
-        store_unit(c.k, w, kv_k_offset(&c, p.page, w.head, p.key & (c.page_size - 1)) + w.low, v);
+        store_unit(c.k, w, kv_k_offset(&c, p.page, w.head, p.key & (c.page_size - 1)) + w.low,
+                   scale, v);
 }
 
 /* ---- kernels -------------------------------------------------------------------------------- */
@@ -192,6 +198,7 @@ __device__ void append_run(const append_args &g, const append_shape &s, int64_t 
     const fp8_append_heads &h = heads_of(g, w);
     const T *x = w.x + row0 * h.token_stride;
     raw_unit ahead = load_unit(x, w.apart, w.there);
+    const float scale = __fdiv_rn(1.0f, descale_of(g, w));
     append_place mine = {0, APPEND_NOBODY};
     uint32_t others = 0;
     float most = 0.0f;
@@ -210,7 +217,7 @@ __device__ void append_run(const append_args &g, const append_shape &s, int64_t 
         x += h.token_stride;
         if (t + 1 < rows) ahead = load_unit(x, w.apart, w.there);
         if (p.page != APPEND_NOBODY)
-            finish_unit(g, s, w, raw, row0 + t, p, at, &most, &others);
+            finish_unit(g, s, w, raw, scale, row0 + t, p, at, &most, &others);
     }
     if (h.amax) join_amax(h.amax, most, others);
 }
@@ -222,6 +229,7 @@ __device__ __forceinline__ void append_heads_once(const append_args &g, const ap
     const head_work<T> w = work_of<T>(g, s, chunk);
     const fp8_append_heads &h = heads_of(g, w);
     const raw_unit raw = load_unit(w.x + row * h.token_stride, w.apart, w.there);
+    const float descale = descale_of(g, w);
     const append_place p = place_of_row(g, row);
     uint32_t others = 0;
     float most = 0.0f;
@@ -229,7 +237,7 @@ __device__ __forceinline__ void append_heads_once(const append_args &g, const ap
 
     if (p.page == APPEND_NOBODY) return;
     if (g.a.rotary_dim > 0) position = (int)position_of(g, row, p.key);
-    finish_unit(g, s, w, raw, row, p, position, &most, &others);
+    finish_unit(g, s, w, raw, __fdiv_rn(1.0f, descale), row, p, position, &most, &others);
     if (h.amax) join_amax(h.amax, most, others);
 }
 
@@ -240,17 +248,17 @@ __device__ __forceinline__ void append_values_once(const append_args &g, int row
     const int columns = c.num_kv_heads * c.d_v, lane = (int)threadIdx.x % WARP;
     const bool codes = c.dtype == FP8_DTYPE_E4M3;
     const T *x = static_cast<const T *>(g.a.v.x) + row * g.a.v.token_stride;
-    float v[VALUES_A_LANE], scale[VALUES_A_LANE];
+    float v[VALUES_A_LANE], descale[VALUES_A_LANE];
     uint32_t others = 0;
 
 #pragma unroll
     for (int k = 0; k < VALUES_A_LANE; k++) {
         const int column = chunk * VALUES + k * WARP + lane, head = column / c.d_v;
         v[k] = 0.0f;
-        scale[k] = 1.0f;
+        descale[k] = 1.0f;
         if (column >= columns) continue;
         v[k] = widen(x[head * g.a.v.head_stride + column % c.d_v]);
-        scale[k] = scale_of(c, c.dtype, c.v_descale, head);
+        if (codes) descale[k] = c.v_descale[c.granularity == FP8_DESCALE_HEAD ? head : 0];
     }
     const append_place p = place_of_row(g, row);
     if (p.page == APPEND_NOBODY) return;
@@ -261,9 +269,9 @@ __device__ __forceinline__ void append_values_once(const append_args &g, int row
     for (int k = 0; k < VALUES_A_LANE; k++) {
         const int column = chunk * VALUES + k * WARP + lane;
         const int64_t to = at + (int64_t)column * c.page_size;
-        const float four[4] = {v[k], 0.0f, 0.0f, 0.0f};
+        const float scale = __fdiv_rn(1.0f, descale[k]), four[4] = {v[k], 0.0f, 0.0f, 0.0f};
         if (column >= columns) break;
-        if (codes) static_cast<uint8_t *>(c.v)[to] = (uint8_t)encode4(four, scale[k]);
+        if (codes) static_cast<uint8_t *>(c.v)[to] = (uint8_t)encode4(four, scale);
         else narrow(static_cast<T *>(c.v) + to, v[k]);
     }
 }
