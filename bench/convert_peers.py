@@ -1,7 +1,7 @@
 """`fp8calib convert` beside a numpy script and `cp`: GB/s over the page cache, and memory.
 
     python3 bench/convert_peers.py BUILD_DIR WORK_DIR [--gb 4] [--threads 2] [--repeats 5]
-        [--schemes dynamic,tensor] [--skip-script]
+        [--schemes dynamic,tensor] [--skip-script] [--compare]
 
 Makes a random BF16 checkpoint of a Llama's shapes in WORK_DIR (kept there; of Llama-3-8B's width
 from 2 GB on), reads it once, and takes the best of the repeats of
@@ -209,6 +209,7 @@ def main():
     p.add_argument("--schemes", default="dynamic,tensor")
     p.add_argument("--skip-script", action="store_true")
     p.add_argument("--skip-sync", action="store_true")
+    p.add_argument("--only-sync", action="store_true")
     p.add_argument("--compare", action="store_true")
     a = p.parse_args()
     source, out = f"{a.work}/source-{a.gb:g}", f"{a.work}/out"
@@ -233,7 +234,7 @@ def main():
         for path in glob.glob(f"{out}/*.safetensors"):
             sync_file(path)
 
-    for sync in ("no-sync",) if a.skip_sync else ("no-sync", "sync"):
+    for sync in ("no-sync", "sync")[a.only_sync:2 - a.skip_sync]:
         row(f"cp, {sync}", ["sh", "-c", 'mkdir "$1" && cp "$0"/*.safetensors "$1"', source, out],
             a.repeats, sync_out if sync == "sync" else None)
         for scheme in a.schemes.split(","):
