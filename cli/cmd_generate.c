@@ -1,22 +1,36 @@
-/* cli/cmd_generate.c - greedy text from a checkpoint, printed as it comes. */
+/* cli/cmd_generate.c - text from a checkpoint: of one prompt as it comes, or of many at once. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cli/cli.h"
+#include "cli/generate_many.h"
 
 typedef struct options {
     cli_common common;
-    const char *prompt;
-    int64_t max_tokens;
+    cli_list prompts;
+    const char *file;
+    int64_t max_tokens, batch, top_k, seed;
+    double temperature, top_p;
 } options;
-static const options defaults = {CLI_COMMON_DEFAULTS, NULL, 64};
+static const options defaults = {.common = CLI_COMMON_DEFAULTS, .max_tokens = 64, .batch = 64};
 
 static const cli_option table[] = {
-    {"--prompt", 0, CLI_TEXT, offsetof(options, prompt), "TEXT", 0, 0,
-     "the text to go on from (required)"},
+    {"--prompt", 0, CLI_LIST, offsetof(options, prompts), "TEXT", 0, 0,
+     "a text to go on from"},
+    {"--prompts", 0, CLI_TEXT, offsetof(options, file), "FILE", 1, 0,
+     "more of them, one a line; - reads standard input"},
     {"--max-tokens", 0, CLI_INT, offsetof(options, max_tokens), "N", 1, 1 << 20,
      "stop after N tokens, or sooner at the model's end-of-text token"},
+    {"--batch", 0, CLI_INT, offsetof(options, batch), "N", 1, 4096, "prompts at once, at most"},
+    {"--temperature", 0, CLI_REAL, offsetof(options, temperature), "T", 0, 1000,
+     "draw each id with probability softmax(logits / T); default: 0, the likeliest"},
+    {"--top-k", 0, CLI_INT, offsetof(options, top_k), "N", 0, INT32_MAX,
+     "draw among the N likeliest; default: 0, all"},
+    {"--top-p", 0, CLI_REAL, offsetof(options, top_p), "P", 0, 1,
+     "and among the fewest that have probability P together; default: 0, all"},
+    {"--seed", 0, CLI_INT, offsetof(options, seed), "N", 0, INT64_MAX,
+     "the same draws for the same number; prompt i draws with N + i"},
 };
 
 /* Text appears a whole character at a time: ids[base .. shown) is printed context, since what an
@@ -89,7 +103,7 @@ static fp8_status add_ids(cJSON *doc, const char *key, const int32_t *ids, int64
 }
 
 static fp8_status generate_json(fp8_model *m, const fp8_tokenizer *t, fp8_ids *ids,
-                                const options *o) {
+                                const char *prompt, const options *o) {
     fp8_status st = FP8_OK;
     const int64_t num_prompt = ids->count;
     fp8_ids made = {0};
@@ -101,7 +115,7 @@ static fp8_status generate_json(fp8_model *m, const fp8_tokenizer *t, fp8_ids *i
     FP8_TRY(cli_check_interrupt());
     FP8_TRY(fp8_ids_append(ids, made.data, made.count));
     FP8_TRY(cli_continuation(&text, &len, t, ids, num_prompt));
-    FP8_TRY(cli_json_add_text(doc, "prompt", o->prompt, strlen(o->prompt)));
+    FP8_TRY(cli_json_add_text(doc, "prompt", prompt, strlen(prompt)));
     FP8_TRY(cli_json_add_text(doc, "text", text, len));
     FP8_TRY(add_ids(doc, "prompt_ids", ids->data, num_prompt));
     FP8_TRY(add_ids(doc, "ids", made.data, made.count));
@@ -113,33 +127,56 @@ done:
     return st;
 }
 
-static fp8_status run(const void *opts, const cli_list *operands) {
-    const options *o = opts;
-    fp8_status st = FP8_OK;
-    fp8_device *device = NULL;
-    cli_source source = {0};
+/* One prompt, greedy: printed as it comes. */
+static fp8_status generate_one(fp8_device *device, const cli_source *source, const char *text,
+                               const options *o) {
+    fp8_model_options wanted = {0};
     fp8_model *model = NULL;
-    fp8_model_options model_options = {0};
     fp8_ids prompt = {0};
-    if (!o->prompt) return FP8_FAIL(FP8_EINVAL, "generate: --prompt is required");
-    FP8_TRY(cli_device_open(&device, &o->common));
-    FP8_TRY(cli_source_open(&source, operands->items[0]));
-    FP8_TRY(cli_source_tokenizer(&source));
-    FP8_TRY(cli_name_culprit(fp8_tokenizer_encode(source.tokenizer, &prompt, o->prompt,
-                                                  strlen(o->prompt), FP8_SPECIAL_ADD),
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(cli_name_culprit(fp8_tokenizer_encode(source->tokenizer, &prompt, text, strlen(text),
+                                                  FP8_SPECIAL_ADD),
                              "--prompt"));
     if (prompt.count == 0) {
         st = FP8_FAIL(FP8_EDATA, "--prompt: no token to go on from");
         goto done;
     }
-    model_options.max_tokens = prompt.count;
-    FP8_TRY(fp8_model_load(&model, device, source.checkpoint, &model_options));
-    FP8_TRY(o->common.json ? generate_json(model, source.tokenizer, &prompt, o)
-                           : generate_stream(model, source.tokenizer, &prompt, o));
+    wanted.max_tokens = prompt.count;
+    FP8_TRY(fp8_model_load(&model, device, source->checkpoint, &wanted));
+    FP8_TRY(o->common.json ? generate_json(model, source->tokenizer, &prompt, text, o)
+                           : generate_stream(model, source->tokenizer, &prompt, o));
     st = cli_check_interrupt();
 done:
     fp8_ids_free(&prompt);
     fp8_model_destroy(model);
+    return st;
+}
+
+static fp8_status run(const void *opts, const cli_list *operands) {
+    const options *o = opts;
+    const fp8_sampling how = {(float)o->temperature, (int32_t)o->top_k, (float)o->top_p,
+                              (uint64_t)o->seed};
+    prompt_list prompts = {0};
+    cli_source source = {0};
+    fp8_device *device = NULL;
+    fp8_status st = FP8_OK;
+
+    if (!o->prompts.count && !o->file)
+        return FP8_FAIL(FP8_EINVAL, "generate: --prompt or --prompts is required");
+    for (int32_t i = 0; i < o->prompts.count; i++)
+        FP8_TRY(prompt_list_add(&prompts, o->prompts.items[i], strlen(o->prompts.items[i])));
+    if (o->file) FP8_TRY(prompt_list_read(&prompts, o->file));
+    if (prompts.count == 0) FP8_TRY(FP8_FAIL(FP8_EDATA, "%s: no prompt in it", o->file));
+    FP8_TRY(cli_device_open(&device, &o->common));
+    FP8_TRY(cli_source_open(&source, operands->items[0]));
+    FP8_TRY(cli_source_tokenizer(&source));
+    FP8_TRY(prompts.count == 1 && how.temperature == 0
+                ? generate_one(device, &source, prompts.texts[0], o)
+                : generate_many(device, &source, &prompts, o->max_tokens, o->batch, &how,
+                                o->common.json));
+done:
+    prompt_list_free(&prompts);
     cli_source_close(&source);
     fp8_device_destroy(device);
     return st;
@@ -147,14 +184,18 @@ done:
 
 const cli_command cli_cmd_generate = {
     .name = "generate",
-    .purpose = "print what a model writes after a prompt",
-    .usage = "MODEL --prompt TEXT [--max-tokens N]",
+    .purpose = "print what a model writes after a prompt, or after many",
+    .usage = "MODEL --prompt TEXT [--prompt TEXT]... [--prompts FILE] [options]",
     .about =
         "Loads a BF16 or FP8 checkpoint, encodes the prompt with the tokenizer.json\n"
-        "beside it and prints the greedy continuation (the likeliest token each time,\n"
-        "the lowest id on a tie) on stdout as it comes. With --json: one object\n"
-        "{\"prompt\", \"text\", \"prompt_ids\", \"ids\"} at the end.",
-    .examples = "  fp8calib generate ./Llama-3-8B-FP8 --prompt 'The moon is' --max-tokens 100\n",
+        "beside it and prints the continuation on stdout as it comes: the likeliest\n"
+        "token each time, the lowest id on a tie, or drawn with --temperature. With\n"
+        "--json: one object {\"prompt\", \"text\", \"prompt_ids\", \"ids\"} at the end.\n"
+        "\n"
+        "Several prompts are served at once over a paged KV cache and printed in their\n"
+        "order, '[N] PROMPT CONTINUATION'; with --json {\"generations\": [objects]}.\n",
+    .examples = "  fp8calib generate ./Llama-3-8B-FP8 --prompt 'The moon is' --max-tokens 100\n"
+                "  fp8calib generate ./Llama-3-8B-FP8 --prompts questions.txt --temperature 0.7\n",
     .options = table,
     .num_options = sizeof table / sizeof *table,
     .min_operands = 1,

@@ -125,7 +125,7 @@ row 'record of weights' 3 'model.safetensors' : convert m -o out $cpu --record $
 row 'data and tokens' 2 'exclude each other' : run m --data t.txt --tokens ids.bin
 row 'data and tokens of eval' 2 'exclude each other' : eval m --data t.txt --tokens ids.bin
 row 'convert without output' 2 '--output is required' : convert m
-row 'generate without prompt' 2 '--prompt is required' : generate m
+row 'generate without prompt' 2 '--prompt or --prompts is required' : generate m
 row 'logits without tokens' 2 '--tokens is required' : logits m -o l.safetensors
 row 'logits without output' 2 '--output is required' : logits m --tokens ids.bin
 row 'sequence beyond the model' 2 '--seq 2048: the model has 1024' : $run --seq 2048

@@ -129,6 +129,20 @@ quiet generate one --prompt 'The kernel' --max-tokens 12 --json
 json 'd["text"] + "\n" == open("streamed", encoding="utf-8").read() and len(d["ids"]) <= 12'
 json 'd["prompt_ids"][0] == 0 and d["prompt"] == "The kernel"'
 
+quiet generate one --prompt 'The kernel' --prompt 'A river' --prompt 'The kernel' --max-tokens 12 --json
+json '[g["text"] + "\n" for g in d["generations"]][::2] == [open("streamed", encoding="utf-8").read()] * 2'
+quiet generate one --prompt 'The kernel' --prompt 'A river' --prompt 'The kernel' --max-tokens 12
+cp out together
+says out '^\[2\] A river'
+printf 'The kernel\n\nA river\nThe kernel' >prompts.txt
+quiet generate one --prompts prompts.txt --batch 1 --max-tokens 12
+cmp -s out together || fail 'one at a time gives other text'
+quiet generate one --prompt 'The kernel' --prompt 'A river' --temperature 0.8 --top-p 0.9 --seed 3 --json
+cp out drawn
+quiet generate one --prompt 'The kernel' --prompt 'A river' --temperature 0.8 --top-p 0.9 --seed 3 --json
+cmp -s out drawn || fail 'a seed does not repeat'
+json '[g["prompt"] for g in d["generations"]] == ["The kernel", "A river"]'
+
 step=convert
 quiet convert model -o dynamic
 says out '^dynamic: 28 weights'
