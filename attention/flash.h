@@ -34,7 +34,14 @@ typedef struct flash_params {
     int32_t top_left, left, right; /* diagonal, and keys seen before and after it */
     int32_t granularity;           /* fp8_attention_granularity */
     int32_t o_dtype;               /* fp8_dtype: BF16, F16 or E4M3 */
-    int32_t promote_steps;         /* flash_wide.cu: of 64 keys; INT32_MAX: never */
+    int32_t promote_mask;          /* flash_wide.cu: tiles of keys between promotions, - 1 */
+    /* flash_wide.cu: the first `split` items, of them short_items last tiles of queries, are shared
+     * evenly by the blocks: flash_wide_parts.cuh. They have key_tiles tiles of keys, the short ones
+     * count for short_tiles. 0: items are in the order above */
+    int32_t split, short_items, key_tiles, short_tiles;
+    int32_t stretch, longer; /* tiles a block; blocks that have one more */
+    int32_t *arrived; /* [blocks, warps of consumers], 0 when the kernel starts */
+    float *pieces;    /* [blocks, d / 8 + 1, threads of consumers, 4] */
     float scale;
 } flash_params;
 
@@ -49,6 +56,7 @@ typedef struct flash_item {
     int32_t clear_begin, clear_end; /* tiles that every row sees all of; none: begin >= end */
     int32_t q_row, kv_row;         /* of the first query, of key 0, in their maps */
     int32_t q_begin;               /* token 0 of the sequence in O */
+    int32_t slot;                  /* of an item in parts: where they are added up; -1: whole */
     float factor;                  /* scores to base-2 exponents */
     float v_descale;
 } flash_item;
@@ -71,7 +79,8 @@ typedef struct flash_operand {
 
 typedef struct flash_prologue {
     flash_operand x[3]; /* Q, K, V */
-    int32_t *next_item; /* out: 0 */
+    int32_t *next_item; /* out: 0, as are num_counters in all from there */
+    int32_t num_counters;
     float *amax_s, *amax_o; /* out: 0; may be NULL */
     int32_t d, num_kv_heads, num_descales, granularity;
     int32_t f16;       /* what are no codes is F16, not BF16 */

@@ -80,8 +80,8 @@ static __device__ void produce16(const flash_params &p, flash16_shared<D> &s) {
     dependents_launch();
     for (int32_t index = blockIdx.x; index < p.num_items;
          index = next_index(p, index, q_parity ^ 1)) {
-        const flash_item it =
-            find_item<flash16_shape<D>::ROWS, flash16_shape<D>::KEYS>(p, index);
+        flash_item it;
+        find_item<flash16_shape<D>::ROWS, flash16_shape<D>::KEYS>(it, p, index);
         if (it.rows <= 0) continue;
         if (threadIdx.x == 0) {
             barrier_wait(&s.q_empty, q_parity ^ 1);

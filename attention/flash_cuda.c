@@ -17,7 +17,7 @@ enum {
 
 /* Where the parts of the workspace begin. */
 typedef struct flash_places {
-    size_t counter, amax[3], made[3], codes[3]; /* of Q, K, V; a part that is not needed: 0 bytes */
+    size_t counters, pieces, amax[3], made[3], codes[3]; /* a part not needed: 0 bytes */
     size_t bytes;
 } flash_places;
 
@@ -52,6 +52,14 @@ static int32_t bound_of(int64_t keys) {
     return keys < 0 || keys > FLASH_NO_WINDOW ? FLASH_NO_WINDOW : (int32_t)keys;
 }
 
+/* Tiles of keys between promotions, a power of two. */
+static int32_t promote_tiles(const fp8_attention_options *o) {
+    const int32_t keys = o->promote_keys > 0 ? o->promote_keys : FLASH_PROMOTE_KEYS;
+    int32_t tiles = 1;
+    while (tiles <= keys / FLASH_BLOCK_N / 2) tiles *= 2;
+    return tiles;
+}
+
 static void fill_params(flash_params *a, const fp8_attention_options *o) {
     const int packed = fp8_attention_layout_is_packed(o->layout);
     const int causal = o->mask == FP8_MASK_CAUSAL || o->mask == FP8_MASK_CAUSAL_BOTTOM_RIGHT;
@@ -79,9 +87,7 @@ static void fill_params(flash_params *a, const fp8_attention_options *o) {
     a->right = causal ? 0 : bound_of(o->window_right);
     a->granularity = (int32_t)o->granularity;
     a->o_dtype = (int32_t)o->o_dtype;
-    a->promote_steps = o->precision == FP8_ATTENTION_FAST ? INT32_MAX
-                       : o->promote_keys > 0              ? o->promote_keys / FLASH_WIDE_STEP
-                                                          : FLASH_PROMOTE_KEYS / FLASH_WIDE_STEP;
+    a->promote_mask = o->precision == FP8_ATTENTION_FAST ? INT32_MAX : promote_tiles(o) - 1;
     a->scale = o->scale;
 }
 
@@ -131,11 +137,14 @@ done:
     return st;
 }
 
-static fp8_status place_parts(flash_places *w, const flash_prologue *p,
-                              const fp8_attention_options *o) {
+static fp8_status place_parts(flash_state *f, const fp8_attention_options *o) {
+    flash_places *w = &f->places;
+    const flash_prologue *p = &f->prologue;
     fp8_status st = FP8_OK;
 
-    FP8_TRY(add_part(w, &w->counter, 1, sizeof(int32_t)));
+    FP8_TRY(add_part(w, &w->counters, p->num_counters, sizeof(int32_t)));
+    FP8_TRY(add_part(w, &w->pieces, f->params.split > 0 ? f->num_sms : 0,
+                     (int64_t)flash_wide_rows(o) * (o->d_v + 8) * (int64_t)sizeof(float)));
     for (int i = 0; i < 3; i++) {
         const flash_operand *x = &p->x[i];
         const int current = !x->is_codes && o->quantize == FP8_QUANTIZE_CURRENT;
@@ -159,6 +168,33 @@ static int is_static(const flash_params *a, const flash_prologue *p,
            a->band == a->units && o->max_kv <= FLASH_STATIC_KEYS;
 }
 
+/* Items that all see the same keys are shared evenly, where that saves enough: as many that whole
+ * waves of one a multiprocessor are left, and that none is longer than a block's share. A last tile
+ * of few queries counts for 7 / 20 of a whole one, and the rest by its warpgroups at work. */
+static void share_items(flash_state *f, const fp8_attention_options *o) {
+    flash_params *a = &f->params;
+    const int32_t rows = flash_wide_rows(o), last = (a->max_q - 1) % rows + 1;
+    const int64_t sms = f->num_sms, keys = ceil_div(o->max_kv, FLASH_BLOCK_N);
+    const int64_t shorts = last < rows ? a->units : 0, whole = a->num_items - shorts;
+    const int64_t all = rows / FLASH_WIDE_ROWS, at_work = ceil_div(last, FLASH_WIDE_ROWS);
+    const int64_t of_short = ceil_div(keys * (7 * all + 13 * at_work), 20 * all);
+    const int64_t total = shorts * of_short + whole * keys;
+    const int64_t waves = total / (sms * keys) - 1; /* left to be taken one by one */
+    const int64_t idle = (ceil_div(a->num_items, sms) * keys * sms - total) / sms;
+    const int64_t shared = total - waves * sms * keys;
+
+    if (o->d_v == 256) return; /* that kernel does not */
+    if (a->right < FLASH_NO_WINDOW || a->left < FLASH_NO_WINDOW || keys > FLASH_SHARED_KEYS) return;
+    if (waves < 0 || waves * sms > whole || idle < FLASH_SHARED_TILES) return;
+    a->split = (int32_t)(a->num_items - waves * sms);
+    a->short_items = (int32_t)shorts;
+    a->key_tiles = (int32_t)keys;
+    a->short_tiles = (int32_t)of_short;
+    a->stretch = (int32_t)(shared / sms);
+    a->longer = (int32_t)(shared % sms);
+    f->prologue.num_counters += f->num_sms * rows / 16;
+}
+
 static fp8_status flash_open(fp8_attention_plan *p) {
     const fp8_attention_options *o = &p->options;
     flash_state *f = calloc(1, sizeof *f);
@@ -170,11 +206,13 @@ static fp8_status flash_open(fp8_attention_plan *p) {
     f->wide = flash_wide_rows(o) > 0;
     fill_params(&f->params, o);
     fill_prologue(&f->prologue, o);
-    f->is_static = is_static(&f->params, &f->prologue, o);
     FP8_TRY_CUDA(cudaSetDevice(fp8_device_index(p->device)));
     FP8_TRY_CUDA(cudaDeviceGetAttribute(&f->num_sms, cudaDevAttrMultiProcessorCount,
                                         fp8_device_index(p->device)));
-    FP8_TRY(place_parts(&f->places, &f->prologue, o));
+    f->is_static = is_static(&f->params, &f->prologue, o);
+    f->prologue.num_counters = 1;
+    if (f->wide) share_items(f, o);
+    FP8_TRY(place_parts(f, o));
     if (f->is_16) FP8_TRY(attention_flash16_prepare(o->d_v, o->q_dtype == FP8_DTYPE_F16));
     else if (f->wide) FP8_TRY(attention_flash_wide_prepare(o->d_v));
     else FP8_TRY(attention_flash_prepare(o->d_v, f->params.v_as_is));
@@ -351,7 +389,9 @@ static void bind_run(const flash_state *f, flash_params *a, flash_prologue *p,
     a->lse = o->want_lse ? io->lse : NULL;
     p->amax_s = a->amax_s = o->want_amax ? io->amax_s : NULL;
     p->amax_o = a->amax_o = o->want_amax ? io->amax_o : NULL;
-    p->next_item = a->next_item = (int32_t *)(void *)(workspace + f->places.counter);
+    p->next_item = a->next_item = (int32_t *)(void *)(workspace + f->places.counters);
+    a->arrived = a->next_item + 1;
+    a->pieces = (float *)(void *)(workspace + f->places.pieces);
     p->x[0].starts = a->q_starts = io->q_starts;
     p->x[0].lengths = a->q_lengths = io->q_lengths;
     p->x[0].total = a->total_q = io->total_q;

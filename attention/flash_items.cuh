@@ -49,18 +49,20 @@ static __device__ __forceinline__ int32_t find_sequence(const int32_t *starts,
 
 /* rows <= 0 when the run has no such tile. */
 template <int ROWS, int KEYS>
-static __device__ flash_item find_item(const flash_params &p, int32_t index) {
-    const int32_t band_begin = index / (p.band * p.tiles) * p.band;
+static __device__ void find_item(flash_item &it, const flash_params &p, int32_t index) {
+    const bool is_short = index < p.short_items;
+    const int32_t tiles = p.tiles - (p.short_items > 0), in_bands = index - p.short_items;
+    const int32_t band_begin = in_bands / (p.band * tiles) * p.band;
     const int32_t band = min(p.band, p.units - band_begin);
-    const int32_t in_band = index - band_begin * p.tiles;
-    const int32_t unit = band_begin + in_band % band;
+    const int32_t in_band = in_bands - band_begin * tiles;
+    const int32_t unit = is_short ? index : band_begin + in_band % band;
+    const int32_t tile = is_short ? p.tiles - 1 : tiles - 1 - in_band / band;
     int32_t s_q, diagonal, lo, hi, kv_begin;
-    flash_item it;
 
     it.head = unit % p.num_heads;
     it.kv_head = it.head / (p.num_heads / p.num_kv_heads);
     it.seq = unit / p.num_heads;
-    it.first = (p.tiles - 1 - in_band / band) * ROWS;
+    it.first = tile * ROWS;
     s_q = find_sequence(p.q_starts, p.q_lengths, it.seq, (int32_t)p.total_q, p.max_q, &it.q_begin);
     it.valid = min(s_q - it.first, (int32_t)ROWS);
     it.rows = p.q_starts ? it.valid : min(p.max_q - it.first, (int32_t)ROWS);
@@ -75,10 +77,10 @@ static __device__ flash_item find_item(const flash_params &p, int32_t index) {
     hi = it.valid > 0 ? key_end(it, it.valid - 1) : 0;
     it.first_tile = lo / KEYS;
     it.num_tiles = hi > lo ? (hi + KEYS - 1) / KEYS - it.first_tile : 0;
+    it.slot = -1;
     it.clear_begin = (key_begin(it, ROWS - 1) + KEYS - 1) / KEYS;
     it.clear_end = max(0, key_end(it, 0)) / KEYS;
     find_descales(p, it);
-    return it;
 }
 
 /* The item after a block's item `index`, its own of an odd or an even round: from the counter;
@@ -91,6 +93,25 @@ static __device__ __forceinline__ int32_t item_after(const flash_params &p, int3
     if (!BY_INDEX || p.next_item) return blocks + atomicAdd(p.next_item, 1);
     return index + 1 + 2 * (odd ? block : blocks - 1 - block);
 }
+
+/* The items of one block, one after the other. */
+template <bool BY_INDEX>
+struct item_walk {
+    int32_t index; /* of the next */
+
+    __device__ explicit item_walk(const flash_params &) : index((int32_t)blockIdx.x) {}
+
+    /* The next item, in an odd or an even round of the block's; false: there are no more. With
+     * rows <= 0 there is nothing to do for it. */
+    template <int ROWS>
+    __device__ bool take(const flash_params &p, flash_item &it, uint32_t odd) {
+        const int32_t now = index;
+        if (now >= p.num_items) return false;
+        index = item_after<BY_INDEX>(p, now, odd);
+        find_item<ROWS, FLASH_BLOCK_N>(it, p, now);
+        return true;
+    }
+};
 
 /* ---- rings ----------------------------------------------------------------------------------- */
 

@@ -16,8 +16,10 @@ enum {
     FLASH_WIDE_KEYS = 4096,     /* flash_wide.cu serves from these lengths (docs/NOTES.md) */
     FLASH_WIDE_QUERIES = 1024,
     FLASH_WIDE_ITEMS = 132,     /* and these tiles of queries, one a multiprocessor */
-    FLASH_WIDE_STEP = 64,       /* its keys a step */
-    FLASH_PROMOTE_KEYS = 256,   /* its default between promotions */
+    FLASH_WIDE_ROWS = 64,       /* of a warpgroup */
+    FLASH_SHARED_TILES = 3,     /* tiles of keys a block must save, for items to be shared evenly */
+    FLASH_SHARED_KEYS = 1 << 15, /* tiles of keys an item, for 32 bits */
+    FLASH_PROMOTE_KEYS = 512,   /* its default between promotions */
     FLASH_STATIC_KEYS = 2048,   /* up to which items need no counter */
     FLASH_AS_IS_READS = 8       /* of V, up to which it is not transposed before */
 };
@@ -33,11 +35,11 @@ static inline int flash_is_16(const fp8_attention_options *o) {
 }
 
 /* Query rows of a tile of flash_wide.cu, 0 when another kernel serves: short sequences, 16 bits, or
- * what it does not do: amax, LSE (its sums are of the rounded p), promotion but at d 64. */
+ * what it does not do: amax, LSE (its sums are of the rounded p), promotion at d 256. */
 static inline int32_t flash_wide_rows(const fp8_attention_options *o) {
     const int32_t rows = o->d_v == 64 ? 256 : o->d_v == 128 ? 192 : 128;
     if (flash_is_16(o) || o->want_amax || o->want_lse) return 0;
-    if (o->d_v > 64 && o->precision != FP8_ATTENTION_FAST) return 0;
+    if (o->d_v == 256 && o->precision != FP8_ATTENTION_FAST) return 0;
     if (o->max_q < FLASH_WIDE_QUERIES || o->max_kv < FLASH_WIDE_KEYS) return 0;
     return (o->max_q + rows - 1) / rows * o->num_heads * o->num_seqs < FLASH_WIDE_ITEMS ? 0 : rows;
 }

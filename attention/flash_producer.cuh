@@ -8,9 +8,17 @@
 
 /* ---- producer -------------------------------------------------------------------------------- */
 
-/* One thread: for each item of ROWS queries Q, then K and V of its tiles from the last to the
- * first. AS_IS: V is copied like K, for turn_tiles. */
-template <int D, int ROWS, bool AS_IS, class SHARED>
+/* Where the producer describes an item before the block's place for it is free: in a kernel whose
+ * producer has few registers, in shared memory. */
+template <class SHARED>
+static __device__ __forceinline__ flash_item &coming_item(SHARED &s, flash_item &own) {
+    if constexpr (SHARED::BY_INDEX) return own;
+    else return s.coming;
+}
+
+/* One thread: for each item of ROWS queries that WALK gives, Q, then K and V of its tiles from the
+ * last to the first. AS_IS: V is copied like K, for turn_tiles. */
+template <int D, int ROWS, bool AS_IS, class WALK, class SHARED>
 static __device__ void produce(const flash_params &p, SHARED &s) {
     constexpr int ROW_BYTES = flash_shape<D>::ROW_BYTES, BLOCKS = flash_shape<D>::COLUMN_BLOCKS;
     constexpr int STAGES = SHARED::STAGES;
@@ -18,14 +26,12 @@ static __device__ void produce(const flash_params &p, SHARED &s) {
     uint32_t q_parity = 0, v_parity = 0;
 
     dependents_launch();
-    for (int32_t index = blockIdx.x, next; ; index = next) {
-        const bool more = index < p.num_items;
-        flash_item it = {};
-        next = more ? item_after<SHARED::BY_INDEX>(p, index, q_parity) : 0;
-        if (more) {
-            it = find_item<ROWS, BLOCK_N>(p, index);
-            if (it.rows <= 0) continue;
-        }
+    for (WALK walk(p);;) {
+        flash_item own;
+        flash_item &it = coming_item(s, own);
+        const bool more = walk.template take<ROWS>(p, it, q_parity);
+        if (!more) it.rows = it.num_tiles = 0;
+        if (more && it.rows <= 0) continue;
         barrier_wait(&s.q_empty, q_parity ^ 1);
         s.items[q_parity] = it;
         q_parity ^= 1;

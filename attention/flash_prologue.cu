@@ -116,8 +116,9 @@ static __device__ __forceinline__ void transpose_4x4(uint32_t out[4], uint32_t a
 
 /* What a run starts with. */
 static __device__ void begin_run(const flash_prologue &p) {
+    for (int32_t i = (int32_t)threadIdx.x; i < p.num_counters; i += (int32_t)blockDim.x)
+        p.next_item[i] = 0;
     if (threadIdx.x != 0) return;
-    *p.next_item = 0;
     if (p.amax_s) *p.amax_s = 0.0f;
     if (p.amax_o) *p.amax_o = 0.0f;
 }

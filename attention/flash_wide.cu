@@ -1,20 +1,21 @@
 /* attention/flash_wide.cu - FP8 attention on Hopper over long sequences: formula, operands and
  * options of flash.cu but LSE and amax, with more rows in flight and no maximum in the steps.
  *
- * Computes   as flash.cu, but P is taken against a maximum of earlier keys, 2^6 at that maximum
+ * Computes   as flash.cu, but P is taken against a maximum of earlier keys
  *            (flash_wide_softmax.cuh), and the sum is that of the rounded p, made by the tensor
  *            cores: a product with ones, from zero each step. Rounding cancels where p are alike
- * Shapes     those of flash.cu; d 128 and 256 without promotion alone: there it costs more than it
- *            does in flash.cu (measured: docs/NOTES.md)
- * Numerics   P V accumulates on the tensor cores over promote_steps steps of 64 keys, then joins O
- *            in FP32, kept in shared memory (d 64); with INT32_MAX steps, never. FP8 products
- *            lose 15 % of a sum of one sign over 8192 keys, in proportion to them: over 256, 0.5 %
+ * Shapes     those of flash.cu; d 256 without promotion alone
+ * Numerics   P V accumulates on the tensor cores, which lose what lies 13 bits below a sum: of one
+ *            sign 15 % over 8192 keys, 0.6 % over 512. So every 512 keys, or promote_keys as a
+ *            power of two, T joins O in FP32, kept in shared memory, and starts from zero. That
+ *            costs 10 % of a run; fast sums: never
  * Tiling     a block takes 64 queries a consumer warpgroup, d 64 four, d 128 three, d 256 two, and
  *            a producer. A step of one warpgroup is a chain: S, exponentials, packing; more of them
- *            hide each other's latencies. K [128, d] and V^T [d, 128] come in rings
+ *            hide each other's latencies. K [128, d] and V^T [d, 128] come in rings. Blocks share
+ *            items evenly where the last wave would be a small one (flash_wide_parts.cuh)
  * Registers  d 64: 112 a consumer: S 32, T 32, P 16;  d 128: 160: S 32, T 64, P 16;  d 256: 232: S
  *            32, T 128, P 16. No spills (ptxas 13.0)
- * Shared     d 64: Q 16 K + 4 x 16 K + O 64 K = 144 K;  d 128: 24 + 3 x 32 = 120 K;  d 256:
+ * Shared     d 64: Q 16 K + 4 x 16 K + O 64 K = 144 K;  d 128: 24 + 3 x 32 + 96 = 216 K;  d 256:
  *            32 + 3 x 64 = 224 K of 227
  * Bound      cycles of one SM for 128 x 128 scores: products 8 d + 64, exponentials 1024 (16 a
  *            cycle); over long sequences the GPU's power
@@ -40,7 +41,9 @@ struct wide_shape {
     static constexpr int ROWS = 64 * CONSUMERS;
     static constexpr int THREADS = (CONSUMERS + 1) * WARPGROUP;
     static constexpr int STAGES = D == 64 ? 4 : 3;
-    static constexpr bool PROMOTES = D == 64;
+    static constexpr bool PROMOTES = D != 256; /* there is no room to keep it */
+    static constexpr bool SHARES = D != 256; /* items; there it would spill */
+    static constexpr bool SETTLES_LATE = D != 64; /* S of the next step is issued before that */
     static constexpr int PRODUCER_REGISTERS = D == 256 ? 40 : 32;
     static constexpr int CONSUMER_REGISTERS = D == 64 ? 112 : D == 128 ? 160 : 232;
 };
@@ -57,7 +60,7 @@ struct wide_shared {
     float4 kept[wide_shape<D>::PROMOTES ? wide_shape<D>::ROWS * D / 4 : 1];
     alignas(8) uint64_t q_full, q_empty;
     uint64_t k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
-    flash_item items[2];
+    flash_item items[2], coming;
 };
 
 template <int D>
@@ -67,6 +70,7 @@ static constexpr size_t wide_bytes = sizeof(wide_shared<D>) + 1024; /* to align 
 #include "attention/flash_epilogue.cuh"
 #include "attention/flash_producer.cuh"
 #include "attention/flash_wide_mainloop.cuh"
+#include "attention/flash_wide_parts.cuh"
 
 /* ---- consumers ------------------------------------------------------------------------------- */
 
@@ -85,29 +89,27 @@ static __device__ __forceinline__ row_result result_of(const wide_rows &rows,
 template <int D>
 static __device__ __forceinline__ void consume(const flash_params &p, wide_shared<D> &s,
                                                int32_t index) {
-    ring_place place = {0, 0}; /* of the next tile */
-    uint32_t q_parity = 0;
+    wide_place<D> place = {}; /* of the next tile */
 
     for (;;) {
         wide_rows rows = {{INFINITY, INFINITY}, {}};
-        wide_kept<D> kept = {s.kept, 0};
+        wide_kept<D> kept = {s.kept, D == 64};
         float out[D / 2];
 
-        barrier_wait(&s.q_full, q_parity);
-        const flash_item &it = s.items[q_parity]; /* stays there: registers are few */
-        q_parity ^= 1;
+        if (D == 64) clear_kept(kept); /* no register is left to know that there is nothing */
+        barrier_wait(&s.q_full, place.item_parity());
+        const flash_item &it = s.items[place.item_parity()]; /* stays there: registers are few */
+        place.next_item();
         if (it.rows == 0) return;
 #pragma unroll
         for (int i = 0; i < D / 2; i++) out[i] = 0.0f;
+        if (it.num_tiles == 0 || (D != 64 && index * 64 >= it.valid)) pass_over<D>(s, place, it);
+        else attend_wide<D>(out, rows, kept, s, place, it, index, p);
         if constexpr (wide_shape<D>::PROMOTES) {
-#pragma unroll
-            for (int i = 0; i < D / 8; i++) *kept.own(i) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (kept.any) add_kept(out, kept);
         }
-        if (it.num_tiles == 0) release(&s.q_empty);
-        else attend_wide<D>(out, rows, kept, s, place, it, index, p.promote_steps);
-        if constexpr (wide_shape<D>::PROMOTES) {
-            if (kept.steps > 0) add_kept(out, kept); /* just promoted: T is what is kept */
-        }
+        if (wide_shape<D>::SHARES && it.slot >= 0 && !join_parts<D>(out, rows, p, it.slot))
+            continue;
         row_result r = result_of(rows, it);
         store_output<D>(out, r, p, it, row_of_thread(), WIDE_OFFSET);
     }
@@ -150,7 +152,7 @@ wide_kernel(const __grid_constant__ flash_params p) {
     dependencies_wait();
     if (warpgroup == wide_shape<D>::CONSUMERS) {
         registers_shrink<wide_shape<D>::PRODUCER_REGISTERS>();
-        if (threadIdx.x % WARPGROUP == 0) produce<D, wide_shape<D>::ROWS, false>(p, s);
+        if (threadIdx.x % WARPGROUP == 0) produce<D, wide_shape<D>::ROWS, false, wide_walk>(p, s);
     } else {
         registers_grow<wide_shape<D>::CONSUMER_REGISTERS>();
         consume<D>(p, s, warpgroup);

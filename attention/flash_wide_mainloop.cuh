@@ -6,28 +6,45 @@
 
 /* ---- products -------------------------------------------------------------------------------- */
 
+/* A descriptor, operand<ROW_BYTES>(), of which only the low half is computed with: sums of 64 bits
+ * take twice the instructions and registers. */
+template <int ROW_BYTES>
+struct wide_operand {
+    uint32_t low;
+
+    __device__ __forceinline__ explicit wide_operand(const void *p, int bytes)
+        : low(((shared_address(p) & 0x3ffff) + bytes) / 16 | 1 << 16) {}
+    __device__ __forceinline__ uint64_t at(int bytes) const {
+        const uint32_t high = (uint32_t)(operand<ROW_BYTES>(NULL) >> 32);
+        return (uint64_t)high << 32 | (low + bytes / 16);
+    }
+};
+
 /* S of 64 keys over d, issued and committed. */
 template <int D>
-static __device__ __forceinline__ void issue_scores(float (&scores)[32], uint64_t q, uint64_t k) {
+static __device__ __forceinline__ void
+issue_scores(float (&scores)[32], const wide_operand<flash_shape<D>::ROW_BYTES> q,
+             const wide_operand<flash_shape<D>::ROW_BYTES> k) {
     constexpr int ROW_BYTES = flash_shape<D>::ROW_BYTES, STEPS = ROW_BYTES / K_STEP;
     products_begin();
 #pragma unroll
     for (int i = 0; i < D / K_STEP; i++) {
         const int block = i / STEPS, within = i % STEPS * K_STEP;
-        const uint64_t q_step = q + (block * wide_shape<D>::ROWS * ROW_BYTES + within) / 16;
-        const uint64_t k_step = k + (block * BLOCK_N * ROW_BYTES + within) / 16;
+        const uint64_t q_step = q.at(block * wide_shape<D>::ROWS * ROW_BYTES + within);
+        const uint64_t k_step = k.at(block * BLOCK_N * ROW_BYTES + within);
         if (i == 0) product_start(scores, q_step, k_step, 0);
         else product(scores, q_step, k_step, 1);
     }
     products_commit();
 }
 
-/* T += P V of 64 keys, or T = with accumulate 0, and part = the sums of P's rows, as a product with
- * ones; issued and committed. */
+/* T += P V of 64 keys, and part = the sums of P's rows, as a product with ones; issued and
+ * committed. */
 template <int D>
 static __device__ __forceinline__ void issue_output(float (&t)[D / 2], float (&part)[4],
-                                                    const uint32_t (&prob)[8], uint64_t v,
-                                                    uint64_t ones, int accumulate) {
+                                                    const uint32_t (&prob)[8],
+                                                    const wide_operand<128> v,
+                                                    const wide_operand<128> ones) {
     constexpr int COLUMNS = D < 128 ? D : 128;
     products_begin();
 #pragma unroll
@@ -35,11 +52,18 @@ static __device__ __forceinline__ void issue_output(float (&t)[D / 2], float (&p
 #pragma unroll
         for (int c = 0; c < D; c += COLUMNS)
             product(reinterpret_cast<float(&)[COLUMNS / 2]>(t[c / 2]), prob + 4 * i,
-                    v + (c * BLOCK_N + i * K_STEP) / 16, i == 0 ? accumulate : 1);
-        if (i == 0) product_start(part, prob, ones, 0);
-        else product(part, prob + 4 * i, ones, 1);
+                    v.at(c * BLOCK_N + i * K_STEP), 1);
+        if (i == 0) product_start(part, prob, ones.at(0), 0);
+        else product(part, prob + 4 * i, ones.at(0), 1);
     }
     products_commit();
+}
+
+/* Volatile, so that it is found anew where it is used, not kept in a register. */
+static __device__ __forceinline__ int32_t thread_index() {
+    int32_t thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
 }
 
 /* ---- sums in FP32 ---------------------------------------------------------------------------- */
@@ -53,19 +77,32 @@ static __device__ __forceinline__ void shrink(float (&x)[N], const float (&alpha
 /* What of a warpgroup's O has been promoted lies in shared memory, each thread's own. */
 template <int D>
 struct wide_kept {
-    float4 *all;   /* [D / 8, threads of the consumers] */
-    int32_t steps; /* in T since the last promotion */
+    float4 *all; /* [D / 8, threads of the consumers] */
+    bool any;    /* of this item */
 
     __device__ __forceinline__ float4 *own(int i) const {
-        return all + i * wide_shape<D>::CONSUMERS * WARPGROUP + threadIdx.x;
+        return all + i * wide_shape<D>::CONSUMERS * WARPGROUP + thread_index();
     }
 };
+
+/* Between loads, or ptxas has more of them at a time than there are registers for. */
+template <int D>
+static __device__ __forceinline__ void load_fence(int i) {
+    if (D == 64 && i % 2 == 0) __syncwarp();
+}
+
+template <int D>
+static __device__ __forceinline__ void clear_kept(const wide_kept<D> &kept) {
+#pragma unroll
+    for (int i = 0; i < D / 8; i++) *kept.own(i) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
 
 /* T += what is kept. */
 template <int D>
 static __device__ __forceinline__ void add_kept(float (&t)[D / 2], const wide_kept<D> &kept) {
 #pragma unroll
     for (int i = 0; i < D / 8; i++) {
+        load_fence<D>(i);
         const float4 x = *kept.own(i);
         t[4 * i] += x.x;
         t[4 * i + 1] += x.y;
@@ -74,14 +111,17 @@ static __device__ __forceinline__ void add_kept(float (&t)[D / 2], const wide_ke
     }
 }
 
-/* What is kept += T, which is then to start from zero. */
+/* What is kept += T, and T = 0. */
 template <int D>
-static __device__ __forceinline__ void promote(wide_kept<D> &kept, float (&t)[D / 2]) {
-    add_kept(t, kept);
+static __device__ __forceinline__ void promote(float (&t)[D / 2], wide_kept<D> &kept) {
+    if (kept.any) add_kept(t, kept);
+    kept.any = true;
 #pragma unroll
-    for (int i = 0; i < D / 8; i++)
+    for (int i = 0; i < D / 8; i++) {
         *kept.own(i) = make_float4(t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]);
-    kept.steps = 0;
+#pragma unroll
+        for (int k = 0; k < 4; k++) t[4 * i + k] = 0.0f;
+    }
 }
 
 template <int D>
@@ -89,6 +129,7 @@ static __device__ __forceinline__ void shrink_kept(const wide_kept<D> &kept,
                                                    const float (&alpha)[2]) {
 #pragma unroll
     for (int i = 0; i < D / 8; i++) {
+        load_fence<D>(i);
         float4 *at = kept.own(i), x = *at;
         *at = make_float4(x.x * alpha[0], x.y * alpha[0], x.z * alpha[1], x.w * alpha[1]);
     }
@@ -97,28 +138,24 @@ static __device__ __forceinline__ void shrink_kept(const wide_kept<D> &kept,
 /* T of a step has come: its sums, and what the step after it asks for. */
 template <int D>
 static __device__ __forceinline__ void settle(float (&t)[D / 2], const float (&part)[4],
-                                              wide_rows &rows, wide_kept<D> &kept, bool grows,
-                                              const float (&alpha)[2], int32_t promote_steps) {
+                                              wide_rows &rows, const wide_kept<D> &kept, bool grows,
+                                              const float (&alpha)[2]) {
     rows.sum[0] += part[0];
     rows.sum[1] += part[2];
-    kept.steps++;
-    if constexpr (wide_shape<D>::PROMOTES) {
-        if (kept.steps == promote_steps) promote(kept, t);
-    }
     if (!grows) return;
     shrink(t, alpha);
     rows.sum[0] *= alpha[0];
     rows.sum[1] *= alpha[1];
-    if constexpr (wide_shape<D>::PROMOTES) shrink_kept(kept, alpha);
+    if constexpr (wide_shape<D>::PROMOTES) {
+        if (kept.any) shrink_kept(kept, alpha);
+    }
 }
 
 /* ---- the walk -------------------------------------------------------------------------------- */
 
-/* The thread's first row in a tile of queries; volatile, so that it is found anew where it is used,
- * not kept in a register. */
+/* The thread's first row in a tile of queries. */
 static __device__ __forceinline__ int32_t row_of_thread() {
-    int32_t thread;
-    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    const int32_t thread = thread_index();
     return thread / 32 * 16 + thread % 32 / 4;
 }
 
@@ -138,19 +175,63 @@ static __device__ __forceinline__ void mask_step(float (&scores)[32], const flas
     mask_scores(scores, it, row_of_thread(), it.first_tile * BLOCK_N + step * 64);
 }
 
+/* A place in the rings and the parity of the item. NOTE: apart, they stay in uniform registers,
+ * which is worth 8 %; at d 64 they do not, and there are registers for one number alone. */
+template <int D>
+struct wide_place {
+    static constexpr int STAGES = wide_shape<D>::STAGES;
+    ring_place at;
+    uint32_t item;
+
+    __device__ __forceinline__ int32_t stage() const { return at.stage; }
+    __device__ __forceinline__ uint32_t parity() const { return at.parity; }
+    __device__ __forceinline__ wide_place next() const { return {next_place<STAGES>(at), item}; }
+    __device__ __forceinline__ uint32_t item_parity() const { return item; }
+    __device__ __forceinline__ void next_item() { item ^= 1; }
+};
+
+template <>
+struct wide_place<64> {
+    static constexpr int STAGES = wide_shape<64>::STAGES, ITEM = 256;
+    static_assert((STAGES & (STAGES - 1)) == 0, "stages are counted on beyond the last");
+    int32_t at;
+
+    __device__ __forceinline__ int32_t stage() const { return at % STAGES; }
+    __device__ __forceinline__ uint32_t parity() const { return (uint32_t)at / STAGES % 2; }
+    __device__ __forceinline__ wide_place next() const {
+        return {(at & ITEM) | ((at + 1) % (2 * STAGES))};
+    }
+    __device__ __forceinline__ uint32_t item_parity() const { return (uint32_t)at / ITEM; }
+    __device__ __forceinline__ void next_item() { at ^= ITEM; }
+};
+
+/* One tile of keys that the warpgroup does not look at. */
+template <int D>
+static __device__ __forceinline__ void pass_tile(wide_shared<D> &s, wide_place<D> &place) {
+    barrier_wait(&s.k_full[place.stage()], place.parity());
+    release(&s.k_empty[place.stage()]);
+    barrier_wait(&s.v_full[place.stage()], place.parity());
+    release(&s.v_empty[place.stage()]);
+    place = place.next();
+}
+
+/* An item of whose queries the warpgroup has none, or that has no keys. */
+template <int D>
+static __device__ __forceinline__ void pass_over(wide_shared<D> &s, wide_place<D> &place,
+                                                 const flash_item &it) {
+    release(&s.q_empty);
+#pragma unroll 1
+    for (int32_t n = it.num_tiles; n > 0; n--) pass_tile<D>(s, place);
+}
+
 /* Passes over the last tiles of an item that none of the warpgroup's rows sees, but the first tile;
  * returns the number that are left. */
 template <int D>
-static __device__ __forceinline__ int32_t skip_unseen(wide_shared<D> &s, ring_place &place,
+static __device__ __forceinline__ int32_t skip_unseen(wide_shared<D> &s, wide_place<D> &place,
                                                       const flash_item &it, int32_t index) {
     int32_t n = it.num_tiles;
-    for (; n > 1 && (it.first_tile + n - 1) * BLOCK_N >= key_end(it, index * 64 + 63); n--) {
-        barrier_wait(&s.k_full[place.stage], place.parity);
-        release(&s.k_empty[place.stage]);
-        barrier_wait(&s.v_full[place.stage], place.parity);
-        release(&s.v_empty[place.stage]);
-        place = next_place<wide_shape<D>::STAGES>(place);
-    }
+    for (; n > 1 && (it.first_tile + n - 1) * BLOCK_N >= key_end(it, index * 64 + 63); n--)
+        pass_tile<D>(s, place);
     return n;
 }
 
@@ -159,34 +240,37 @@ static __device__ __forceinline__ int32_t skip_unseen(wide_shared<D> &s, ring_pl
 template <int D>
 static __device__ __forceinline__ void attend_wide(float (&t)[D / 2], wide_rows &rows,
                                                    wide_kept<D> &kept, wide_shared<D> &s,
-                                                   ring_place &place, const flash_item &it,
-                                                   int32_t index, int32_t promote_steps) {
-    constexpr int STAGES = wide_shape<D>::STAGES, ROW_BYTES = flash_shape<D>::ROW_BYTES;
-    constexpr int HALF_K = 64 * ROW_BYTES / 16, HALF_V = 64 / 16; /* of descriptors */
-    const uint64_t q = operand<ROW_BYTES>(s.q + index * 64 * ROW_BYTES);
-    const uint64_t ones = operand<128>(s.ones);
-    const uint32_t clear = find_clear_steps(it);
+                                                   wide_place<D> &place, const flash_item &it,
+                                                   int32_t index, const flash_params &p) {
+    constexpr int ROW_BYTES = flash_shape<D>::ROW_BYTES;
+    constexpr bool LATE = wide_shape<D>::SETTLES_LATE;
+    constexpr int HALF_K = 64 * ROW_BYTES, HALF_V = 64; /* bytes */
+    using rows_of_d = wide_operand<ROW_BYTES>;
+    const rows_of_d q(s.q, index * 64 * ROW_BYTES);
+    const wide_operand<128> ones(s.ones, 0);
+    uint32_t clear = find_clear_steps(it);
     const int32_t num_tiles = skip_unseen<D>(s, place, it, index);
     float scores[32], part[4], alpha[2] = {1.0f, 1.0f};
     uint32_t high[8], low[8]; /* P of half 1, of half 0 */
 
-    barrier_wait(&s.k_full[place.stage], place.parity);
-    issue_scores<D>(scores, q, operand<ROW_BYTES>(s.k[place.stage]) + HALF_K);
+    barrier_wait(&s.k_full[place.stage()], place.parity());
+    issue_scores<D>(scores, q, rows_of_d(s.k[place.stage()], HALF_K));
     products_wait<0>();
     pin(scores);
     mask_step(scores, it, clear, 2 * num_tiles - 1);
     raise_offsets(high, scores, rows, it.factor, alpha);
+    if (LATE) issue_scores<D>(scores, q, rows_of_d(s.k[place.stage()], 0));
     for (int32_t i = num_tiles - 1; ; i--) {
-        const ring_place last = place;
-        const uint64_t v = operand<128>(s.v[last.stage]);
+        wide_place<D> last = place;
+        const bool promotes = wide_shape<D>::PROMOTES && (i & p.promote_mask) == 0;
         bool grows;
 
-        barrier_wait(&s.v_full[last.stage], last.parity);
-        issue_scores<D>(scores, q, operand<ROW_BYTES>(s.k[last.stage]));
-        issue_output<D>(t, part, high, v + HALF_V, ones, kept.steps);
+        barrier_wait(&s.v_full[last.stage()], last.parity());
+        if (!LATE) issue_scores<D>(scores, q, rows_of_d(s.k[last.stage()], 0));
+        issue_output<D>(t, part, high, wide_operand<128>(s.v[last.stage()], HALF_V), ones);
         products_wait<1>(); /* S */
         pin(scores);
-        release(&s.k_empty[last.stage]);
+        release(&s.k_empty[last.stage()]);
         if (i == 0) release(&s.q_empty);
         mask_step(scores, it, clear, 2 * i);
         grows = softmax_of<D>(low, scores, rows, it.factor, alpha);
@@ -194,20 +278,26 @@ static __device__ __forceinline__ void attend_wide(float (&t)[D / 2], wide_rows 
         pin(t);
         pin(part);
         pin(high);
-        settle(t, part, rows, kept, grows, alpha, promote_steps);
-        place = next_place<STAGES>(last);
+        if constexpr (D == 64) asm volatile("" : "+r"(last.at)); /* addresses are found anew */
+        place = last.next();
         if (i == 0) {
-            issue_output<D>(t, part, low, v, ones, kept.steps);
+            settle(t, part, rows, kept, grows, alpha);
+            issue_output<D>(t, part, low, wide_operand<128>(s.v[last.stage()], 0), ones);
             products_wait<0>();
             pin(t);
             pin(part);
-            settle(t, part, rows, kept, false, alpha, promote_steps);
-            release(&s.v_empty[last.stage]);
+            rows.sum[0] += part[0];
+            rows.sum[1] += part[2];
+            release(&s.v_empty[last.stage()]);
             return;
         }
-        barrier_wait(&s.k_full[place.stage], place.parity);
-        issue_scores<D>(scores, q, operand<ROW_BYTES>(s.k[place.stage]) + HALF_K);
-        issue_output<D>(t, part, low, v, ones, kept.steps);
+        if (!LATE) settle(t, part, rows, kept, grows, alpha);
+        if (!LATE && promotes) promote(t, kept);
+        barrier_wait(&s.k_full[place.stage()], place.parity());
+        issue_scores<D>(scores, q, rows_of_d(s.k[place.stage()], HALF_K));
+        if (LATE) settle(t, part, rows, kept, grows, alpha); /* under S */
+        if (LATE && promotes) promote(t, kept);
+        issue_output<D>(t, part, low, wide_operand<128>(s.v[last.stage()], 0), ones);
         products_wait<1>();
         pin(scores);
         mask_step(scores, it, clear, 2 * i - 1);
@@ -216,8 +306,10 @@ static __device__ __forceinline__ void attend_wide(float (&t)[D / 2], wide_rows 
         pin(t);
         pin(part);
         pin(low);
-        release(&s.v_empty[last.stage]);
-        settle(t, part, rows, kept, grows, alpha, promote_steps);
+        release(&s.v_empty[last.stage()]);
+        if (!LATE) settle(t, part, rows, kept, grows, alpha);
+        if (LATE) issue_scores<D>(scores, q, rows_of_d(s.k[place.stage()], 0));
+        if (LATE) settle(t, part, rows, kept, grows, alpha);
     }
 }
 #endif
