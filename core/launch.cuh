@@ -25,6 +25,30 @@ static __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
+/* All blocks of the cluster come here, and see what they wrote to shared memory before. */
+static __device__ __forceinline__ void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+/* What block `rank` of the cluster has in shared memory where this one has *mine. */
+static __device__ __forceinline__ uint64_t cluster_read(const uint64_t *mine, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+    uint64_t value;
+    uint32_t at;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                 : "=r"(at)
+                 : "r"((uint32_t)__cvta_generic_to_shared(mine)), "r"(rank));
+    asm volatile("ld.shared::cluster.u64 %0, [%1];" : "=l"(value) : "r"(at) : "memory");
+    return value;
+#else
+    (void)rank;
+    return *mine;
+#endif
+}
+
 /* kernel<<<grid, block, shared bytes, stream of d>>>(args...), blocks in clusters of `cluster`
  * (more than 1: Hopper and newer). */
 template <typename... P, typename... A>

@@ -5,144 +5,259 @@
  * Bound      memory: BF16 to codes gated 5 bytes an element, 3 else. 4096 x 14336 gated: 294 MB,
  *            at the H200's copy rate of 4.27 TB/s 69 us. SiLU takes some 25 instructions an element
  *            of the 35 that the memory leaves time for
- * Tiling     pieces of eight elements a thread. With one scale, or one a group, a row is cut into
- *            segments of equal size, a block each; with one scale a token a block has the row in
- *            registers. Rows past 32768 columns (a token's scale) or not in pieces: a block each,
- *            an element at a time, made twice
+ * Tiling     four pieces of eight elements a thread, few rows one; a row is cut into segments of
+ *            equal size, a block each. With one scale a token a block has the row in registers,
+ *            eight pieces a thread. Rows too long for that or not in pieces: a block each, an
+ *            element at a time, made twice
  * Numerics   F32. Exponentials and reciprocals by the special-function unit (ex2.approx,
  *            rcp.approx: 2 units in the last place, subnormals kept): e^y is off by 2^-22 + |y|
  *            2^-23, far below half a step of E4M3 or BF16. erff is the accurate one
  */
-#include "quant/produce_ops.cuh"
+#include "quant/produce_device.cuh"
 
 using namespace fp8;
 
 /* ---- constants ------------------------------------------------------------------------------ */
 
 enum {
-    THREADS = 256,   /* at most, of a block that has a segment; and of the kernel for any row */
-    MAX_TEAM = 1024, /* x 4 pieces x 8 = 32768 columns with a token's scale */
-    FEW_PIECES = 512 * THREADS /* up to here one piece a thread: latency counts, not bytes */
+    SEGMENT_THREADS = 256, /* at most, of a block that has a segment */
+    FEW_PIECES = 1024      /* a multiprocessor: up to here latency counts, not bytes */
 };
+
+/* Modes, beside those of the sink: 1 + the activation, or a cast. */
+enum { CAST_MODE = 0, ACT_MODE = NUM_SINK_MODES, PLAIN_MODE = 8 * NUM_SINK_MODES };
 
 /* ---- device helpers ------------------------------------------------------------------------- */
 
-/* Values of the pieces first .. first + 1 (or one) of a thread; those not there become 0. */
-template <bool CAST, int N, typename T>
-static __device__ __forceinline__ void load_values(float (&v)[N][PIECE], const act_args<T> &a,
-                                                   const share &mine, int first) {
-    piece<T> x[N] = {}, up[N] = {};
+template <typename T> struct act_args {
+    const T *x, *up;
+    int64_t x_stride, up_stride, rows, cols;
+    fp8_activation act;
+    bool rounded;
+};
 
+/* x / (1 + 2^z) */
+static __device__ __forceinline__ float gate(float x, float z) {
+    float e, r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(z)); /* what is lost is lost in 1 + e */
+    asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(1.0f + e));
+    return x * r;
+}
+
+/* The forms of core/mathfn.h: no cancellation near -1, -0 and NaN kept. */
+template <int N>
+static __device__ __forceinline__ void activate(float *v, fp8_activation act) {
+    const float log2e = 1.44269504088896341f;
+    switch (act) {
+    case FP8_ACT_SILU:
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-        if (!mine.has(first + i)) continue;
-        x[i] = load_piece(a.x + mine.row * a.x_stride, mine.at(first + i));
-        if (!CAST && a.up)
-            up[i] = load_piece(a.up + mine.row * a.up_stride, mine.at(first + i));
-    }
+        for (int k = 0; k < N; k++) v[k] = gate(v[k], -log2e * v[k]);
+        return;
+    case FP8_ACT_GELU_TANH:
 #pragma unroll
-    for (int i = 0; i < N; i++) {
-        float u[PIECE];
-        widen_piece(v[i], x[i]);
-        if (CAST) continue;
-        widen_piece(u, up[i]);
-        act_values<T, PIECE>(v[i], u, a);
+        for (int k = 0; k < N; k++) {
+            const float twice = -2.0f * 0.7978845608028654f * log2e;
+            v[k] = gate(v[k], v[k] * fmaf(twice * 0.044715f, v[k] * v[k], twice));
+        }
+        return;
+    case FP8_ACT_GELU_ERF:
+#pragma unroll
+        for (int k = 0; k < N; k++) v[k] *= 0.5f * (1.0f + erff(v[k] * 0.70710678118654752f));
+        return;
+    case FP8_ACT_RELU:
+#pragma unroll
+        for (int k = 0; k < N; k++) v[k] = v[k] < 0.0f ? 0.0f : v[k];
+        return;
     }
 }
+
+template <typename T, int N>
+static __device__ __forceinline__ void act_values(float *v, const float *up, const act_args<T> &a,
+                                                  fp8_activation act, bool gated) {
+    activate<N>(v, act);
+    if (!gated) return;
+#pragma unroll
+    for (int k = 0; k < N; k++) v[k] = (a.rounded ? round_to<T>(v[k]) : v[k]) * up[k];
+}
+
+/* For rows_kernel. CAST: v = x, a NaN keeps its sign. */
+template <typename T, bool CAST, int N, int KNOWN> struct act_op {
+    typedef T real;
+    enum {
+        MODE = KNOWN,
+        PIECES = N,
+        KEEP_NAN_SIGN = CAST,
+        SEGMENT = MODE != ANY_MODE && MODE % NUM_SINK_MODES != MODE_TOKEN,
+        THREADS = N < BATCH ? 1024 : SEGMENT || MODE == ANY_MODE ? SEGMENT_THREADS : 512,
+        BLOCKS = N == 4 && SEGMENT ? 3 : 1,
+        STEP = N < BATCH ? N : BATCH,
+        AT_ONCE = MODE == ANY_MODE && N > 2 ? 2 : STEP
+    };
+    act_args<T> a;
+
+    struct held {
+        float v[N][PIECE];
+    };
+
+    __device__ __forceinline__ bool gated() const {
+        return MODE == ANY_MODE ? a.up != nullptr : MODE < PLAIN_MODE;
+    }
+    __device__ __forceinline__ fp8_activation act() const {
+        return MODE == ANY_MODE ? a.act : (fp8_activation)(MODE % PLAIN_MODE / NUM_SINK_MODES - 1);
+    }
+
+    __device__ __forceinline__ void ask(held &, const share &) const {}
+
+    __device__ __forceinline__ void load(held &k, const share &mine, team_scratch *) const {
+        const T *x = a.x + mine.row * a.x_stride, *up = a.up + mine.row * a.up_stride;
+#pragma unroll
+        for (int first = 0; first < N; first += STEP) {
+            piece<T> p[STEP] = {}, q[STEP] = {};
+#pragma unroll
+            for (int i = 0; i < STEP; i++)
+                if (mine.has(first + i)) {
+                    p[i] = load_piece(x, mine.at(first + i));
+                    if (!CAST && gated()) q[i] = load_piece(up, mine.at(first + i));
+                }
+#pragma unroll
+            for (int i = 0; i < STEP; i++) {
+                float w[PIECE];
+                widen_piece(k.v[first + i], p[i]);
+                if (CAST) continue;
+                widen_piece(w, q[i]);
+                act_values<T, PIECE>(k.v[first + i], w, a, act(), gated());
+            }
+        }
+    }
+
+    __device__ __forceinline__ void forget(held &) const {} /* its values are what it holds */
+
+    template <int COUNT>
+    __device__ __forceinline__ void values(float (&v)[COUNT][PIECE], const held &k, const share &,
+                                           int first) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++)
+#pragma unroll
+            for (int e = 0; e < PIECE; e++) v[i][e] = k.v[first + i][e];
+    }
+};
 
 /* ---- kernels -------------------------------------------------------------------------------- */
 
-/* block: a team; grid: rows x segments, segments first. CAST: v = x, a NaN keeps its sign. */
-template <typename T, int N, bool CAST>
-static __global__ void __launch_bounds__(MAX_TEAM)
-act_kernel(act_args<T> a, sink_args<T> s, int team, int segments) {
-    __shared__ float scratch[MAX_WARPS];
-    const int64_t row = team < (int)blockDim.x
-                            ? (int64_t)blockIdx.x * ((int)blockDim.x / team) + threadIdx.x / team
-                            : blockIdx.x / segments;
-    const int segment = team < (int)blockDim.x ? 0 : blockIdx.x % segments;
-    const int begin = segment * team * N, n_pieces = (int)(a.cols / PIECE);
-    const share mine = {row, (int)threadIdx.x % team, team, begin, row < a.rows ? n_pieces : 0};
-    enum { BATCH = N == 2 ? 2 : 1 }; /* pieces loaded together: four leave no registers for two */
-    float v[N][PIECE];
-
-    wait_for_previous();
-    let_next_start();
-#pragma unroll
-    for (int first = 0; first < N; first += BATCH) {
-        load_values<CAST>(reinterpret_cast<float(&)[BATCH][PIECE]>(v[first]), a, mine, first);
-        asm volatile("" ::: "memory"); /* the next loads stay behind: registers */
-    }
-    put<CAST>(s, mine, v, scratch);
-}
-
 /* grid: rows. */
 template <typename T, bool CAST>
-static __global__ void __launch_bounds__(THREADS, 4)
+static __global__ void __launch_bounds__(ANY_THREADS, 4)
 act_any_kernel(act_args<T> a, sink_args<T> s) {
-    __shared__ float scratch[MAX_WARPS];
+    __shared__ team_scratch scratch;
     const int64_t row = blockIdx.x;
 
     wait_for_previous();
     let_next_start();
-    put_any<CAST>(s, row, a.cols, scratch, [&](int64_t c) {
+    put_any<CAST>(s, row, a.cols, &scratch, [&](int64_t c) {
         float v = to_float(a.x[row * a.x_stride + c]);
         const float u = !CAST && a.up ? to_float(a.up[row * a.up_stride + c]) : 0.0f;
-        if (!CAST) act_values<T, 1>(&v, &u, a);
+        if (!CAST) act_values<T, 1>(&v, &u, a, a.act, a.up != nullptr);
         return v;
     });
 }
 
 /* ---- launchers ------------------------------------------------------------------------------ */
 
-static row_tile choose_tile(int64_t rows, int64_t cols, fp8_sink_scaling scaling, bool fits) {
-    const int64_t n_pieces = cols / PIECE;
-    const bool whole = scaling == FP8_SINK_TOKEN;
-    row_tile tile = {1, 1, THREADS, 1};
-    int64_t need;
+static const char *const names[] = {"produce_act", "produce_cast"};
 
-    if (!fits || cols % PIECE || (whole && n_pieces > 4 * MAX_TEAM))
-        return {0, THREADS, THREADS, 1};
-    if (n_pieces >= 32) tile.pieces = rows * n_pieces > FEW_PIECES ? 2 : 1;
-    if (whole && tile.pieces == 2) tile.pieces = 4; /* two blocks or more on an SM */
-    while (whole && n_pieces > (int64_t)tile.pieces * MAX_TEAM) tile.pieces *= 2;
-    if (!whole) tile.segments = (int)((n_pieces + THREADS * tile.pieces - 1) /
-                                      (THREADS * tile.pieces));
-    need = (n_pieces + tile.segments * tile.pieces - 1) / (tile.segments * tile.pieces);
-    while (tile.team < need && tile.team < 32) tile.team *= 2;
-    if (need > 32) tile.team = tile.threads = (int)(need + 31) / 32 * 32;
-    else if (tile.segments > 1) tile.threads = tile.team = 32;
-    return tile;
+template <typename T, bool CAST>
+static fp8_status launch_long(fp8_device *d, const act_args<T> &a, const sink_args<T> &s,
+                              fp8_launch how) {
+    return launch(names[CAST], act_any_kernel<T, CAST>, dim3((unsigned)a.rows), dim3(ANY_THREADS),
+                  0, d, how, a, s);
+}
+
+template <typename T, bool CAST, int N, int MODE>
+static fp8_status launch_known(fp8_device *d, const act_args<T> &a, const sink_args<T> &s,
+                               fp8_launch how) {
+    typedef act_op<T, CAST, N, MODE> op;
+    const int64_t n_pieces = a.cols / PIECE;
+    const bool whole = s.scaling == FP8_SINK_TOKEN;
+    const int64_t segments = whole ? 1 : (n_pieces + SEGMENT_THREADS * N - 1) /
+                                             (SEGMENT_THREADS * N);
+    const row_tile t = tile_of(a.rows, n_pieces, N, (int)segments, SEGMENT_THREADS,
+                               MODE != ANY_MODE);
+    return launch_rows(names[CAST], d, how, op{a}, s, t);
+}
+
+/* The ways that occur in models by their own kernel, all else by one that asks as it runs. MANY:
+ * pieces a thread with one scale a token. */
+template <typename T, bool CAST, int N, int MANY, int OP>
+static fp8_status launch_sink(fp8_device *d, const act_args<T> &a, const sink_args<T> &s, int sink,
+                              fp8_launch how) {
+    switch (sink) {
+    case MODE_ONE_SCALE: return launch_known<T, CAST, N, OP + MODE_ONE_SCALE>(d, a, s, how);
+    case MODE_TOKEN: return launch_known<T, CAST, MANY, OP + MODE_TOKEN>(d, a, s, how);
+    case MODE_GROUP: return launch_known<T, CAST, N, OP + MODE_GROUP>(d, a, s, how);
+    default: return launch_known<T, CAST, N, OP + MODE_VALUES>(d, a, s, how);
+    }
+}
+
+template <typename T, bool CAST, int N, int MANY>
+static fp8_status launch_mode(fp8_device *d, const act_args<T> &a, const sink_args<T> &s,
+                              fp8_launch how) {
+    const int sink = a.cols < 32 * PIECE ? ANY_MODE : sink_mode(s);
+    enum {
+        SWIGLU = ACT_MODE * (1 + FP8_ACT_SILU),
+        GEGLU = ACT_MODE * (1 + FP8_ACT_GELU_TANH),
+        GELU = PLAIN_MODE + ACT_MODE * (1 + FP8_ACT_GELU_TANH),
+        GEGLU_ERF = ACT_MODE * (1 + FP8_ACT_GELU_ERF),
+        GELU_ERF = PLAIN_MODE + ACT_MODE * (1 + FP8_ACT_GELU_ERF)
+    };
+
+    if constexpr (is_bf16<T>()) {
+        if (sink != ANY_MODE && CAST)
+            return launch_sink<T, true, N, MANY, CAST_MODE>(d, a, s, sink, how);
+        if (sink != ANY_MODE && a.act == FP8_ACT_SILU && a.up)
+            return launch_sink<T, false, N, MANY, SWIGLU>(d, a, s, sink, how);
+        if (sink != ANY_MODE && a.act == FP8_ACT_GELU_TANH)
+            return a.up ? launch_sink<T, false, N, MANY, GEGLU>(d, a, s, sink, how)
+                        : launch_sink<T, false, N, MANY, GELU>(d, a, s, sink, how);
+        if (sink != ANY_MODE && a.act == FP8_ACT_GELU_ERF)
+            return a.up ? launch_sink<T, false, N, MANY, GEGLU_ERF>(d, a, s, sink, how)
+                        : launch_sink<T, false, N, MANY, GELU_ERF>(d, a, s, sink, how);
+    }
+    if (s.scaling != FP8_SINK_TOKEN)
+        return launch_known<T, CAST, (N == 1 ? 1 : 2), ANY_MODE>(d, a, s, how);
+    if (MANY > 1 && a.cols > SEGMENT_THREADS * MANY * PIECE)
+        return launch_long<T, CAST>(d, a, s, how);
+    return launch_known<T, CAST, MANY, ANY_MODE>(d, a, s, how);
 }
 
 template <typename T, bool CAST>
 static fp8_status launch_act(fp8_device *d, const fp8_sink *out, const act_args<T> &a,
                              fp8_launch how) {
-    static const char *const name = CAST ? "produce_cast" : "produce_act";
     const sink_args<T> s = sink_of<T>(out);
-    const bool fits = rows_fit(a.x, a.x_stride) && rows_fit(a.up, a.up_stride) && sink_fits<T>(out);
-    const row_tile tile = choose_tile(a.rows, a.cols, s.scaling, fits);
-    const int64_t blocks = tile_blocks(tile, a.rows);
-    const dim3 grid((unsigned)blocks), block((unsigned)tile.threads);
-    const auto kernel = tile.pieces == 4   ? act_kernel<T, 4, CAST>
-                        : tile.pieces == 2 ? act_kernel<T, 2, CAST>
-                                           : act_kernel<T, 1, CAST>;
+    const bool fits = a.cols % PIECE == 0 && rows_fit(a.x, a.x_stride) &&
+                      rows_fit(a.up, a.up_stride) && sink_fits<T>(out);
+    const bool whole = s.scaling == FP8_SINK_TOKEN;
+    const int64_t n_pieces = a.cols / PIECE;
+    fp8_status st = FP8_OK;
+    int sms = 0;
+    bool few;
 
-    if (blocks > INT32_MAX)
-        return FP8_FAIL(FP8_EINVAL, "%s: [%lld, %lld] is too large", name, (long long)a.rows,
-                        (long long)a.cols);
-    if (tile.pieces == 0)
-        return launch(name, act_any_kernel<T, CAST>, grid, block, 0, d, how, a, s);
-    return launch(name, kernel, grid, block, 0, d, how, a, s, tile.team, tile.segments);
+    FP8_TRY_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount,
+                                        fp8_device_index(d)));
+    few = a.rows * n_pieces <= (int64_t)sms * FEW_PIECES;
+    if (!fits || (whole && n_pieces > 512 * 8))
+        st = launch_long<T, CAST>(d, a, s, how);
+    else if (n_pieces < 32 || (few && (!whole || n_pieces <= 1024)))
+        st = launch_mode<T, CAST, 1, 1>(d, a, s, how);
+    else if (few && n_pieces <= 512 * 4)
+        st = launch_mode<T, CAST, 1, 4>(d, a, s, how);
+    else
+        st = launch_mode<T, CAST, 4, 8>(d, a, s, how);
+done:
+    return st;
 }
 
 extern "C" fp8_status fp8_cuda_produce_act(fp8_device *d, const fp8_sink *out, const fp8_act *act,
                                            fp8_launch launch) {
-    int served = 0;
-    fp8_status st = FP8_OK;
-
-    if (fp8_rings_wanted()) st = fp8_cuda_rings_act(d, out, act, launch, &served);
-    if (st != FP8_OK || served) return st;
     FP8_FOR_REAL(act->dtype,
                  const act_args<T> a = {static_cast<const T *>(act->x),
                                         static_cast<const T *>(act->up), act->x_stride,
@@ -154,12 +269,6 @@ extern "C" fp8_status fp8_cuda_produce_act(fp8_device *d, const fp8_sink *out, c
 extern "C" fp8_status fp8_cuda_produce_cast(fp8_device *d, const fp8_sink *out, const void *x,
                                             fp8_dtype dtype, int64_t rows, int64_t cols,
                                             int64_t x_stride, fp8_launch launch) {
-    int served = 0;
-    fp8_status st = FP8_OK;
-
-    if (fp8_rings_wanted())
-        st = fp8_cuda_rings_cast(d, out, x, dtype, rows, cols, x_stride, launch, &served);
-    if (st != FP8_OK || served) return st;
     FP8_FOR_REAL(dtype,
                  const act_args<T> a = {static_cast<const T *>(x), nullptr, x_stride, 0, rows,
                                         cols, FP8_ACT_RELU, false};

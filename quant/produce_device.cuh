@@ -2,6 +2,10 @@
  * pieces of eight elements, and the sink that quantizes them. */
 #ifndef FP8_QUANT_PRODUCE_DEVICE_CUH
 #define FP8_QUANT_PRODUCE_DEVICE_CUH
+#include <string.h>
+
+#include <type_traits>
+
 #include "core/launch.cuh"
 #include "quant/cast_device.cuh"
 #include "quant/produce_impl.h"
@@ -11,6 +15,10 @@ namespace fp8 {
 
 /* A piece is eight elements of a row: 16 bytes of BF16 or F16, 32 of F32, 8 codes. */
 enum { PIECE = 8, GROUP_PIECES = FP8_SINK_GROUP_COLS / PIECE, MAX_WARPS = 32 };
+
+template <typename T> static __host__ __device__ constexpr bool is_bf16() {
+    return std::is_same<T, __nv_bfloat16>::value;
+}
 
 template <typename T> struct piece {
     enum { VECTORS = PIECE * sizeof(T) / VECTOR_BYTES };
@@ -34,45 +42,104 @@ static __device__ __forceinline__ void widen_piece(float v[PIECE], const piece<T
     for (int k = 0; k < PIECE; k++) v[k] = to_float(in.part[k / N].at[k % N]);
 }
 
-template <typename T>
-static __device__ __forceinline__ void store_piece(T *p, int64_t i, const float v[PIECE]) {
-    enum { N = vector16<T>::COUNT };
+/* Two elements a word, an instruction an element. */
+static __device__ __forceinline__ void widen_piece(float v[PIECE],
+                                                   const piece<__nv_bfloat16> &in) {
+    uint32_t word[PIECE / 2];
+    memcpy(word, &in, sizeof word);
 #pragma unroll
-    for (int k = 0; k < piece<T>::VECTORS; k++) {
-        vector16<T> out;
-#pragma unroll
-        for (int w = 0; w < N / 4; w++) narrow4(out.at + 4 * w, v + k * N + 4 * w);
-        reinterpret_cast<vector16<T> *>(p)[i * piece<T>::VECTORS + k] = out;
+    for (int k = 0; k < PIECE / 2; k++) {
+        v[2 * k] = __uint_as_float(word[k] << 16);
+        v[2 * k + 1] = __uint_as_float(word[k] & 0xffff0000u);
     }
 }
 
-template <typename T> static __device__ __forceinline__ float round_to(float v) {
-    return to_float(from_float<T>(v));
+template <typename T>
+static __device__ __forceinline__ void put_piece(T *p, int64_t i, const piece<T> &in) {
+#pragma unroll
+    for (int k = 0; k < piece<T>::VECTORS; k++)
+        reinterpret_cast<vector16<T> *>(p)[i * piece<T>::VECTORS + k] = in.part[k];
 }
 
-/* ---- teams: a power of two of lanes, or a whole block of warps ------------------------------- */
+template <typename T>
+static __device__ __forceinline__ piece<T> narrow_piece(const float v[PIECE]) {
+    enum { N = vector16<T>::COUNT };
+    piece<T> out;
+#pragma unroll
+    for (int w = 0; w < PIECE / 4; w++)
+        narrow4(out.part[4 * w / N].at + 4 * w % N, v + 4 * w);
+    return out;
+}
 
-/* Sum over a team, in a fixed order, in every thread. A block-wide team needs MAX_WARPS floats of
- * scratch that no other reduction of the kernel uses. */
+template <typename T>
+static __device__ __forceinline__ void store_piece(T *p, int64_t i, const float v[PIECE]) {
+    put_piece(p, i, narrow_piece<T>(v));
+}
+
+/* Rounded to T's values; a NaN loses its sign. */
+template <typename T> static __device__ __forceinline__ float round_to(float v) { return v; }
+template <> __device__ __forceinline__ float round_to<__nv_bfloat16>(float v) {
+    return __bfloat162float(__float2bfloat16_rn(v));
+}
+template <> __device__ __forceinline__ float round_to<__half>(float v) {
+    return __half2float(__float2half_rn(v));
+}
+
+/* ---- teams ----------------------------------------------------------------------------------- */
+
+/* A team has a row, or a segment of one: 1, 2, 4 ... 32 lanes of a warp, or a block's warps. */
+typedef struct row_tile {
+    int64_t rows;
+    int n_pieces; /* of a row */
+    int pieces;   /* of a thread; 0: a block a row, an element at a time */
+    int team, shift, rows_per_block; /* thread t is lane t % 2^shift of team t >> shift */
+    int segments, threads;
+} row_tile;
+
+/* Where a thread's pieces lie: piece i is number begin + i * team + lane of the row, there when it
+ * is below `end`. */
+struct share {
+    int64_t row;
+    int lane, team, begin, end;
+    __device__ __forceinline__ int at(int i) const { return begin + i * team + lane; }
+    __device__ __forceinline__ bool has(int i) const { return at(i) < end; }
+};
+
+/* What the warps of a block tell each other; each field is written once. */
+struct team_scratch {
+    float first[MAX_WARPS], second[MAX_WARPS];
+    uint32_t most[MAX_WARPS];
+};
+
+/* join(...) of v over a team, in a fixed order, in every thread. WHOLE: teams are whole warps. */
+template <bool WHOLE, typename V, typename F>
+static __device__ __forceinline__ V team_join(V v, int team, V *scratch, F join) {
+    const int warps = (int)blockDim.x / 32, lane = (int)threadIdx.x % 32;
+
+    if (WHOLE) {
+#pragma unroll
+        for (int off = 16; off > 0; off /= 2) v = join(v, __shfl_xor_sync(0xffffffffu, v, off));
+    } else {
+        for (int off = (team < 32 ? team : 32) / 2; off > 0; off /= 2)
+            v = join(v, __shfl_xor_sync(0xffffffffu, v, off));
+    }
+    if (team <= 32) return v;
+    if (lane == 0) scratch[threadIdx.x / 32] = v;
+    __syncthreads();
+    v = lane < warps ? scratch[lane] : V(0);
+#pragma unroll
+    for (int off = 16; off > 0; off /= 2) v = join(v, __shfl_xor_sync(0xffffffffu, v, off));
+    return v;
+}
+
+template <bool WHOLE>
 static __device__ __forceinline__ float team_sum(float v, int team, float *scratch) {
-    for (int off = (team < 32 ? team : 32) / 2; off > 0; off /= 2)
-        v += __shfl_xor_sync(0xffffffffu, v, off);
-    if (team <= 32) return v;
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
-    __syncthreads();
-    v = 0.0f;
-    for (int warp = 0; warp < team / 32; warp++) v += scratch[warp];
-    return v;
+    return team_join<WHOLE>(v, team, scratch, [](float a, float b) { return a + b; });
 }
 
-static __device__ __forceinline__ uint32_t team_max(uint32_t v, int team, float *scratch) {
-    for (int off = (team < 32 ? team : 32) / 2; off > 0; off /= 2)
-        v = max(v, __shfl_xor_sync(0xffffffffu, v, off));
-    if (team <= 32) return v;
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = __uint_as_float(v);
-    __syncthreads();
-    for (int warp = 0; warp < team / 32; warp++) v = max(v, __float_as_uint(scratch[warp]));
-    return v;
+template <bool WHOLE>
+static __device__ __forceinline__ uint32_t team_max(uint32_t v, int team, uint32_t *scratch) {
+    return team_join<WHOLE>(v, team, scratch, [](uint32_t a, uint32_t b) { return max(a, b); });
 }
 
 /* ---- amax ------------------------------------------------------------------------------------ */
@@ -153,6 +220,20 @@ template <typename T> static sink_args<T> sink_of(const fp8_sink *s) {
             code == FP8_DTYPE_E5M2};
 }
 
+/* What a kernel was compiled for: a BF16 sink of one output, E4M3 or values, without amax, and an
+ * operation (whose numbers are multiples of NUM_SINK_MODES); or ANY_MODE, where everything is asked
+ * when it runs. The code of what is not asked for took more time than the memory. */
+enum { ANY_MODE = -1, MODE_ONE_SCALE = 0, MODE_TOKEN, MODE_GROUP, MODE_VALUES, NUM_SINK_MODES };
+
+template <typename T> static int sink_mode(const sink_args<T> &s) {
+    if (!is_bf16<T>()) return ANY_MODE;
+    if (s.amax || s.e5m2 || !s.codes == !s.dense) return ANY_MODE;
+    if (s.dense) return MODE_VALUES;
+    return s.scaling == FP8_SINK_TOKEN   ? MODE_TOKEN
+           : s.scaling == FP8_SINK_GROUP ? MODE_GROUP
+                                         : MODE_ONE_SCALE;
+}
+
 /* Rows of pieces fit what the sink holds. */
 template <typename T> static bool sink_fits(const fp8_sink *s) {
     const bool codes = !s->codes || ((uintptr_t)s->codes % PIECE == 0 &&
@@ -167,66 +248,152 @@ template <typename T> static bool rows_fit(const T *x, int64_t stride) {
     return !x || (aligned16(x) && stride * sizeof(T) % VECTOR_BYTES == 0);
 }
 
+/* The scale of codes with this amax; its descale goes to *descale, where that is not NULL. */
 static __device__ __forceinline__ float own_scale(uint32_t amax_bits, float q_max,
                                                   float *descale) {
-    float scale = 1.0f, down = 1.0f;
-    if (amax_bits > 0) fp8_scale_pair(q_max, __uint_as_float(amax_bits), &scale, &down);
-    if (descale) *descale = down;
-    return scale;
+    const float amax = __uint_as_float(amax_bits);
+    if (descale) *descale = amax_bits > 0 ? fp8_scale_quotient(amax, q_max) : 1.0f;
+    return amax_bits > 0 ? fp8_scale_quotient(q_max, amax) : 1.0f;
 }
 
-/* Where a thread's pieces lie: piece i is number begin + i * team + lane of the row, there when it
- * is below `end`. */
-struct share {
-    int64_t row;
-    int lane, team, begin, end;
-    __device__ __forceinline__ int at(int i) const { return begin + i * team + lane; }
-    __device__ __forceinline__ bool has(int i) const { return at(i) < end; }
-};
-
-/* Takes v [N][PIECE] of a thread; pieces it does not have are zero. Every thread of the block comes
- * here. A TOKEN row is one team's; groups never straddle teams. */
-template <bool KEEP_NAN_SIGN, int N, typename T>
-static __device__ __forceinline__ void put(const sink_args<T> &s, const share &mine,
-                                           const float (&v)[N][PIECE], float *scratch) {
-    const bool by_group = s.scaling == FP8_SINK_GROUP, by_token = s.scaling == FP8_SINK_TOKEN;
-    const int width = mine.team < GROUP_PIECES ? mine.team : GROUP_PIECES;
-    float scale = s.scale && !by_group && !by_token ? *s.scale : 1.0f;
-    uint32_t most = 0, others = 0;
-
-    if (by_token) {
+/* Scale and descale of the groups that a thread's N pieces lie in. The 2 N lanes beside each other
+ * are in the same groups: each makes one of the quotients, for division is what takes time here. */
+template <int N>
+static __device__ __forceinline__ void group_scales(float (&scale)[N], float (&descale)[N],
+                                                    const uint32_t (&most)[N], float q_max) {
+    if constexpr (N == 1) {
+        scale[0] = own_scale(most[0], q_max, &descale[0]);
+    } else {
+        const int mine = (int)threadIdx.x % (2 * N);
+        uint32_t bits = most[0];
+        float quotient;
 #pragma unroll
-        for (int i = 0; i < N; i++) most = max(most, finite_amax<PIECE>(v[i], &others));
-        scale = own_scale(team_max(most, mine.team, scratch), s.q_max,
-                          mine.lane == 0 && mine.begin < mine.end ? s.descale + mine.row
-                                                                  : nullptr);
+        for (int i = 1; i < N; i++)
+            if (mine / 2 == i) bits = most[i];
+        quotient = mine % 2 ? fp8_scale_quotient(__uint_as_float(bits), q_max)
+                            : fp8_scale_quotient(q_max, __uint_as_float(bits));
+        if (bits == 0) quotient = 1.0f;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            scale[i] = __shfl_sync(0xffffffffu, quotient, 2 * i, 2 * N);
+            descale[i] = __shfl_sync(0xffffffffu, quotient, 2 * i + 1, 2 * N);
+        }
     }
+}
+
+/* Amax, scale and descale of the groups of N pieces, `first` and on; the first of a group's lanes
+ * stores the descale. */
+template <bool WHOLE, int N, typename T>
+static __device__ __forceinline__ void scale_groups(const sink_args<T> &s, const share &mine,
+                                                    int first, const float (&v)[N][PIECE],
+                                                    float (&scale)[N], uint32_t *most,
+                                                    uint32_t *others) {
+    const int width = WHOLE || mine.team >= GROUP_PIECES ? GROUP_PIECES : mine.team;
+    uint32_t group[N];
+    float descale[N];
+
 #pragma unroll
     for (int i = 0; i < N; i++) {
-        if (by_group || (s.amax && !by_token)) {
-            uint32_t group = finite_amax<PIECE>(v[i], &others);
-            most = max(most, group);
-            if (by_group) {
-                for (int off = width / 2; off > 0; off /= 2)
-                    group = max(group, __shfl_xor_sync(0xffffffffu, group, off));
-                scale = own_scale(group, s.q_max,
-                                  mine.lane % width == 0 && mine.has(i)
-                                      ? s.descale + mine.row * s.descale_row +
-                                            mine.at(i) / GROUP_PIECES * s.descale_group
-                                      : nullptr);
-            }
-        }
-        if (!mine.has(i)) continue;
-        if (s.codes) {
-            const uint2 codes = {encode4<KEEP_NAN_SIGN>(v[i], scale, s.e5m2),
-                                 encode4<KEEP_NAN_SIGN>(v[i] + 4, scale, s.e5m2)};
-            reinterpret_cast<uint2 *>(s.codes + mine.row * s.codes_stride)[mine.at(i)] = codes;
-        }
-        if (s.dense) store_piece(s.dense + mine.row * s.dense_stride, mine.at(i), v[i]);
+        group[i] = finite_amax<PIECE>(v[i], others);
+        *most = max(*most, group[i]);
     }
-    if (s.amax)
-        join_amax(s.amax, most, others,
-                  mine.begin < mine.end && s.first && s.first[mine.row] != 0);
+#pragma unroll
+    for (int off = GROUP_PIECES / 2; off > 0; off /= 2)
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            if (WHOLE || off < width)
+                group[i] = max(group[i], __shfl_xor_sync(0xffffffffu, group[i], off));
+    group_scales(scale, descale, group, s.q_max);
+    if (mine.lane % width) return;
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        if (mine.has(first + i))
+            s.descale[mine.row * s.descale_row +
+                      mine.at(first + i) / GROUP_PIECES * s.descale_group] = descale[i];
+}
+
+/* Pieces `first` and on as codes, values, or both. */
+template <bool KEEP_NAN_SIGN, int MODE, int N, typename T>
+static __device__ __forceinline__ void store_pieces(const sink_args<T> &s, const share &mine,
+                                                    int first, const float (&v)[N][PIECE],
+                                                    const float (&scale)[N]) {
+    const bool codes = MODE == ANY_MODE ? s.codes != nullptr : MODE % NUM_SINK_MODES != MODE_VALUES;
+    const bool dense = MODE == ANY_MODE ? s.dense != nullptr : !codes;
+    const bool e5m2 = MODE == ANY_MODE && s.e5m2;
+
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        if (!mine.has(first + i)) continue;
+        if (codes) {
+            const uint2 word = {encode4<KEEP_NAN_SIGN>(v[i], scale[i], e5m2),
+                                encode4<KEEP_NAN_SIGN>(v[i] + 4, scale[i], e5m2)};
+            reinterpret_cast<uint2 *>(s.codes + mine.row * s.codes_stride)[mine.at(first + i)] =
+                word;
+        }
+        if (dense) store_piece(s.dense + mine.row * s.dense_stride, mine.at(first + i), v[i]);
+    }
+}
+
+/* ---- the kernel of rows in pieces ------------------------------------------------------------ */
+
+enum { BATCH = 4 }; /* pieces that a thread asks for at once */
+
+/* The op has: real, its type; MODE; PIECES, of a thread; AT_ONCE, of which values are registers at
+ * one time; THREADS and BLOCKS, its bounds; KEEP_NAN_SIGN; held, what a thread keeps
+ * of its row; ask(held, mine), from constants alone; load(held, mine, scratch), which reads the row
+ * and may write; values<N>(v, held, mine, first): the values of N pieces; forget(held), between two
+ * rounds of them. A TOKEN row is one team's; groups never straddle teams. */
+template <typename Op>
+static __global__ void __launch_bounds__(Op::THREADS, Op::BLOCKS)
+rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t) {
+    enum { N = Op::PIECES, MODE = Op::MODE, STEP = Op::AT_ONCE };
+    const bool known = MODE != ANY_MODE, whole = known;
+    const int sink = known ? MODE % NUM_SINK_MODES
+                     : s.scaling == FP8_SINK_TOKEN   ? MODE_TOKEN
+                     : s.scaling == FP8_SINK_GROUP   ? MODE_GROUP
+                                                     : MODE_ONE_SCALE;
+    __shared__ team_scratch scratch;
+    const int lane = (int)threadIdx.x & ((1 << t.shift) - 1), group = (int)threadIdx.x >> t.shift;
+    const unsigned block = t.segments == 1 ? blockIdx.x : blockIdx.x / (unsigned)t.segments;
+    const int segment = t.segments == 1 ? 0 : (int)(blockIdx.x % (unsigned)t.segments);
+    const int64_t row = (int64_t)block * t.rows_per_block + group;
+    share mine = {row, lane, t.team, segment * t.team * N, t.n_pieces};
+    typename Op::held held;
+    uint32_t most = 0, others = 0;
+    float one = 1.0f;
+
+    op.ask(held, mine);
+    wait_for_previous();
+    let_next_start();
+    if (row >= t.rows) mine.end = 0; /* stays, for the others of its warp and block */
+    if (sink == MODE_ONE_SCALE && s.scale) one = *s.scale;
+    op.load(held, mine, &scratch);
+    if (sink == MODE_TOKEN) {
+#pragma unroll
+        for (int first = 0; first < N; first += STEP) {
+            float v[STEP][PIECE];
+            uint32_t ignored = 0;
+            op.values(v, held, mine, first);
+            most = max(most, finite_amax<STEP * PIECE>(v[0], &ignored));
+        }
+        most = team_max<whole>(most, t.team, scratch.most);
+        one = own_scale(most, s.q_max, lane == 0 && mine.end > 0 ? s.descale + row : nullptr);
+        most = 0;
+        op.forget(held);
+    }
+#pragma unroll
+    for (int first = 0; first < N; first += STEP) {
+        float v[STEP][PIECE], scale[STEP];
+        op.values(v, held, mine, first);
+        if (sink == MODE_GROUP) scale_groups<whole>(s, mine, first, v, scale, &most, &others);
+        else if (!known && s.amax) most = max(most, finite_amax<STEP * PIECE>(v[0], &others));
+#pragma unroll
+        for (int i = 0; i < STEP; i++)
+            if (sink != MODE_GROUP) scale[i] = one;
+        store_pieces<Op::KEEP_NAN_SIGN, MODE>(s, mine, first, v, scale);
+    }
+    if (!known && s.amax)
+        join_amax(s.amax, most, others, mine.end > 0 && s.first && s.first[row] != 0);
 }
 
 /* ---- any row: a block each, an element at a time --------------------------------------------- */
@@ -244,7 +411,7 @@ static __device__ __forceinline__ void walk_row(int64_t cols, F visit) {
 /* The sink for a row whose values value(column) makes; it may be asked twice. */
 template <bool KEEP_NAN_SIGN, typename T, typename F>
 static __device__ __forceinline__ void put_any(const sink_args<T> &s, int64_t row, int64_t cols,
-                                               float *scratch, F value) {
+                                               team_scratch *scratch, F value) {
     const int lane = threadIdx.x % 32, warps = blockDim.x / 32, team = blockDim.x;
     float scale = s.scale && s.scaling == FP8_SINK_STATIC ? *s.scale : 1.0f;
     uint32_t most = 0, others = 0, ignored = 0;
@@ -254,7 +421,7 @@ static __device__ __forceinline__ void put_any(const sink_args<T> &s, int64_t ro
             const float v = value(c);
             most = max(most, finite_amax<1>(&v, &ignored));
         });
-        scale = own_scale(team_max(most, team, scratch), s.q_max,
+        scale = own_scale(team_max<true>(most, team, scratch->most), s.q_max,
                           threadIdx.x == 0 ? s.descale + row : nullptr);
     }
     for (int64_t g = threadIdx.x / 32; g * FP8_SINK_GROUP_COLS < cols; g += warps) {
@@ -285,18 +452,38 @@ static __device__ __forceinline__ void put_any(const sink_args<T> &s, int64_t ro
 
 /* ---- tiles ----------------------------------------------------------------------------------- */
 
-/* How rows are dealt out. pieces a thread: 1, 2 or 4; 0: a block a row, an element at a time. */
-typedef struct row_tile {
-    int pieces, team, threads, segments; /* segments: blocks that share a row */
-} row_tile;
+enum { ANY_THREADS = 256 /* of a block that has a row an element at a time */ };
 
-static inline int64_t tile_rows(const row_tile &t) {
-    return t.threads / (t.team < t.threads ? t.team : t.threads);
+/* A row of n_pieces in `segments` blocks, `pieces` a thread; threads: of a block of small teams.
+ * whole: teams are not smaller than a warp. */
+static inline row_tile tile_of(int64_t rows, int64_t n_pieces, int pieces, int segments,
+                               int threads, bool whole) {
+    const int64_t need = (n_pieces + (int64_t)segments * pieces - 1) / ((int64_t)segments * pieces);
+    row_tile t = {rows, (int)n_pieces, pieces, 1, 0, 1, segments, threads};
+
+    if (need > 32 || segments > 1) {
+        t.team = t.threads = (int)(need + 31) / 32 * 32;
+        t.shift = 10;
+        return t;
+    }
+    while (t.team < need || (whole && t.team < 32)) {
+        t.team *= 2;
+        t.shift++;
+    }
+    t.rows_per_block = threads / t.team;
+    return t;
 }
 
-/* Blocks for all rows. */
-static inline int64_t tile_blocks(const row_tile &t, int64_t rows) {
-    return (rows + tile_rows(t) - 1) / tile_rows(t) * t.segments;
+template <typename Op>
+static fp8_status launch_rows(const char *name, fp8_device *d, fp8_launch how, const Op &op,
+                              const sink_args<typename Op::real> &s, const row_tile &t) {
+    const int64_t blocks = (t.rows + t.rows_per_block - 1) / t.rows_per_block * t.segments;
+
+    if (blocks > INT32_MAX)
+        return FP8_FAIL(FP8_EINVAL, "%s: %lld rows of %d elements are too many", name,
+                        (long long)t.rows, t.n_pieces * PIECE);
+    return launch(name, rows_kernel<Op>, dim3((unsigned)blocks), dim3((unsigned)t.threads), 0, d,
+                  how, op, s, t);
 }
 
 } /* namespace fp8 */

@@ -55,19 +55,6 @@ fp8_status fp8_cpu_produce_cast(fp8_device *d, const fp8_sink *out, const void *
                                 int64_t rows, int64_t cols, int64_t x_stride);
 fp8_status fp8_cpu_produce_qkv(fp8_device *d, const fp8_qkv *qkv);
 
-/* ---- CUDA: rows in blocks that stay (produce_rings.cu) --------------------------------------- */
-
-/* FP8_PRODUCER_RINGS=1 in the environment: young, so only on request. *served = 0, and nothing
- * done, for rows that are too long or not in aligned pieces. */
-int fp8_rings_wanted(void);
-fp8_status fp8_cuda_rings_norm(fp8_device *d, const fp8_sink *out, const fp8_norm *norm,
-                               fp8_launch launch, int *served);
-fp8_status fp8_cuda_rings_act(fp8_device *d, const fp8_sink *out, const fp8_act *act,
-                              fp8_launch launch, int *served);
-fp8_status fp8_cuda_rings_cast(fp8_device *d, const fp8_sink *out, const void *x, fp8_dtype dtype,
-                               int64_t rows, int64_t cols, int64_t x_stride, fp8_launch launch,
-                               int *served);
-
 /* ---- CUDA ------------------------------------------------------------------------------------ */
 
 fp8_status fp8_cuda_produce_norm(fp8_device *d, const fp8_sink *out, const fp8_norm *norm,

@@ -4,108 +4,196 @@
  * Shapes     x, residual, h, v [rows, cols]; weight, bias [cols]
  * Bound      memory: BF16 to codes 3 bytes an element, 7 with a residual; weights from cache.
  *            16384 x 4096: 201 MB, at the H200's copy rate of 4.27 TB/s 47 us
- * Tiling     a team of threads has one row in registers, at most four pieces of eight elements a
- *            thread, read once whatever is computed: teams of 32 or fewer share a warp, larger ones
- *            are a block. Many rows: four pieces a thread, 64 bytes in flight; few rows: one, for
- *            the shortest way through. Rows past 16384 columns or not in pieces: a block each, read
- *            again from the caches
- * Numerics   F32, the variance about the mean; sums in a fixed order; IEEE division and root. No
- *            product is contracted with a sum, as on the CPU
+ * Tiling     a team of threads has a row in registers as it was read, once, whatever is computed.
+ *            Many rows: four pieces of eight elements a thread at 64 registers, so that
+ *            16 blocks of 4096 columns are on a multiprocessor and wait by turns. Few rows: one
+ *            piece, for the shortest way through. Rows past 16384 columns or not in pieces: a
+ *            block each, read again from the caches
+ * Numerics   F32, the variance about the mean; sums in a fixed order; the root is rsqrt.approx (2
+ *            units in the last place). No product is contracted with a sum in what is normed
  */
-#include "quant/produce_ops.cuh"
+#include "quant/produce_device.cuh"
 
 using namespace fp8;
 
 /* ---- constants ------------------------------------------------------------------------------ */
 
 enum {
-    THREADS = 256,   /* of a block that holds several teams, and of the kernel for any row */
-    MAX_TEAM = 1024, /* of one or two pieces a thread: 16384 columns */
-    WIDE_TEAM = 512, /* of four pieces a thread, which take more registers */
-    FEW_ROWS = 512   /* up to here every block is resident at once: latency counts, not bytes */
+    FEW_ROWS = 264,   /* up to here latency counts, not bytes: two blocks on each of 132 */
+    FEW_PIECES = 1024 /* of a row of one piece a thread */
 };
+
+/* Modes, beside those of the sink. */
+enum { LAYER_MODE = NUM_SINK_MODES, ADD_MODE = 2 * NUM_SINK_MODES };
 
 /* ---- device helpers ------------------------------------------------------------------------- */
 
-/* Pieces of h into v: x, or the sum, which is stored. Pieces that are not there stay zero. */
-template <int N, typename T>
-static __device__ __forceinline__ void load_stream(float (&v)[N][PIECE], const norm_args<T> &a,
-                                                   const share &mine) {
-    piece<T> x[N] = {}, y[N] = {};
+template <typename T> struct norm_args {
+    const T *x, *residual, *weight, *bias;
+    T *h;
+    int64_t x_stride, residual_stride, h_stride, rows, cols;
+    fp8_norm_kind kind;
+    float eps, per_col; /* per_col = 1 / cols */
+    bool rounded;
+};
 
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        if (mine.has(i)) x[i] = load_piece(a.x + mine.row * a.x_stride, mine.at(i));
-    if (a.residual) {
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            if (mine.has(i))
-                y[i] = load_piece(a.residual + mine.row * a.residual_stride, mine.at(i));
+template <typename T>
+static __device__ __forceinline__ float normalize(const norm_args<T> &a, float h, float w, float b,
+                                                  float mean, float rstd) {
+    if (a.kind == FP8_NORM_RMS) {
+        const float v = __fmul_rn(h, rstd);
+        return __fmul_rn(a.rounded ? round_to<T>(v) : v, w);
     }
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        float sum[PIECE];
-        widen_piece(v[i], x[i]);
-        if (!a.residual) continue;
-        widen_piece(sum, y[i]);
-#pragma unroll
-        for (int k = 0; k < PIECE; k++) v[i][k] = round_to<T>(__fadd_rn(v[i][k], sum[k]));
-        if (mine.has(i)) store_piece(a.h + mine.row * a.h_stride, mine.at(i), v[i]);
-    }
+    if (a.kind == FP8_NORM_RMS_PLUS)
+        return __fmul_rn(__fmul_rn(h, rstd), __fadd_rn(1.0f, w));
+    h = __fmul_rn(__fmul_rn(__fsub_rn(h, mean), rstd), w);
+    return a.bias ? __fadd_rn(h, b) : h;
 }
+
+/* For rows_kernel. */
+template <typename T, int N, int KNOWN> struct norm_op {
+    typedef T real;
+    enum {
+        MODE = KNOWN,
+        PIECES = N,
+        KEEP_NAN_SIGN = 0,
+        THREADS = MODE == ANY_MODE || N == 1 ? 1024 : 512,
+        MADE_TWICE = MODE % NUM_SINK_MODES == MODE_TOKEN,
+        BLOCKS = N == 4 && !MADE_TWICE ? 2 : 1,
+        STEP = N < BATCH ? N : BATCH,
+        AT_ONCE = (MODE == ANY_MODE || MADE_TWICE) && N > 2 ? 2 : STEP
+    };
+    norm_args<T> a;
+
+    struct held {
+        piece<T> h[N], weight; /* weight: where there is one piece */
+        float mean, rstd;
+    };
+
+    __device__ __forceinline__ bool is_layer() const {
+        return MODE == ANY_MODE ? a.kind == FP8_NORM_LAYER : (MODE & LAYER_MODE) != 0;
+    }
+    __device__ __forceinline__ bool adds() const {
+        return MODE == ANY_MODE ? a.residual != nullptr : (MODE & ADD_MODE) != 0;
+    }
+
+    __device__ __forceinline__ void ask(held &k, const share &mine) const {
+        if (N == 1 && mine.has(0)) k.weight = load_piece(a.weight, mine.at(0));
+    }
+
+    /* h = x, or the rounded sum, which is stored. */
+    __device__ __forceinline__ void read(held &k, const share &mine) const {
+        const T *x = a.x + mine.row * a.x_stride, *y = a.residual + mine.row * a.residual_stride;
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            k.h[i] = {};
+            if (!adds() && mine.has(i)) k.h[i] = load_piece(x, mine.at(i));
+        }
+        if (!adds()) return;
+#pragma unroll
+        for (int first = 0; first < N; first += STEP) {
+            piece<T> p[STEP] = {}, q[STEP] = {};
+#pragma unroll
+            for (int i = 0; i < STEP; i++)
+                if (mine.has(first + i)) {
+                    p[i] = load_piece(x, mine.at(first + i));
+                    q[i] = load_piece(y, mine.at(first + i));
+                }
+#pragma unroll
+            for (int i = 0; i < STEP; i++) {
+                float v[PIECE], w[PIECE];
+                widen_piece(v, p[i]);
+                widen_piece(w, q[i]);
+#pragma unroll
+                for (int e = 0; e < PIECE; e++) v[e] = __fadd_rn(v[e], w[e]);
+                k.h[first + i] = narrow_piece<T>(v);
+                if (mine.has(first + i))
+                    put_piece(a.h + mine.row * a.h_stride, mine.at(first + i), k.h[first + i]);
+            }
+        }
+    }
+
+    /* Sum of (h - mean)^2, or of h, over the thread's pieces. */
+    __device__ __forceinline__ float sum_of(const held &k, const share &mine, bool squares) const {
+        float sum[4] = {};
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            float v[PIECE];
+            widen_piece(v, k.h[i]);
+            if (is_layer() && !mine.has(i)) continue;
+#pragma unroll
+            for (int e = 0; e < PIECE; e++) {
+                if (is_layer() && squares) v[e] -= k.mean;
+                sum[e % 4] = squares ? fmaf(v[e], v[e], sum[e % 4]) : sum[e % 4] + v[e];
+            }
+        }
+        return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+    }
+
+    __device__ __forceinline__ void load(held &k, const share &mine, team_scratch *scratch) const {
+        const bool whole = MODE != ANY_MODE;
+        read(k, mine);
+        k.mean = 0.0f;
+        if (is_layer())
+            k.mean = team_sum<whole>(sum_of(k, mine, false), mine.team, scratch->first) *
+                     a.per_col;
+        k.rstd = team_sum<whole>(sum_of(k, mine, true), mine.team, scratch->second);
+        k.rstd = rsqrtf(fmaf(k.rstd, a.per_col, a.eps));
+    }
+
+    /* Values made before are made again: registers for them and for the weights there are not. */
+    __device__ __forceinline__ void forget(held &k) const {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            uint32_t *word = reinterpret_cast<uint32_t *>(&k.h[i]);
+#pragma unroll
+            for (size_t e = 0; e < sizeof k.h[i] / 4; e++) asm volatile("" : "+r"(word[e]));
+        }
+        asm volatile("" ::: "memory");
+    }
+
+    template <int COUNT>
+    __device__ __forceinline__ void values(float (&v)[COUNT][PIECE], const held &k,
+                                           const share &mine, int first) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            float w[PIECE], b[PIECE] = {};
+            widen_piece(v[i], k.h[first + i]);
+            if (!mine.has(first + i)) continue; /* 0 */
+            widen_piece(w, N == 1 ? k.weight : load_piece(a.weight, mine.at(first + i)));
+            if (is_layer() && a.bias) widen_piece(b, load_piece(a.bias, mine.at(first + i)));
+            normalize_piece(v[i], w, b, k);
+        }
+    }
+
+    /* The forms that occur most are told apart once for eight elements. */
+    __device__ __forceinline__ void normalize_piece(float v[PIECE], const float w[PIECE],
+                                                    const float b[PIECE], const held &k) const {
+        if (!is_layer() && !a.rounded && a.kind == FP8_NORM_RMS) {
+#pragma unroll
+            for (int e = 0; e < PIECE; e++) v[e] = __fmul_rn(__fmul_rn(v[e], k.rstd), w[e]);
+            return;
+        }
+        if (is_layer()) {
+#pragma unroll
+            for (int e = 0; e < PIECE; e++) {
+                v[e] = __fmul_rn(__fmul_rn(__fsub_rn(v[e], k.mean), k.rstd), w[e]);
+                if (a.bias) v[e] = __fadd_rn(v[e], b[e]);
+            }
+            return;
+        }
+#pragma unroll
+        for (int e = 0; e < PIECE; e++) v[e] = normalize(a, v[e], w[e], b[e], k.mean, k.rstd);
+    }
+};
 
 /* ---- kernels -------------------------------------------------------------------------------- */
 
-/* block: a team, or several; the weights are constants, and asked for before the wait where a
- * thread has only one piece of them. */
-template <typename T, int N>
-static __global__ void __launch_bounds__(N == 4 ? WIDE_TEAM : MAX_TEAM)
-norm_kernel(norm_args<T> a, sink_args<T> s, int team) {
-    __shared__ float scratch[3][MAX_WARPS];
-    const int64_t row = (int64_t)blockIdx.x * ((int)blockDim.x / team) + (int)threadIdx.x / team;
-    const int n_pieces = row < a.rows ? (int)(a.cols / PIECE) : 0; /* past the end: keeps step */
-    const share mine = {row, (int)threadIdx.x % team, team, 0, n_pieces};
-    const float cols = (float)a.cols;
-    float v[N][PIECE], sum = 0.0f, mean = 0.0f, rstd;
-    piece<T> w = {};
-
-    if (N == 1 && mine.has(0)) w = load_piece(a.weight, mine.at(0));
-    wait_for_previous();
-    let_next_start();
-    load_stream(v, a, mine);
-    if (a.kind == FP8_NORM_LAYER) {
-#pragma unroll
-        for (int i = 0; i < N; i++)
-#pragma unroll
-            for (int k = 0; k < PIECE; k++) sum += v[i][k];
-        mean = team_sum(sum, team, scratch[0]) / cols;
-        sum = 0.0f;
-    }
-#pragma unroll
-    for (int i = 0; i < N; i++)
-#pragma unroll
-        for (int k = 0; k < PIECE; k++)
-            if (mine.has(i)) sum += (v[i][k] - mean) * (v[i][k] - mean);
-    rstd = 1.0f / sqrtf(team_sum(sum, team, scratch[1]) / cols + a.eps);
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        float g[PIECE], b[PIECE] = {0};
-        if (!mine.has(i)) continue;
-        if (N > 1) w = load_piece(a.weight, mine.at(i));
-        widen_piece(g, w);
-        if (a.bias) widen_piece(b, load_piece(a.bias, mine.at(i)));
-#pragma unroll
-        for (int k = 0; k < PIECE; k++)
-            v[i][k] = normalize(a, v[i][k], g[k], b[k], mean, rstd);
-    }
-    put<false>(s, mine, v, scratch[2]);
-}
-
 /* grid: rows. */
 template <typename T>
-static __global__ void __launch_bounds__(THREADS, 4)
+static __global__ void __launch_bounds__(ANY_THREADS, 4)
 norm_any_kernel(norm_args<T> a, sink_args<T> s) {
-    __shared__ float scratch[3][MAX_WARPS];
+    __shared__ team_scratch scratch;
     const int64_t row = blockIdx.x;
     const T *h = a.residual ? a.h + row * a.h_stride : a.x + row * a.x_stride;
     float sum = 0.0f, mean = 0.0f, rstd;
@@ -120,15 +208,15 @@ norm_any_kernel(norm_args<T> a, sink_args<T> s) {
         });
     if (a.kind == FP8_NORM_LAYER) {
         walk_row(a.cols, [&](int64_t c) { sum += to_float(h[c]); });
-        mean = team_sum(sum, THREADS, scratch[0]) / (float)a.cols;
+        mean = team_sum<true>(sum, ANY_THREADS, scratch.first) * a.per_col;
         sum = 0.0f;
     }
     walk_row(a.cols, [&](int64_t c) {
         const float v = to_float(h[c]) - mean;
         sum += v * v;
     });
-    rstd = 1.0f / sqrtf(team_sum(sum, THREADS, scratch[1]) / (float)a.cols + a.eps);
-    put_any<false>(s, row, a.cols, scratch[2], [&](int64_t c) {
+    rstd = rsqrtf(fmaf(team_sum<true>(sum, ANY_THREADS, scratch.second), a.per_col, a.eps));
+    put_any<false>(s, row, a.cols, &scratch, [&](int64_t c) {
         return normalize(a, to_float(h[c]), to_float(a.weight[c]),
                          a.bias ? to_float(a.bias[c]) : 0.0f, mean, rstd);
     });
@@ -136,17 +224,41 @@ norm_any_kernel(norm_args<T> a, sink_args<T> s) {
 
 /* ---- launcher ------------------------------------------------------------------------------- */
 
-static row_tile choose_tile(int64_t rows, int64_t cols, bool fits) {
-    const int64_t n_pieces = cols / PIECE;
-    row_tile tile = {1, 1, THREADS, 1};
-    int64_t need;
+template <typename T, int N, int MODE>
+static fp8_status launch_known(fp8_device *d, const norm_args<T> &a, const sink_args<T> &s,
+                               fp8_launch how) {
+    typedef norm_op<T, N, MODE> op;
+    const int threads = N == 1 ? 256 : 128; /* of a block of several teams */
+    const row_tile t = tile_of(a.rows, a.cols / PIECE, N, 1, threads, MODE != ANY_MODE);
+    return launch_rows("produce_norm", d, how, op{a}, s, t);
+}
 
-    if (!fits || cols % PIECE || n_pieces > 2 * MAX_TEAM) return {0, THREADS, THREADS, 1};
-    if (n_pieces >= 32) tile.pieces = rows > FEW_ROWS ? 4 : n_pieces > MAX_TEAM ? 2 : 1;
-    need = (n_pieces + tile.pieces - 1) / tile.pieces;
-    while (tile.team < need && tile.team < 32) tile.team *= 2;
-    if (need > 32) tile.team = tile.threads = (int)(need + 31) / 32 * 32;
-    return tile;
+template <typename T, int N, int OP>
+static fp8_status launch_sink(fp8_device *d, const norm_args<T> &a, const sink_args<T> &s, int sink,
+                              fp8_launch how) {
+    switch (sink) {
+    case MODE_ONE_SCALE: return launch_known<T, N, OP + MODE_ONE_SCALE>(d, a, s, how);
+    case MODE_TOKEN: return launch_known<T, N, OP + MODE_TOKEN>(d, a, s, how);
+    case MODE_GROUP: return launch_known<T, N, OP + MODE_GROUP>(d, a, s, how);
+    default: return launch_known<T, N, OP + MODE_VALUES>(d, a, s, how);
+    }
+}
+
+/* The ways that occur in models by their own kernel, all else by one that asks as it runs. */
+template <int N, typename T>
+static fp8_status launch_mode(fp8_device *d, const norm_args<T> &a, const sink_args<T> &s,
+                              fp8_launch how) {
+    const int sink = a.cols < 32 * PIECE ? ANY_MODE : sink_mode(s);
+
+    if constexpr (is_bf16<T>()) {
+        if (sink != ANY_MODE && a.kind == FP8_NORM_LAYER)
+            return a.residual ? launch_sink<T, N, LAYER_MODE + ADD_MODE>(d, a, s, sink, how)
+                              : launch_sink<T, N, LAYER_MODE>(d, a, s, sink, how);
+        if (sink != ANY_MODE)
+            return a.residual ? launch_sink<T, N, ADD_MODE>(d, a, s, sink, how)
+                              : launch_sink<T, N, 0>(d, a, s, sink, how);
+    }
+    return launch_known<T, (N == 1 ? 1 : 2), ANY_MODE>(d, a, s, how);
 }
 
 template <typename T>
@@ -164,29 +276,24 @@ static fp8_status launch_norm(fp8_device *d, const fp8_sink *out, const fp8_norm
                             n->cols,
                             n->kind,
                             n->eps,
+                            1.0f / (float)n->cols,
                             n->rounded != 0};
-    const bool fits = rows_fit(a.x, a.x_stride) && rows_fit(a.residual, a.residual_stride) &&
+    const bool fits = n->cols % PIECE == 0 && rows_fit(a.x, a.x_stride) &&
+                      rows_fit(a.residual, a.residual_stride) &&
                       (!a.residual || rows_fit<T>(a.h, a.h_stride)) && aligned16(a.weight) &&
                       aligned16(a.bias) && sink_fits<T>(out);
-    const row_tile tile = choose_tile(n->rows, n->cols, fits);
-    const dim3 grid((unsigned)tile_blocks(tile, n->rows)), block((unsigned)tile.threads);
+    const int64_t n_pieces = n->cols / PIECE;
     const sink_args<T> s = sink_of<T>(out);
 
-    const auto kernel = tile.pieces == 4   ? norm_kernel<T, 4>
-                        : tile.pieces == 2 ? norm_kernel<T, 2>
-                                           : norm_kernel<T, 1>;
-
-    if (tile.pieces == 0)
-        return launch("produce_norm", norm_any_kernel<T>, grid, block, 0, d, how, a, s);
-    return launch("produce_norm", kernel, grid, block, 0, d, how, a, s, tile.team);
+    if (!fits || n_pieces > 512 * 4) /* threads and pieces of the others */
+        return launch("produce_norm", norm_any_kernel<T>, dim3((unsigned)n->rows),
+                      dim3(ANY_THREADS), 0, d, how, a, s);
+    if (n_pieces < 32 || (n->rows <= FEW_ROWS && n_pieces <= FEW_PIECES))
+        return launch_mode<1>(d, a, s, how);
+    return launch_mode<4>(d, a, s, how);
 }
 
 extern "C" fp8_status fp8_cuda_produce_norm(fp8_device *d, const fp8_sink *out,
                                             const fp8_norm *norm, fp8_launch launch) {
-    int served = 0;
-    fp8_status st = FP8_OK;
-
-    if (fp8_rings_wanted()) st = fp8_cuda_rings_norm(d, out, norm, launch, &served);
-    if (st != FP8_OK || served) return st;
     FP8_FOR_REAL(norm->dtype, return launch_norm<T>(d, out, norm, launch));
 }

@@ -7,10 +7,10 @@
  *            16384 tokens of 32 + 8 + 8 heads of 128: 302 MB, at the H200's copy rate of 4.27 TB/s
  *            71 us. The tables are read once a token
  * Tiling     a thread has 16 elements of a head: eight and the eight half a rotation later, or 16
- *            that do not turn; `lanes` threads, a power of two, make a head, 32 / lanes heads of
- *            one part a warp, all the warps of a token a block, which keeps its cos and sin in the
- *            L1 cache. Heads that are not multiples of 16 or not aligned: a warp a head, an element
- *            at a time
+ *            that do not turn; `lanes` threads, a power of two, make a head, a warp 32 / lanes
+ *            heads of one part. It goes through a token's heads (with few tokens: some of them)
+ *            with its cos and sin in registers. Heads that are not multiples of 16 or not aligned:
+ *            a warp a head, an element at a time
  * Numerics   F32; the rotation is not contracted, as on the CPU; sums in a fixed order
  */
 #include "quant/produce_device.cuh"
@@ -22,8 +22,8 @@ using namespace fp8;
 enum {
     UNIT = 2 * PIECE, /* elements a thread */
     PARTS = 3,
-    MAX_BLOCK_WARPS = 16,
-    ANY_THREADS = 256 /* of the kernel for any heads */
+    THREADS = 256,
+    BLOCKS_PER_SM = 3 /* at up to 80 registers */
 };
 
 /* ---- device helpers ------------------------------------------------------------------------- */
@@ -117,29 +117,35 @@ static __device__ __forceinline__ void norm_unit(float (&v)[2][PIECE], const qkv
         for (int k = 0; k < PIECE; k++) v[i][k] = norm_one(a, v[i][k], rstd, w[i][k]);
 }
 
-/* ---- kernels -------------------------------------------------------------------------------- */
+/* Where a warp's heads begin: 32 / lanes of one part. */
+struct place {
+    int part, head;
+};
 
-/* A warp's heads of one part, 32 / lanes from `head` on. */
 template <typename T>
-static __device__ __forceinline__ void produce_heads(const qkv_args<T> &a, const heads_args<T> &p,
-                                                     int64_t token, int head, unit u, int lanes,
-                                                     bool turns) {
-    const T *x = p.x + token * p.x_token + head * p.x_head;
-    float v[2][PIECE] = {}, cos[PIECE] = {}, sin[PIECE] = {};
+static __device__ __forceinline__ place place_of(const qkv_args<T> &a, int chunk, int lanes) {
+    place w = {0, chunk * (32 / lanes)};
+    while (w.head >= a.part[w.part].padded) w.head -= a.part[w.part++].padded;
+    w.head += (int)threadIdx.x % 32 / lanes;
+    return w;
+}
 
-    u.there = u.there && head < p.heads;
-    turns = turns && u.turns && u.there;
+/* A lane's 16 elements of its head. All lanes of the warp come here. */
+template <typename T>
+static __device__ __forceinline__ void
+produce_unit(const qkv_args<T> &a, int64_t token, place w, unit u, const float cos[PIECE],
+             const float sin[PIECE], int lanes) {
+    const heads_args<T> &p = a.part[w.part];
+    const T *x = p.x + token * p.x_token + w.head * p.x_head;
+    float v[2][PIECE] = {};
+
+    u.there = u.there && w.head < p.heads;
     if (u.there) {
         widen_piece(v[0], load_piece(x + u.low, 0));
         widen_piece(v[1], load_piece(x + u.high, 0));
     }
-    if (turns) {
-        const int64_t at = (int64_t)a.positions[token] * (a.rotary / 2) + u.low;
-        widen_piece(cos, load_piece(a.cos + at, 0));
-        widen_piece(sin, load_piece(a.sin + at, 0));
-    }
     if (p.weight) norm_unit(v, a, p.weight, u, lanes);
-    if (turns) {
+    if (w.part < 2 && u.turns) {
 #pragma unroll
         for (int k = 0; k < PIECE; k++) rotate(&v[0][k], &v[1][k], cos[k], sin[k]);
     }
@@ -151,31 +157,45 @@ static __device__ __forceinline__ void produce_heads(const qkv_args<T> &a, const
     }
     if (!u.there) return;
     if (p.codes) {
-        const float scale = p.scale ? p.scale[head * p.scale_stride] : 1.0f;
-        uint8_t *to = p.codes + token * p.codes_token + head * p.codes_head;
+        const float scale = p.scale ? p.scale[w.head * p.scale_stride] : 1.0f;
+        uint8_t *to = p.codes + token * p.codes_token + w.head * p.codes_head;
         store_codes(to + u.low * p.codes_dim, p.codes_dim, v[0], scale, a.e5m2);
         store_codes(to + u.high * p.codes_dim, p.codes_dim, v[1], scale, a.e5m2);
     }
     if (p.dense) {
-        T *to = p.dense + token * p.dense_token + head * p.dense_head;
+        T *to = p.dense + token * p.dense_token + w.head * p.dense_head;
         store_piece(to + u.low, 0, v[0]);
         store_piece(to + u.high, 0, v[1]);
     }
 }
 
-/* grid: tokens; `chunks` warps' worth of heads a token, those of q first. */
+/* ---- kernels -------------------------------------------------------------------------------- */
+
+/* A warp takes a token, or one of `spans` parts of it: `chunks` warps' worth of heads, those of q
+ * first. */
 template <typename T>
-static __global__ void __launch_bounds__(MAX_BLOCK_WARPS * 32)
-qkv_kernel(const __grid_constant__ qkv_args<T> a, int lanes, int chunks) {
-    const int lane = (int)threadIdx.x % 32, at_once = 32 / lanes;
-    const unit u = unit_of(a, lane % lanes);
+static __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 2 : BLOCKS_PER_SM)
+qkv_kernel(const __grid_constant__ qkv_args<T> a, int64_t tokens, int lanes, int chunks,
+           int spans) {
+    const int64_t warps = (int64_t)gridDim.x * (THREADS / 32), items = tokens * spans;
+    const int each = (chunks + spans - 1) / spans;
+    const unit u = unit_of(a, (int)threadIdx.x % 32 % lanes);
 
     wait_for_previous();
     let_next_start();
-    for (int chunk = (int)threadIdx.x / 32; chunk < chunks; chunk += (int)blockDim.x / 32) {
-        int part = 0, first = chunk * at_once;
-        while (first >= a.part[part].padded) first -= a.part[part++].padded;
-        produce_heads(a, a.part[part], blockIdx.x, first + lane / lanes, u, lanes, part < 2);
+    for (int64_t item = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32; item < items;
+         item += warps) {
+        const int64_t token = spans == 1 ? item : item / spans;
+        const int begin = (int)(item - token * spans) * each, end = min(begin + each, chunks);
+        float cos[PIECE] = {}, sin[PIECE] = {};
+
+        if (begin < end && u.turns && u.there) {
+            const int64_t at = (int64_t)a.positions[token] * (a.rotary / 2) + u.low;
+            widen_piece(cos, load_piece(a.cos + at, 0));
+            widen_piece(sin, load_piece(a.sin + at, 0));
+        }
+        for (int chunk = begin; chunk < end; chunk++)
+            produce_unit(a, token, place_of(a, chunk, lanes), u, cos, sin, lanes);
     }
 }
 
@@ -195,7 +215,7 @@ static __device__ void produce_any(const qkv_args<T> &a, const heads_args<T> &p,
         sum += v[i] * v[i];
     }
     if (p.weight) {
-        const float rstd = 1.0f / sqrtf(team_sum(sum, 32, nullptr) / (float)a.dim + a.eps);
+        const float rstd = 1.0f / sqrtf(team_sum<true>(sum, 32, nullptr) / (float)a.dim + a.eps);
         for (int i = lane; i < a.dim; i += 32)
             v[i] = norm_one(a, v[i], rstd, to_float(p.weight[i]));
     }
@@ -220,9 +240,9 @@ static __device__ void produce_any(const qkv_args<T> &a, const heads_args<T> &p,
 
 /* grid: tokens; a warp a head. */
 template <typename T>
-static __global__ void __launch_bounds__(ANY_THREADS, 4)
+static __global__ void __launch_bounds__(THREADS, 4)
 qkv_any_kernel(const __grid_constant__ qkv_args<T> a) {
-    __shared__ float scratch[ANY_THREADS / 32][FP8_HEAD_DIM_MAX];
+    __shared__ float scratch[THREADS / 32][FP8_HEAD_DIM_MAX];
     const int64_t token = blockIdx.x;
     const int warp = (int)threadIdx.x / 32;
 
@@ -232,7 +252,7 @@ qkv_any_kernel(const __grid_constant__ qkv_args<T> a) {
     for (int i = 0; i < PARTS; i++) {
         const heads_args<T> &p = a.part[i];
         uint32_t most = 0, others = 0;
-        for (int head = warp; head < p.heads; head += ANY_THREADS / 32)
+        for (int head = warp; head < p.heads; head += THREADS / 32)
             produce_any(a, p, token, head, i < 2, scratch[warp], &most, &others);
         if (p.amax) join_amax(p.amax, most, others, a.first && a.first[token] != 0);
     }
@@ -288,19 +308,29 @@ static fp8_status launch_qkv(fp8_device *d, const fp8_qkv *q, fp8_launch how) {
                       aligned16(a.cos) && aligned16(a.sin) && part_fits(a.part[0]) &&
                       part_fits(a.part[1]) && part_fits(a.part[2]);
     const dim3 grid((unsigned)q->tokens);
-    int lanes = 1, chunks = 0, rounds;
+    int lanes = 1, chunks = 0, sms = 0;
+    int64_t warps, spans, blocks;
+    fp8_status st = FP8_OK;
 
     if (!fits)
-        return launch("produce_qkv", qkv_any_kernel<T>, grid, dim3(ANY_THREADS), 0, d, how, a);
+        return launch("produce_qkv", qkv_any_kernel<T>, grid, dim3(THREADS), 0, d, how, a);
     while (lanes * UNIT < a.dim) lanes *= 2;
     for (int i = 0; i < PARTS; i++) {
         const int at_once = 32 / lanes, warps = (a.part[i].heads + at_once - 1) / at_once;
         a.part[i].padded = warps * at_once;
         chunks += warps;
     }
-    rounds = (chunks + MAX_BLOCK_WARPS - 1) / MAX_BLOCK_WARPS;
-    return launch("produce_qkv", qkv_kernel<T>, grid, dim3((chunks + rounds - 1) / rounds * 32), 0,
-                  d, how, a, lanes, chunks);
+    FP8_TRY_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount,
+                                        fp8_device_index(d)));
+    warps = (int64_t)sms * BLOCKS_PER_SM * (THREADS / 32); /* on the GPU at once */
+    spans = warps / q->tokens;
+    spans = spans < 1 ? 1 : spans < chunks ? spans : chunks;
+    blocks = (q->tokens * spans + THREADS / 32 - 1) / (THREADS / 32);
+    if (blocks > warps / (THREADS / 32)) blocks = warps / (THREADS / 32);
+    st = launch("produce_qkv", qkv_kernel<T>, dim3((unsigned)blocks), dim3(THREADS), 0, d, how, a,
+                q->tokens, lanes, chunks, (int)spans);
+done:
+    return st;
 }
 
 extern "C" fp8_status fp8_cuda_produce_qkv(fp8_device *d, const fp8_qkv *qkv, fp8_launch launch) {

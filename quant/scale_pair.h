@@ -10,12 +10,17 @@
 #define FP8_HOST_DEVICE
 #endif
 
-/* amax > 0 and finite. Each quotient rounded once; no Inf and nothing below the normal floats comes
- * out, so that a host which flushes subnormals (many BLAS builds set that) gets the same scales. */
+/* A quotient of amax > 0, finite, and q_max, either way round: rounded once, no Inf and nothing
+ * below the normal floats, so that a host which flushes subnormals (many BLAS builds set that) gets
+ * the same scales. */
+static inline FP8_HOST_DEVICE float fp8_scale_quotient(float over, float under) {
+    const float q = over / under, least = q > FLT_MIN ? q : FLT_MIN;
+    return least > FLT_MAX ? FLT_MAX : least;
+}
+
 static inline FP8_HOST_DEVICE void fp8_scale_pair(float q_max, float amax, float *scale,
                                                   float *descale) {
-    const float up = q_max / amax, down = amax / q_max;
-    *scale = up > FLT_MAX ? FLT_MAX : up;
-    *descale = down > FLT_MIN ? down : FLT_MIN;
+    *scale = fp8_scale_quotient(q_max, amax);
+    *descale = fp8_scale_quotient(amax, q_max);
 }
 #endif

@@ -5,8 +5,9 @@
  * Bound      memory, one read: 64 x 128256 F32 33 MB, at the H200's read rate of 4.55 TB/s 7.2 us
  * Tiling     a cluster of up to eight blocks a row (one before Hopper), each with a slice of it.
  *            k = 1: a thread keeps its best. Else a block keeps candidates above the k-th best so
- *            far in shared memory, and sorts them down to k when the room is used: about twice a
- *            slice, unless the logits rise. The first block of a cluster joins the others' lists
+ *            far in shared memory, from a bound that its threads' best of a first look give, and
+ *            sorts them: once, unless the logits rise. The first block of a cluster joins the
+ *            others' lists
  * Numerics   keys are integers: value bits in the order of the floats, then the index from the top;
  *            no two are equal, so that every order of work gives one answer
  */
@@ -28,7 +29,7 @@ enum {
 
 /* ---- device helpers ------------------------------------------------------------------------- */
 
-typedef unsigned long long sort_key;
+typedef uint64_t sort_key;
 
 /* Never 0, which is less than every key. NaN is -Inf, -0 is 0. */
 static __device__ __forceinline__ sort_key key_of(float v, int64_t index) {
@@ -42,29 +43,6 @@ static __device__ __forceinline__ int32_t index_of(sort_key key) { return (int32
 static __device__ __forceinline__ float value_of(sort_key key) {
     const uint32_t order = (uint32_t)(key >> 32);
     return __uint_as_float(order & 0x80000000u ? order & 0x7fffffffu : ~order);
-}
-
-/* All blocks of the cluster, and what they wrote to shared memory. */
-static __device__ __forceinline__ void cluster_sync() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::: "memory");
-#endif
-}
-
-/* A key in the shared memory of block `rank` of the cluster, at the same place as `mine`. */
-static __device__ __forceinline__ sort_key cluster_key(const sort_key *mine, unsigned rank) {
-#if __CUDA_ARCH__ >= 900
-    uint32_t at;
-    sort_key key;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                 : "=r"(at) : "r"((uint32_t)__cvta_generic_to_shared(mine)), "r"(rank));
-    asm volatile("ld.shared::cluster.u64 %0, [%1];" : "=l"(key) : "r"(at) : "memory");
-    return key;
-#else
-    (void)rank;
-    return *mine;
-#endif
 }
 
 template <typename T> struct slice {
@@ -142,7 +120,7 @@ best_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__re
     if (threadIdx.x == 0) mine = best;
     if (cluster > 1) cluster_sync();
     if (blockIdx.x % cluster == 0 && threadIdx.x == 0) {
-        for (unsigned r = 1; r < cluster; r++) best = max(best, cluster_key(&mine, r));
+        for (unsigned r = 1; r < cluster; r++) best = max(best, cluster_read(&mine, r));
         if (best == 0) best = key_of(-INFINITY, 0); /* nothing above -Inf: the first */
         ids[row] = index_of(best);
         if (values) values[row] = value_of(best);
@@ -152,19 +130,46 @@ best_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__re
 
 /* ---- several -------------------------------------------------------------------------------- */
 
-/* key[0 .. count) in falling order; key[count ..) up to a power of two becomes 0. */
-static __device__ void sort_down(sort_key *key, int count) {
+/* Thread t gets the t-th largest of all threads' keys. */
+static __device__ sort_key sort_threads(sort_key key, sort_key *scratch) {
+    const int t = (int)threadIdx.x;
+
+    for (int run = 2; run <= THREADS; run *= 2)
+        for (int step = run / 2; step > 0; step /= 2) {
+            const bool largest = ((t & step) == 0) == ((t & run) == 0);
+            sort_key other;
+            if (step < 32) other = __shfl_xor_sync(0xffffffffu, key, step);
+            else {
+                scratch[t] = key;
+                __syncthreads();
+                other = scratch[t ^ step];
+                __syncthreads();
+            }
+            key = largest ? max(key, other) : min(key, other);
+        }
+    return key;
+}
+
+/* key[0 .. count) in falling order; what follows, up to a power of two, becomes 0. */
+static __device__ void sort_down(sort_key *key, int count, sort_key *scratch) {
+    const int t = (int)threadIdx.x;
     int n = 2;
+
+    if (count <= THREADS) {
+        const sort_key mine = sort_threads(t < count ? key[t] : 0, scratch);
+        key[t] = mine;
+        __syncthreads();
+        return;
+    }
     while (n < count) n *= 2;
-    for (int i = count + (int)threadIdx.x; i < n; i += THREADS) key[i] = 0;
+    for (int i = count + t; i < n; i += THREADS) key[i] = 0;
     __syncthreads();
     for (int run = 2; run <= n; run *= 2)
         for (int step = run / 2; step > 0; step /= 2) {
-            for (int i = (int)threadIdx.x; i < n / 2; i += THREADS) {
-                const int low = i / step * step * 2 + i % step, high = low + step;
+            for (int i = t; i < n / 2; i += THREADS) {
+                const int low = i + (i & -step), high = low + step; /* i / step * 2 steps on */
                 const sort_key a = key[low], b = key[high];
-                const bool falling = (low & run) == 0;
-                if ((a < b) == falling) {
+                if ((a < b) == ((low & run) == 0)) {
                     key[low] = b;
                     key[high] = a;
                 }
@@ -173,15 +178,35 @@ static __device__ void sort_down(sort_key *key, int count) {
         }
 }
 
+/* A key that at least k of the slice are above: just below the k-th of the threads' best in the
+ * first look, so that few candidates come after. 0 when there are not as many. */
+template <typename T>
+static __device__ sort_key bound_of(const float (&v)[DEPTH][QUAD], const slice<T> &s, int64_t c,
+                                    int k, sort_key *scratch) {
+    sort_key best = 0;
+
+#pragma unroll
+    for (int i = 0; i < DEPTH; i++)
+#pragma unroll
+        for (int e = 0; e < QUAD; e++)
+            if (c + i * ROUND + e < s.end) best = max(best, key_of(v[i][e], c + i * ROUND + e));
+    best = sort_threads(best, scratch);
+    scratch[threadIdx.x] = best;
+    __syncthreads();
+    best = scratch[k - 1];
+    __syncthreads();
+    return best > 0 ? best - 1 : 0;
+}
+
 /* grid: rows x cluster. */
 template <typename T>
-static __global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS, 1)
 top_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__restrict__ logits,
            int64_t vocab, int64_t stride, int k, unsigned cluster) {
-    __shared__ sort_key key[ROOM];
+    __shared__ sort_key key[ROOM], scratch[THREADS];
     __shared__ int count;
     const int64_t row = blockIdx.x / cluster;
-    sort_key least = 0; /* a candidate is above it: the k-th best, once there are k */
+    sort_key least = 0; /* a candidate is above it */
 
     if (threadIdx.x == 0) count = 0;
     wait_for_previous();
@@ -193,6 +218,7 @@ top_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__res
         float v[DEPTH][QUAD];
 #pragma unroll
         for (int i = 0; i < DEPTH; i++) load_quad(v[i], s, c + i * ROUND);
+        if (begin == s.begin) least = bound_of(v, s, c, k, scratch);
 #pragma unroll
         for (int i = 0; i < DEPTH; i++) {
             bool full = false;
@@ -205,22 +231,20 @@ top_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__res
                 full |= at >= ROOM - ROUND;
             }
             if (!__syncthreads_or(full)) continue;
-            sort_down(key, count);
+            sort_down(key, count, scratch);
             least = key[k - 1];
             if (threadIdx.x == 0) count = k;
             __syncthreads();
         }
     }
-    sort_down(key, count);
-    for (int i = count + (int)threadIdx.x; i < k; i += THREADS) key[i] = 0;
+    sort_down(key, count, scratch);
     if (cluster > 1) cluster_sync();
     if (cluster > 1 && blockIdx.x % cluster == 0) {
         for (int i = k + (int)threadIdx.x; i < (int)cluster * k; i += THREADS)
-            key[i] = cluster_key(key + i % k, i / k);
+            key[i] = cluster_read(key + i % k, i / k);
         __syncthreads();
-        sort_down(key, cluster * k);
+        sort_down(key, cluster * k, scratch);
     }
-    __syncthreads();
     for (int i = (int)threadIdx.x; i < k && blockIdx.x % cluster == 0; i += THREADS) {
         ids[row * k + i] = index_of(key[i]);
         if (values) values[row * k + i] = value_of(key[i]);
@@ -240,7 +264,7 @@ static fp8_status choose_cluster(const fp8_device *d, int64_t rows, int64_t voca
     FP8_TRY_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount,
                                         fp8_device_index(d)));
     while (fp8_device_capability(d) >= 90 && *cluster < MAX_CLUSTER &&
-           rows * *cluster * 2 <= 4 * (int64_t)sms && vocab / (*cluster * 2) >= MIN_SLICE)
+           rows * *cluster * 2 <= 2 * (int64_t)sms && vocab / (*cluster * 2) >= MIN_SLICE)
         *cluster *= 2;
 done:
     return st;
