@@ -19,6 +19,13 @@ using namespace fp8;
 
 enum { TILE = 128, WORDS = TILE / 4, THREADS = 256 };
 
+/* Blocks an SM: as many as their registers allow without spilling. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define VECTOR_BLOCKS 2
+#else
+#define VECTOR_BLOCKS (sizeof(T) == 1 ? 3 : 4)
+#endif
+
 /* ---- device helpers ------------------------------------------------------------------------- */
 
 /* Where the word of column c, rows 4g .. 4g + 3 lies. Threads that store together differ in c by
@@ -53,33 +60,34 @@ static __device__ __forceinline__ void turn(uint32_t out[4], uint32_t a, uint32_
     out[3] = __byte_perm(ab_high, cd_high, 0x7632);
 }
 
-template <typename T> struct matrix {
+/* VECTORS: 16-byte loads fit, and 4-byte stores of codes. */
+template <typename T, bool VECTORS> struct matrix {
     const T *x;
     int64_t rows, cols;
-    bool vectors; /* 16-byte loads fit, and N-byte stores of codes */
 };
 
 /* Elements [r, c .. c + N); 0 outside the matrix. */
-template <typename T>
-static __device__ __forceinline__ vector16<T> load(const matrix<T> &m, int64_t r, int64_t c) {
+template <typename T, bool VECTORS>
+static __device__ __forceinline__ vector16<T> load(const matrix<T, VECTORS> &m, int64_t r,
+                                                   int64_t c) {
     enum { N = vector16<T>::COUNT };
     vector16<T> v = {};
     const T *from = m.x + r * m.cols + c;
 
     if (r >= m.rows || c >= m.cols) return v;
-    if (m.vectors) return *reinterpret_cast<const vector16<T> *>(from);
+    if (VECTORS) v = *reinterpret_cast<const vector16<T> *>(from);
 #pragma unroll
     for (int k = 0; k < N; k++)
-        if (c + k < m.cols) v.at[k] = from[k];
+        if (!VECTORS && c + k < m.cols) v.at[k] = from[k];
     return v;
 }
 
 /* ---- kernel --------------------------------------------------------------------------------- */
 
 /* Block (THREADS); grid: tiles, across first. codes may be NULL. */
-template <typename T>
-static __global__ void __launch_bounds__(THREADS)
-transpose_kernel(uint8_t *__restrict__ out, uint8_t *__restrict__ codes, matrix<T> m,
+template <typename T, bool VECTORS>
+static __global__ void __launch_bounds__(THREADS, VECTORS ? VECTOR_BLOCKS : 2)
+transpose_kernel(uint8_t *__restrict__ out, uint8_t *__restrict__ codes, matrix<T, VECTORS> m,
                  int64_t tiles_across, bool out_vectors, const float *__restrict__ scale_ptr,
                  bool e5m2) {
     enum { N = vector16<T>::COUNT, CHUNKS = TILE / (8 * N) };
@@ -114,11 +122,11 @@ transpose_kernel(uint8_t *__restrict__ out, uint8_t *__restrict__ codes, matrix<
             if (!codes || r >= m.rows) continue;
 #pragma unroll
             for (int j = 0; j < N / 4; j++) {
-                if (m.vectors && c0 + c < m.cols)
+                if (VECTORS && c0 + c < m.cols)
                     reinterpret_cast<uint32_t *>(codes + at)[j] = word[i][j];
 #pragma unroll
                 for (int k = 0; k < 4; k++)
-                    if (!m.vectors && c0 + c + 4 * j + k < m.cols)
+                    if (!VECTORS && c0 + c + 4 * j + k < m.cols)
                         codes[at + 4 * j + k] = (uint8_t)(word[i][j] >> (8 * k));
             }
         }
@@ -155,9 +163,12 @@ static fp8_status launch_transpose(fp8_device *d, const char *what, uint8_t *out
     if (tiles > INT32_MAX)
         return FP8_FAIL(FP8_EINVAL, "%s: [%lld, %lld] is too large", what, (long long)rows,
                         (long long)cols);
-    transpose_kernel<T><<<(unsigned)tiles, THREADS, 0, stream>>>(
-        out, codes, matrix<T>{x, rows, cols, vectors}, across,
-        rows % 16 == 0 && aligned16(out), scale, e5m2);
+    if (vectors)
+        transpose_kernel<T, true><<<(unsigned)tiles, THREADS, 0, stream>>>(
+            out, codes, {x, rows, cols}, across, rows % 16 == 0 && aligned16(out), scale, e5m2);
+    else
+        transpose_kernel<T, false><<<(unsigned)tiles, THREADS, 0, stream>>>(
+            out, codes, {x, rows, cols}, across, rows % 16 == 0 && aligned16(out), scale, e5m2);
     return fp8_cuda_launched(what, stream);
 }
 
