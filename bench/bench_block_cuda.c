@@ -299,6 +299,9 @@ static fp8_status make_rung(rung *r, problem *p, int precision, fp8_attention_ba
     if (st == FP8_EUNSUPPORTED) {
         rung none = {.p = p, .precision = precision, .backend = backend};
         bench_keep_reason(none.note, fp8_last_message(), backend);
+        if (!none.note[0]) /* the reason does not follow the backend's name */
+            snprintf(none.note, sizeof none.note, "%.*s", (int)strcspn(fp8_last_message(), "\n"),
+                     fp8_last_message());
         free_rung(r, p->d);
         *r = none;
         return FP8_OK;

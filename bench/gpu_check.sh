@@ -5,7 +5,7 @@
 #   tests      every GPU test, side by side                    minutes with one core a test, seconds of GPU time
 #   sanitize   compute-sanitizer over the tests that are small enough for it, side by side
 #   spine      run and eval on four models, CUDA, with the simulation of the same scheme
-#   attention  bench attention, flux and decode     linear  bench linear, linear-large     quant  bench quant
+#   attention  bench attention, flux and decode     linear  bench linear, linear-large     quant  bench quant, block
 #   peers      the same shapes through PyTorch, in a process of its own (needs torch)
 # Checks run side by side, timings alone: nothing else may be on the GPU then. FP8_CHECK_SECONDS (default 120)
 # bounds a step; one that ran out is a failure, and its children are ended with it.
@@ -90,13 +90,17 @@ linear() {
     done
 }
 
-quant() { step bench-quant "$FP8CALIB" bench quant --force --csv "$out/quant.csv"; }
+quant() {
+    step bench-quant "$FP8CALIB" bench quant --force --csv "$out/quant.csv"
+    step bench-block "$FP8CALIB" bench block --force --csv "$out/block.csv"
+}
 
 peers() {
     step peers-attention "$PYTHON" bench/attention_peers.py attention --rounds 15
     step peers-decode "$PYTHON" bench/decode_peers.py
     step peers-flux "$PYTHON" bench/attention_peers.py flux --rounds 15
     FP8_LIBRARY=$build/libfp8rt.so step peers-linear "$PYTHON" bench/linear_peers.py --shapes large
+    step peers-block "$PYTHON" bench/block_peers.py
 }
 
 for part in "${@:-tests sanitize spine attention linear quant peers}"; do
