@@ -1,7 +1,7 @@
 /* model/model.h - a decoder transformer from a checkpoint: its forward, with or without a KV
  * cache, BF16, F32 or FP8 as the checkpoint says, on the CPU or CUDA; greedy generation.
  *
- * The wiring of a transformer is written once (model/forward.c) over a table of operations with
+ * The wiring of a transformer is written once (model/layer.c, model/forward.c) over operations with
  * a CPU and a CUDA version. One thread drives a model at a time. */
 #ifndef FP8_MODEL_MODEL_H
 #define FP8_MODEL_MODEL_H
