@@ -9,7 +9,7 @@
 #include "core/half.h"
 #include "quant/quant.h"
 
-enum { LINEARS = 4, MAX_TOKENS = 128, SAMPLES = 256, NUM_PROVIDERS = 3 };
+enum { LINEARS = 4, MAX_TOKENS = 128, SAMPLES = 256, NUM_PROVIDERS = 4 };
 static const int64_t block_codes = INT64_C(1) << 25; /* of random codes, which weights repeat */
 static const double most_error = 5e-3; /* BF16 rounding is 1.7e-3, cuBLASLt's sums add to it */
 
@@ -29,8 +29,13 @@ static const char *const default_shapes[] = {
 };
 enum { NUM_DEFAULT = sizeof default_shapes / sizeof *default_shapes };
 
-static const char *const provider_names[NUM_PROVIDERS] = {"skinny", "cuBLASLt", "reading alone"};
-enum { SKINNY, CUBLASLT, READING };
+/* QUANTIZING: skinny, and what makes each Linear's input from the BF16 of the one before: residual,
+ * RMS norm and quantize; quantize; residual, RMS norm and quantize; SwiGLU and quantize. */
+static const char *const provider_names[NUM_PROVIDERS] = {
+    "skinny", "skinny, quantizing", "cuBLASLt", "reading alone",
+};
+enum { SKINNY, QUANTIZING, CUBLASLT, READING };
+enum { HIDDEN = 0, NORMED, NUM_STREAMS }; /* the residual stream as it comes, and with the sum */
 
 enum { COL_MS, COL_LOW, COL_HIGH, COL_RATE, COL_SHARE, COL_ERROR, COL_MHZ, NUM_COLS };
 static const fp8_bench_column columns[NUM_COLS] = {
@@ -47,8 +52,9 @@ typedef struct problem {
     uint8_t *codes;
     uint16_t *out; /* host, one Linear's result */
     void *block, *weights, *y[LINEARS], *workspace;
-    float *descales[2];
-    int sms;
+    void *streams[NUM_STREAMS], *norm_weight, *codes_in;
+    float *descales[2], *in_scale;
+    int sms, quantizing; /* quantizing: asked for in the shape */
 } problem;
 
 typedef struct run {
@@ -70,13 +76,34 @@ static fp8_gemm product_of(const problem *p, int64_t layer, int linear, int prov
     const chain *c = p->c;
     const int64_t n = c->n[linear], k = c->k[linear];
     return (fp8_gemm){.m = p->tokens, .n = n, .k = k, .lda = k, .ldb = k, .ldd = n,
-                      .a = p->block,
+                      .a = provider == QUANTIZING ? p->codes_in : p->block,
                       .b = (const uint8_t *)p->weights + weight_offset(c, layer, linear),
                       .d = p->y[linear], .a_dtype = FP8_DTYPE_E4M3, .b_dtype = FP8_DTYPE_E4M3,
                       .d_dtype = FP8_DTYPE_BF16, .alpha = 1.0f, .a_descale = p->descales[0],
                       .b_descale = p->descales[1], .a_descale_count = 1, .b_descale_count = 1,
-                      .backend = provider == SKINNY ? FP8_GEMM_SKINNY : FP8_GEMM_AUTO,
+                      .backend = provider == CUBLASLT ? FP8_GEMM_CUBLASLT : FP8_GEMM_SKINNY,
                       .launch = FP8_LAUNCH_OVERLAP};
+}
+
+/* codes_in [tokens, k] of this Linear, from y of the one before. */
+static fp8_status make_input(const problem *p, int linear) {
+    const chain *c = p->c;
+    const int64_t k = c->k[linear];
+    const fp8_sink sink = {.codes = p->codes_in, .code = FP8_DTYPE_E4M3, .scale = p->in_scale};
+    const fp8_norm norm = {.kind = FP8_NORM_RMS, .eps = 1e-6f, .dtype = FP8_DTYPE_BF16,
+                           .rows = p->tokens, .cols = k,
+                           .x = p->y[(linear + LINEARS - 1) % LINEARS],
+                           .residual = p->streams[HIDDEN], .h = p->streams[NORMED],
+                           .weight = p->norm_weight};
+    const fp8_act act = {.act = FP8_ACT_SILU, .dtype = FP8_DTYPE_BF16, .rows = p->tokens,
+                         .cols = k, .x = p->y[2], .up = (const uint16_t *)p->y[2] + k,
+                         .x_stride = 2 * k, .up_stride = 2 * k};
+
+    if (linear == 1)
+        return fp8_produce_cast(p->d, &sink, p->y[0], FP8_DTYPE_BF16, p->tokens, k, c->n[0],
+                                FP8_LAUNCH_OVERLAP);
+    return linear == 3 ? fp8_produce_act(p->d, &sink, &act, FP8_LAUNCH_OVERLAP)
+                       : fp8_produce_norm(p->d, &sink, &norm, FP8_LAUNCH_OVERLAP);
 }
 
 static fp8_status call_chain(void *ctx) {
@@ -89,6 +116,7 @@ static fp8_status call_chain(void *ctx) {
     for (int64_t layer = 0; layer < p->c->layers; layer++)
         for (int i = 0; i < LINEARS; i++) {
             const fp8_gemm g = product_of(p, layer, i, r->provider);
+            if (r->provider == QUANTIZING) FP8_TRY(make_input(p, i));
             FP8_TRY(fp8_gemm_run(p->d, &g, p->workspace, p->workspace_bytes));
         }
 done:
@@ -105,6 +133,10 @@ static void free_problem(problem *p) {
     fp8_device_free(p->d, p->workspace);
     for (int i = 0; i < LINEARS; i++) fp8_device_free(p->d, p->y[i]);
     for (int i = 0; i < 2; i++) fp8_device_free(p->d, p->descales[i]);
+    for (int i = 0; i < NUM_STREAMS; i++) fp8_device_free(p->d, p->streams[i]);
+    fp8_device_free(p->d, p->norm_weight);
+    fp8_device_free(p->d, p->codes_in);
+    fp8_device_free(p->d, p->in_scale);
 }
 
 /* A block of quantized normals on both sides, and weights that repeat it. */
@@ -134,6 +166,27 @@ done:
     return st;
 }
 
+/* What QUANTIZING needs beside: small numbers in the streams, all the same. */
+static fp8_status make_streams(problem *p) {
+    const size_t stream = (size_t)(MAX_TOKENS * p->c->k[0]) * 2, weight = (size_t)p->c->k[0] * 2;
+    const float scale = 16.0f;
+    int64_t most_k = 0;
+    fp8_status st = FP8_OK;
+
+    for (int i = 0; i < LINEARS; i++) most_k = p->c->k[i] > most_k ? p->c->k[i] : most_k;
+    for (int i = 0; i < NUM_STREAMS; i++) {
+        FP8_TRY(fp8_device_alloc(p->d, &p->streams[i], stream));
+        FP8_TRY(fp8_device_fill(p->d, p->streams[i], 0x3e, stream)); /* 0.186 */
+    }
+    FP8_TRY(fp8_device_alloc(p->d, &p->norm_weight, weight));
+    FP8_TRY(fp8_device_fill(p->d, p->norm_weight, 0x3e, weight));
+    FP8_TRY(fp8_device_alloc(p->d, &p->codes_in, (size_t)(MAX_TOKENS * most_k)));
+    FP8_TRY(fp8_device_alloc(p->d, (void **)&p->in_scale, sizeof scale));
+    FP8_TRY(fp8_device_upload(p->d, p->in_scale, &scale, sizeof scale));
+done:
+    return st;
+}
+
 static fp8_status make_problem(problem *p) {
     const float descale[2] = {0.02f, 1e-4f};
     int64_t most_n = 0;
@@ -148,6 +201,7 @@ static fp8_status make_problem(problem *p) {
                                         fp8_device_index(p->d)));
     FP8_TRY(fp8_device_alloc(p->d, &p->weights, p->weight_bytes));
     FP8_TRY(make_codes(p));
+    FP8_TRY(make_streams(p));
     for (int i = 0; i < 2; i++) {
         FP8_TRY(fp8_device_alloc(p->d, (void **)&p->descales[i], sizeof(float)));
         FP8_TRY(fp8_device_upload(p->d, p->descales[i], &descale[i], sizeof(float)));
@@ -158,6 +212,7 @@ static fp8_status make_problem(problem *p) {
         const fp8_gemm g = product_of(p, 0, i, CUBLASLT);
         const size_t workspace = fp8_gemm_workspace_size(p->d, &g);
         FP8_TRY(fp8_device_alloc(p->d, &p->y[i], bytes));
+        FP8_TRY(fp8_device_fill(p->d, p->y[i], 0, bytes));
         if (workspace > p->workspace_bytes) p->workspace_bytes = workspace;
     }
     FP8_TRY(fp8_device_alloc(p->d, &p->workspace, p->workspace_bytes));
@@ -219,7 +274,7 @@ static fp8_status add_row(fp8_bench_table *t, const char *subject, const run *r,
     row->value[COL_HIGH] = c->ms_high;
     row->value[COL_RATE] = (double)r->p->weight_bytes / c->ms * 1e-9;
     row->value[COL_SHARE] = reading_ms / c->ms;
-    if (r->provider != READING) row->value[COL_ERROR] = r->error;
+    if (r->provider == SKINNY || r->provider == CUBLASLT) row->value[COL_ERROR] = r->error;
     if (mhz > 0) row->value[COL_MHZ] = mhz;
 done:
     return st;
@@ -237,8 +292,9 @@ static fp8_status bench_tokens(fp8_bench_table *t, problem *p, const char *subje
 
     if (options->note) options->note(subject);
     for (int i = 0; i < NUM_PROVIDERS; i++) {
+        if (i == QUANTIZING && (why[0] || !p->quantizing)) continue;
         runs[count] = (run){.p = p, .provider = i};
-        st = i == READING ? FP8_OK : check_run(&runs[count]);
+        st = i == SKINNY || i == CUBLASLT ? check_run(&runs[count]) : FP8_OK;
         if (st == FP8_EUNSUPPORTED) {
             snprintf(why, sizeof why, "%s", fp8_last_message());
             continue;
@@ -257,8 +313,8 @@ done:
     return st;
 }
 
-/* "gemma-7b,64". */
-static fp8_status parse(const chain **c, int64_t *tokens, const char *text) {
+/* "gemma-7b,64", or "gemma-7b,64,quantizing". */
+static fp8_status parse(const chain **c, int64_t *tokens, int *quantizing, const char *text) {
     const size_t len = strcspn(text, ",");
     char *end = NULL;
     *c = NULL;
@@ -266,9 +322,10 @@ static fp8_status parse(const chain **c, int64_t *tokens, const char *text) {
     for (int i = 0; i < NUM_CHAINS; i++)
         if (strlen(chains[i].name) == len && strncmp(chains[i].name, text, len) == 0)
             *c = &chains[i];
-    if (*c && end && !*end && *tokens >= 1 && *tokens <= MAX_TOKENS) return FP8_OK;
-    return FP8_FAIL(FP8_EINVAL, "--shape '%s': expected gemma-7b or llama-8b, a comma and 1 to %d "
-                                "tokens", text, MAX_TOKENS);
+    *quantizing = end && strcmp(end, ",quantizing") == 0;
+    if (*c && end && (!*end || *quantizing) && *tokens >= 1 && *tokens <= MAX_TOKENS) return FP8_OK;
+    return FP8_FAIL(FP8_EINVAL, "--shape '%s': expected gemma-7b or llama-8b, a comma, 1 to %d "
+                                "tokens, and ',quantizing' or no more", text, MAX_TOKENS);
 }
 
 fp8_status fp8_bench_linear(fp8_bench_table *out, fp8_device *d, const fp8_bench_options *options) {
@@ -278,7 +335,8 @@ fp8_status fp8_bench_linear(fp8_bench_table *out, fp8_device *d, const fp8_bench
     problem p = {.d = d};
     fp8_status st = FP8_OK;
 
-    for (int32_t i = 0; i < count; i++) FP8_TRY(parse(&p.c, &p.tokens, shapes[i]));
+    for (int32_t i = 0; i < count; i++) FP8_TRY(parse(&p.c, &p.tokens, &p.quantizing,
+                                                       shapes[i]));
     if (fp8_device_place(d) != FP8_PLACE_CUDA)
         FP8_TRY(FP8_FAIL(FP8_EUNSUPPORTED, "bench linear: the device is the CPU"));
     out->columns = columns;
@@ -292,13 +350,15 @@ fp8_status fp8_bench_linear(fp8_bench_table *out, fp8_device *d, const fp8_bench
     for (int32_t i = 0; i < count; i++) {
         const chain *c;
         int64_t tokens;
-        FP8_TRY(parse(&c, &tokens, shapes[i]));
+        int quantizing;
+        FP8_TRY(parse(&c, &tokens, &quantizing, shapes[i]));
         if (c != p.c) {
             free_problem(&p);
             p = (problem){.d = d, .c = c};
             FP8_TRY(make_problem(&p));
         }
         p.tokens = tokens;
+        p.quantizing = quantizing;
         FP8_TRY(bench_tokens(out, &p, shapes[i], options));
     }
 done:

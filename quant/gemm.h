@@ -38,10 +38,13 @@ typedef enum fp8_gemm_activation {
 
 /* Who makes a product on CUDA. */
 typedef enum fp8_gemm_backend {
-    FP8_GEMM_AUTO = 0, /* cuBLASLt */
-    FP8_GEMM_SKINNY    /* or FP8_EUNSUPPORTED: a kernel of ours for few rows of A, made to read B at
+    FP8_GEMM_AUTO = 0, /* cuBLASLt. FP8_GEMM_SKINNY=1 in the environment: SKINNY where it serves and
+                        * was measured the faster (docs/LINEAR.md) */
+    FP8_GEMM_SKINNY,   /* or FP8_EUNSUPPORTED: a kernel of ours for few rows of A, made to read B at
                         * the speed of memory. Hopper, E4M3 x E4M3 -> F32 | BF16 | F16, m up to 128,
-                        * any n and k, rows of A and B on 16 bytes, descales by count, bias */
+                        * any n and k, rows of A and B on 16 bytes, descales by count, bias; always
+                        * EXACT */
+    FP8_GEMM_CUBLASLT  /* whatever the environment says */
 } fp8_gemm_backend;
 
 typedef struct fp8_gemm {
@@ -73,7 +76,7 @@ typedef struct fp8_gemm {
     int64_t a_stride, b_stride, d_stride, r_stride; /* elements between the products of a batch */
     fp8_accumulate accumulate;
     fp8_gemm_backend backend;
-    fp8_launch launch; /* SKINNY: OVERLAP says that B is a constant (core/device.h) */
+    fp8_launch launch; /* where SKINNY runs, OVERLAP says that B is a constant (core/device.h) */
 } fp8_gemm;
 
 /* 1 when `g` (pointers aside) can run as it stands on the device. On CUDA FP8 x FP8 needs k and n

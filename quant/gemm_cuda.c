@@ -17,6 +17,7 @@
  * SUMS_BYTES however many tokens come. */
 #include <cuda_runtime_api.h>
 #include <stddef.h>
+#include <stdlib.h>
 
 #include "core/cuda_check.h"
 #include "quant/cuda_ops.h"
@@ -424,8 +425,16 @@ fp8_status fp8_cuda_gemm_make(fp8_device *d, const fp8_gemm *g, void *workspace,
     return run_way(&r);
 }
 
+/* Is this, on AUTO, our kernel's? */
+static int takes_skinny(const fp8_device *d, const fp8_gemm *g) {
+    const char *want = getenv("FP8_GEMM_SKINNY");
+
+    return want && *want == '1' && g->backend == FP8_GEMM_AUTO && is_fp8(g->a_dtype) &&
+           skinny_pays(g->m, g->n, g->k) && skinny_check(d, g) == FP8_OK;
+}
+
 fp8_status fp8_cuda_gemm_run(fp8_device *d, const fp8_gemm *g, void *workspace,
                              size_t workspace_bytes) {
-    if (g->backend == FP8_GEMM_SKINNY) return skinny_run(d, g);
+    if (g->backend == FP8_GEMM_SKINNY || takes_skinny(d, g)) return skinny_run(d, g);
     return fp8_cuda_gemm_make(d, g, workspace, workspace_bytes, NULL);
 }

@@ -64,7 +64,8 @@ static fp8_gemm product_of(const fp8_linear *l, int64_t tokens, fp8_dtype y,
                   .activation = c->activation,
                   .d_scale = c->y_scale,
                   .d_amax = c->y_amax,
-                  .accumulate = c->accumulate};
+                  .accumulate = c->accumulate,
+                  .launch = FP8_LAUNCH_OVERLAP};
     if (c->residual) {
         g.residual = c->residual->data;
         g.residual_dtype = c->residual->dtype;

@@ -6,9 +6,10 @@
  * Bound      memory: n * k bytes of W once. At 4.55 TB/s, what reading alone reaches on an H200:
  *            37.7 MB (12288 x 3072) 8.3 us, 12.6 MB 2.8 us, 151 MB 33 us, 75.5 MB 17 us. Products
  *            are 2 tokens n k: at 128 tokens as long as the reading
- * Tiling     operands are swapped: 128 rows of W are the M of wgmma, tokens its N. A unit is 128
- *            rows of W and all tokens by 128 of K; a ring of units fills by bulk tensor copies that
- *            one thread of a ninth warp issues. Two warpgroups of 64 rows each multiply. Where
+ * Tiling     operands are swapped: rows of W are the M of wgmma, tokens its N. A unit is 80 to 128
+ *            rows of W, so that tiles come out even on the multiprocessors, and all tokens by 128
+ *            of K; a ring of units fills by bulk tensor copies that one thread of a ninth warp
+ *            issues. Two warpgroups of 64 rows each multiply, whatever a tile has. Where
  *            tiles are few, a cluster's blocks take a part of K each, and unit u of the partial
  *            sums (a warp's 16 rows, 8 tokens) is sent to rank u % splits, which adds and stores
  * Numerics   Hopper's FP8 products keep about 14 bits of a running sum and truncate: every 128 of K
@@ -19,7 +20,8 @@
  *   kernel i      W ........ last W | sums | reduce | store | end
  *   kernel i + 1                 start  W fills the ring       | x | sums, W ....
  *
- *            x waits for the end of the kernels before; W does not
+ *            x waits for the end of the kernels before; W does not. Units beyond the ring can be
+ *            fetched to the L2 cache; it pays only where they are the last few
  * Registers  75 to 96 of 96 (two blocks of 9 warps) up to 64 tokens, 168 of 168 at 128; no spills
  *            (ptxas 13.0, sm_90a)
  */
@@ -57,7 +59,8 @@ enum {
 
 /* The part of shared memory that is not operands or results. */
 struct skinny_control {
-    uint64_t full[SKINNY_MAX_STAGES], empty[SKINNY_MAX_STAGES];
+    uint64_t full[SKINNY_MAX_STAGES];
+    uint64_t empty[SKINNY_MAX_STAGES];
     uint64_t received[SKINNY_WARPS]; /* the peers' partial sums of what this warp owns */
     float token_scale[SKINNY_MAX_TOKENS];
 };
@@ -65,11 +68,9 @@ static_assert(sizeof(skinny_control) <= SKINNY_CONTROL_BYTES, "SKINNY_CONTROL_BY
 
 #if SKINNY_SM90
 
-template <int TOKENS> static constexpr uint32_t STAGE_BYTES = (ROWS + TOKENS) * BLOCK_K;
-
 /* What a block does: tiles first, first + step, ..; of K the units [begin, begin + count). */
 struct block_share {
-    int32_t rank, first, step, begin, count;
+    int32_t rank, first, step, begin, count, total; /* total: units of all its tiles */
 };
 
 struct ring_place {
@@ -93,66 +94,76 @@ struct unit_place {
 
 /* ---- producer: one thread -------------------------------------------------------------------- */
 
-template <int TOKENS> struct producer {
-    unit_place unit, x_unit;
-    ring_place at, x_at;
-    int32_t total, early; /* units; those that the ring takes before any is freed */
-};
-
-template <int TOKENS>
 static __device__ __forceinline__ void load_w(const skinny_args &p, const block_share &b,
-                                              producer<TOKENS> &s, uint8_t *data,
-                                              skinny_control &c, uint64_t policy) {
-    barrier_expect(c.full + s.at.stage, STAGE_BYTES<TOKENS>);
-    copy_box_2d(data + s.at.stage * STAGE_BYTES<TOKENS>, &p.w_map, c.full + s.at.stage,
-                (b.begin + s.unit.unit) * BLOCK_K, s.unit.tile * ROWS, policy);
-    s.unit.next(b);
-    s.at.next(p.stages);
+                                              const unit_place &u, int32_t stage, uint8_t *data,
+                                              skinny_control &c) {
+    barrier_expect(c.full + stage, p.stage_bytes);
+    copy_box_2d(data + stage * p.stage_bytes, &p.w_map, c.full + stage,
+                (b.begin + u.unit) * BLOCK_K, u.tile * p.rows, policy_evict_first());
 }
 
-template <int TOKENS>
 static __device__ __forceinline__ void load_x(const skinny_args &p, const block_share &b,
-                                              producer<TOKENS> &s, uint8_t *data,
-                                              skinny_control &c, uint64_t policy) {
-    copy_box_2d(data + s.x_at.stage * STAGE_BYTES<TOKENS> + ROWS * BLOCK_K, &p.x_map,
-                c.full + s.x_at.stage, (b.begin + s.x_unit.unit) * BLOCK_K, 0, policy);
-    s.x_unit.next(b);
-    s.x_at.next(p.stages);
+                                              const unit_place &u, int32_t stage, uint8_t *data,
+                                              skinny_control &c) {
+    copy_box_2d(data + stage * p.stage_bytes + p.rows * BLOCK_K, &p.x_map, c.full + stage,
+                (b.begin + u.unit) * BLOCK_K, 0, policy_evict_last());
 }
 
-/* Fills the ring with W, which does not depend on the kernels before. */
-template <int TOKENS>
+static __device__ __forceinline__ void fetch_w(const skinny_args &p, const block_share &b,
+                                               const unit_place &u) {
+    fetch_box_2d(&p.w_map, (b.begin + u.unit) * BLOCK_K, u.tile * p.rows);
+}
+
+static __device__ __forceinline__ unit_place place_of(const block_share &b, int32_t index) {
+    const int32_t tile = index / b.count;
+    return {b.first + tile * b.step, index - tile * b.count};
+}
+
+/* Fills the ring with W, which does not depend on the kernels before, and has the units after
+ * those brought near. */
 static __device__ __forceinline__ void produce_early(const skinny_args &p, const block_share &b,
-                                                     producer<TOKENS> &s, uint8_t *data,
-                                                     skinny_control &c) {
-    const uint64_t policy = policy_evict_first();
+                                                     uint8_t *data, skinny_control &c) {
+    unit_place u = {b.first, 0};
 
-    s.total = (p.tiles - b.first + b.step - 1) / b.step * b.count;
-    s.early = min(s.total, p.stages);
-    s.unit = s.x_unit = {b.first, 0};
-    s.at = s.x_at = {0, 0};
     if (p.lead == SKINNY_RELEASE_AT_START) dependents_launch();
-    if (!p.ahead) dependencies_wait();
-    for (int32_t i = 0; i < s.early; i++) load_w<TOKENS>(p, b, s, data, c, policy);
+    if (!p.early) dependencies_wait();
+    for (int32_t i = 0; i < min(b.total, p.stages); i++, u.next(b)) load_w(p, b, u, i, data, c);
+    for (int32_t i = p.stages; i < min(b.total, p.stages + p.ahead); i++, u.next(b))
+        fetch_w(p, b, u);
 }
 
-template <int TOKENS>
-static __device__ __forceinline__ void produce(const skinny_args &p, const block_share &b,
-                                               producer<TOKENS> &s, uint8_t *data,
-                                               skinny_control &c) {
-    const uint64_t w_policy = policy_evict_first(), x_policy = policy_evict_last();
-    const int32_t release_at = s.total - p.lead;
+/* The x of what is there. */
+static __device__ __forceinline__ void produce_first(const skinny_args &p, const block_share &b,
+                                                     uint8_t *data, skinny_control &c) {
+    unit_place u = {b.first, 0};
 
     dependencies_wait();
-    for (int32_t i = 0; i < s.early; i++) load_x<TOKENS>(p, b, s, data, c, x_policy);
-    if (release_at <= s.early) dependents_launch();
-    for (int32_t i = s.early; i < s.total; i++) {
-        if (i == release_at) dependents_launch();
-        barrier_wait(c.empty + s.at.stage, s.at.parity ^ 1);
-        load_w<TOKENS>(p, b, s, data, c, w_policy);
-        load_x<TOKENS>(p, b, s, data, c, x_policy);
+    for (int32_t i = 0; i < min(b.total, p.stages); i++, u.next(b)) load_x(p, b, u, i, data, c);
+    if (b.total - p.lead <= p.stages) dependents_launch();
+}
+
+/* Unit `index`, whose stage is free. */
+static __device__ __forceinline__ void produce_one(const skinny_args &p, const block_share &b,
+                                                   int32_t index, int32_t stage, uint8_t *data,
+                                                   skinny_control &c) {
+    const unit_place u = place_of(b, index);
+
+    load_w(p, b, u, stage, data, c);
+    load_x(p, b, u, stage, data, c);
+    if (p.ahead > 0 && index + p.ahead < b.total) fetch_w(p, b, place_of(b, index + p.ahead));
+    if (index == b.total - p.lead) dependents_launch();
+}
+
+static __device__ __forceinline__ void produce(const skinny_args &p, const block_share &b,
+                                               uint8_t *data, skinny_control &c) {
+    ring_place at = {0, 0};
+
+    produce_first(p, b, data, c);
+    for (int32_t i = p.stages; i < b.total; i++) {
+        barrier_wait(c.empty + at.stage, at.parity);
+        produce_one(p, b, i, at.stage, data, c);
+        at.next(p.stages);
     }
-    dependents_launch(); /* nothing where it was called before */
 }
 
 /* ---- consumers: sums ------------------------------------------------------------------------- */
@@ -162,15 +173,15 @@ template <int TOKENS>
 static __device__ __forceinline__ void accumulate(float (&main)[TOKENS / 2], const skinny_args &p,
                                                   const block_share &b, const uint8_t *data,
                                                   skinny_control &c, ring_place &at) {
-    constexpr uint32_t STEP = STAGE_BYTES<TOKENS> / 16;
+    const uint32_t step = (uint32_t)p.stage_bytes / 16;
     const uint32_t w0 = operand_low(data + threadIdx.x / WARPGROUP * WG_ROWS * BLOCK_K);
-    const uint32_t x0 = operand_low(data + ROWS * BLOCK_K);
+    const uint32_t x0 = operand_low(data + p.rows * BLOCK_K);
     float sum[TOKENS / 2];
 
 #pragma unroll
     for (int i = 0; i < TOKENS / 2; i++) main[i] = 0.0f;
     for (int32_t i = 0; i < b.count; i++) {
-        const uint32_t w = w0 + at.stage * STEP, x = x0 + at.stage * STEP;
+        const uint32_t w = w0 + at.stage * step, x = x0 + at.stage * step;
         barrier_wait(c.full + at.stage, at.parity);
         products_begin();
         product_start(sum, w, x);
@@ -195,10 +206,16 @@ static __device__ __forceinline__ int32_t share_index(int32_t j) {
     return (int32_t)threadIdx.x / 32 * (TOKENS / 8) + j;
 }
 
+/* Has this warp rows of the tile? */
+static __device__ __forceinline__ bool has_rows(const skinny_args &p) {
+    return (int32_t)threadIdx.x / 32 * WARP_ROWS < p.rows;
+}
+
 template <int TOKENS>
 static __device__ __forceinline__ void expect_shares(const skinny_args &p, const block_share &b,
                                                      skinny_control &c) {
     int32_t owned = 0;
+    if (!has_rows(p)) return;
     for (int j = 0; j < TOKENS / 8; j++)
         owned += share_index<TOKENS>(j) % p.splits == b.rank;
     barrier_expect(c.received + threadIdx.x / 32,
@@ -215,6 +232,7 @@ static __device__ __forceinline__ void reduce(float (&main)[TOKENS / 2], const s
     bool waited = false;
 
     cluster_wait(); /* all blocks of the cluster have started */
+    if (!has_rows(p)) return;
 #pragma unroll
     for (int j = 0; j < TOKENS / 8; j++) {
         const int32_t u = share_index<TOKENS>(j), owner = u % p.splits;
@@ -266,11 +284,13 @@ static __device__ __forceinline__ row_terms load_terms(const skinny_args &p, int
 }
 
 template <int TOKENS>
-static __device__ __forceinline__ void finish(float (&main)[TOKENS / 2], const skinny_control &c,
-                                              const row_terms &t) {
+static __device__ __forceinline__ void finish(float (&main)[TOKENS / 2], const skinny_args &p,
+                                              const skinny_control &c, const row_terms &t) {
 #pragma unroll
     for (int j = 0; j < TOKENS / 8; j++) {
-        const float *token = c.token_scale + 8 * j + 2 * (threadIdx.x % 4);
+        const float2 a = *reinterpret_cast<const float2 *>(c.token_scale + 8 * j +
+                                                           2 * (threadIdx.x % 4));
+        const float token[2] = {__fmul_rn(p.alpha, a.x), __fmul_rn(p.alpha, a.y)};
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             float &v = main[4 * j + i];
@@ -279,32 +299,30 @@ static __device__ __forceinline__ void finish(float (&main)[TOKENS / 2], const s
     }
 }
 
-/* BF16 through shared memory, a warpgroup's 64 rows by all tokens at once. */
+/* BF16 through shared memory, a warp's 16 rows by all tokens at once. */
 template <int TOKENS>
 static __device__ __forceinline__ void store_copied(const float (&main)[TOKENS / 2],
                                                     const skinny_args &p, uint8_t *boxes,
-                                                    int32_t tile) {
-    const int32_t lane = threadIdx.x % 32, group = threadIdx.x / WARPGROUP;
-    const int32_t warp = threadIdx.x % WARPGROUP / 32, r = lane % 8;
-    uint8_t *box = boxes + group * TOKENS * WG_ROWS * 2;
-    uint8_t *to = box + r * 128 + ((2 * warp + lane / 8 % 2) ^ r) * 16; /* swizzled */
+                                                    int32_t row) {
+    const int32_t lane = threadIdx.x % 32;
+    uint8_t *box = boxes + threadIdx.x / 32 * (TOKENS * WARP_ROWS * 2);
+    uint8_t *to = box + lane % 8 * (WARP_ROWS * 2) + lane / 8 % 2 * 16;
 
-    if (threadIdx.x % WARPGROUP == 0) boxes_read();
-    named_sync(WARPGROUP_BARRIER + group, WARPGROUP);
+    if (lane == 0) boxes_read();
+    __syncwarp();
     if constexpr (TOKENS == 8) {
         store_transposed(to, pack_bf16(main[0], main[1]), pack_bf16(main[2], main[3]));
     } else {
 #pragma unroll
         for (int j = 0; j < TOKENS / 8; j += 2) {
             const float *v = main + 4 * j;
-            store_transposed(to + 8 * (j + lane / 16) * 128, pack_bf16(v[0], v[1]),
+            store_transposed(to + 8 * (j + lane / 16) * (WARP_ROWS * 2), pack_bf16(v[0], v[1]),
                              pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
         }
     }
     proxy_fence();
-    named_sync(WARPGROUP_BARRIER + group, WARPGROUP);
-    if (threadIdx.x % WARPGROUP == 0)
-        store_box_2d(&p.d_map, box, tile * ROWS + group * WG_ROWS, 0);
+    __syncwarp();
+    if (lane == 0) store_box_2d(&p.d_map, box, row, 0);
 }
 
 static __device__ __forceinline__ void store_one(const skinny_args &p, int32_t token, int32_t n,
@@ -350,32 +368,45 @@ static __device__ __forceinline__ void store(const float (&main)[TOKENS / 2], co
     }
 }
 
+/* The descales of tokens, on their way while the sums are made. */
+template <int TOKENS>
+static __device__ __forceinline__ void fetch_token_scales(const skinny_args &p,
+                                                          skinny_control &c) {
+    for (int32_t t = threadIdx.x; t < TOKENS; t += CONSUMERS) {
+        const int32_t from = p.a_vector ? min(t, p.tokens - 1) : 0;
+        if (p.a_descale) copy_word(c.token_scale + t, p.a_descale + from);
+        else c.token_scale[t] = 1.0f;
+    }
+}
+
 template <int TOKENS>
 static __device__ __forceinline__ void consume(const skinny_args &p, const block_share &b,
                                                uint8_t *data, uint8_t *boxes, skinny_control &c) {
     const int32_t lane = threadIdx.x % 32;
     ring_place at = {0, 0};
+    bool first = true;
 
     if (p.splits > 1 && lane == 0) expect_shares<TOKENS>(p, b, c);
     dependencies_wait();
-    for (int32_t t = threadIdx.x; t < TOKENS; t += CONSUMERS) {
-        const float *descale = p.a_descale && t < p.tokens ? p.a_descale + (p.a_vector ? t : 0)
-                                                           : NULL;
-        c.token_scale[t] = descale ? __fmul_rn(p.alpha, *descale) : p.alpha;
-    }
-    named_sync(CONSUMER_BARRIER, CONSUMERS);
+    fetch_token_scales<TOKENS>(p, c);
     for (int32_t tile = b.first; tile < p.tiles; tile += b.step) {
-        const int32_t row = tile * ROWS + threadIdx.x / 32 * WARP_ROWS;
+        const int32_t row = tile * p.rows + threadIdx.x / 32 * WARP_ROWS;
         const row_terms terms = load_terms(p, row + lane / 4);
         float main[TOKENS / 2];
 
         accumulate<TOKENS>(main, p, b, data, c, at);
+        if (first) {
+            copied_words();
+            named_sync(CONSUMER_BARRIER, CONSUMERS);
+        }
+        first = false;
         if (p.splits > 1) reduce<TOKENS>(main, p, b, reinterpret_cast<float *>(boxes), c);
-        finish<TOKENS>(main, c, terms);
-        if (p.d_by_copy) store_copied<TOKENS>(main, p, boxes, tile);
+        if (!has_rows(p)) continue;
+        finish<TOKENS>(main, p, c, terms);
+        if (p.d_by_copy) store_copied<TOKENS>(main, p, boxes, row);
         else store<TOKENS>(main, p, b, row);
     }
-    if (p.d_by_copy && threadIdx.x % WARPGROUP == 0) boxes_read();
+    if (p.d_by_copy && lane == 0) boxes_read();
 }
 
 #endif /* SKINNY_SM90 */
@@ -389,18 +420,18 @@ static __global__ void __launch_bounds__(THREADS, RESIDENT)
 skinny_kernel(const __grid_constant__ skinny_args p) {
 #if SKINNY_SM90
     extern __shared__ __align__(1024) uint8_t data[];
-    uint8_t *boxes = data + p.stages * STAGE_BYTES<TOKENS>;
+    uint8_t *boxes = data + p.stages * p.stage_bytes;
     skinny_control &c = *reinterpret_cast<skinny_control *>(boxes + p.box_bytes);
     const int32_t warp = __shfl_sync(0xffffffffu, (int32_t)threadIdx.x / 32, 0);
     const bool copies = threadIdx.x == CONSUMERS;
     block_share b;
-    producer<TOKENS> s;
 
     b.rank = (int32_t)blockIdx.x % p.splits;
     b.first = (int32_t)blockIdx.x / p.splits;
     b.step = (int32_t)gridDim.x / p.splits;
     b.begin = (int32_t)((int64_t)p.units * b.rank / p.splits);
     b.count = (int32_t)((int64_t)p.units * (b.rank + 1) / p.splits) - b.begin;
+    b.total = (p.tiles - b.first + b.step - 1) / b.step * b.count;
     if (copies) {
         for (int i = 0; i < p.stages; i++) {
             barrier_init(c.full + i, 1);
@@ -408,7 +439,7 @@ skinny_kernel(const __grid_constant__ skinny_args p) {
         }
         for (int i = 0; i < SKINNY_WARPS; i++) barrier_init(c.received + i, 1);
         barrier_init_done();
-        produce_early<TOKENS>(p, b, s, data, c);
+        produce_early(p, b, data, c);
     }
     __syncwarp();
     __syncthreads();
@@ -416,7 +447,7 @@ skinny_kernel(const __grid_constant__ skinny_args p) {
     if (warp < SKINNY_WARPS) {
         consume<TOKENS>(p, b, data, boxes, c);
     } else {
-        if (copies) produce<TOKENS>(p, b, s, data, c);
+        if (copies) produce(p, b, data, c);
         __syncwarp();
         if (p.splits > 1) cluster_wait();
     }

@@ -12,7 +12,9 @@ extern "C" {
 #endif
 
 enum {
-    SKINNY_ROWS = 128,       /* rows of B of a tile */
+    SKINNY_ROWS = 128,       /* rows of B of a tile, the most */
+    SKINNY_MIN_ROWS = 80,    /* the fewest: the second warpgroup's first warp has some */
+    SKINNY_ROW_STEP = 16,    /* a warp's rows */
     SKINNY_BLOCK_K = 128,    /* elements of K of a unit */
     SKINNY_MAX_TOKENS = 128,
     SKINNY_MAX_SPLITS = 8,   /* the largest cluster every GPU of this kind takes */
@@ -26,16 +28,22 @@ enum {
 typedef struct skinny_tile {
     int32_t tokens;   /* 8, 16, 32, 64, 128: rows of A of a unit, zeros where there are fewer */
     int32_t resident; /* blocks a multiprocessor has room for: 2, or 1 with 128 tokens */
+    int32_t rows;     /* of B of a tile: SKINNY_MIN_ROWS to SKINNY_ROWS in steps of a warp's */
     int32_t splits;   /* blocks of a cluster, which share the K of a tile */
     int32_t clusters; /* of the grid; with splits one a tile, else a block takes each such tile */
     int32_t stages;   /* units in flight a block */
+    int32_t ahead;    /* units beyond the ring that are fetched to the L2 cache */
     int32_t lead;     /* units before its end at which a block lets the next kernel start */
 } skinny_tile;
 
 /* The cut for m rows of A and an [n, k] B, all at least 1, m at most SKINNY_MAX_TOKENS. */
 skinny_tile skinny_choose(int64_t m, int64_t n, int64_t k, int32_t num_sms);
 
+/* Was it measured faster than cuBLASLt on products of such sizes? */
+int skinny_pays(int64_t m, int64_t n, int64_t k);
+
 /* Shared memory of a block: the ring, partial sums or results on their way out, control. */
+size_t skinny_stage_bytes(const skinny_tile *t);
 size_t skinny_box_bytes(const skinny_tile *t);
 size_t skinny_shared_bytes(const skinny_tile *t);
 

@@ -46,15 +46,16 @@ fp8_status skinny_check(const fp8_device *d, const fp8_gemm *g) {
 
 /* ---- tensor maps ----------------------------------------------------------------------------- */
 
-/* A map of [rows, cols] elements of 1 or 2 bytes, boxes [box_rows, box_cols] 128 bytes wide. */
+/* A map of [rows, cols] elements of 1 or 2 bytes, boxes [box_rows, box_cols]. */
 static fp8_status make_map(fp8_tensor_map_encode encode, CUtensorMap *map, const char *name,
                            const void *x, CUtensorMapDataType type, int64_t rows, int64_t cols,
-                           int64_t ld_bytes, int32_t box_rows, int32_t box_cols) {
+                           int64_t ld_bytes, int32_t box_rows, int32_t box_cols,
+                           CUtensorMapSwizzle swizzle) {
     const cuuint64_t sizes[2] = {(cuuint64_t)cols, (cuuint64_t)rows};
     const cuuint64_t strides[1] = {(cuuint64_t)ld_bytes};
     const cuuint32_t boxes[2] = {(cuuint32_t)box_cols, (cuuint32_t)box_rows}, steps[2] = {1, 1};
     const CUresult e = encode(map, type, 2, (void *)(uintptr_t)x, sizes, strides, boxes, steps,
-                              CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                              CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
                               CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 
@@ -70,15 +71,16 @@ static fp8_status make_maps(skinny_args *a, const fp8_gemm *g, const skinny_tile
 
     FP8_TRY(fp8_tensor_map_encoder(&encode));
     FP8_TRY(make_map(encode, &a->w_map, "B", g->b, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->n, g->k,
-                     g->ldb, SKINNY_ROWS, SKINNY_BLOCK_K));
+                     g->ldb, t->rows, SKINNY_BLOCK_K, CU_TENSOR_MAP_SWIZZLE_128B));
     FP8_TRY(make_map(encode, &a->x_map, "A", g->a, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->m, g->k,
-                     g->lda, t->tokens, SKINNY_BLOCK_K));
+                     g->lda, t->tokens, SKINNY_BLOCK_K, CU_TENSOR_MAP_SWIZZLE_128B));
     /* NOTE: a copied box writes in steps of 16 bytes: past a row's end where n is off them. */
     a->d_by_copy = t->splits == 1 && g->d_dtype == FP8_DTYPE_BF16 && g->n % 8 == 0 &&
                    on_vector(g->d, 2 * g->ldd);
     if (a->d_by_copy)
         FP8_TRY(make_map(encode, &a->d_map, "D", g->d, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, g->m,
-                         g->n, 2 * g->ldd, t->tokens, SKINNY_ROWS / 2));
+                         g->n, 2 * g->ldd, t->tokens, SKINNY_ROW_STEP,
+                         CU_TENSOR_MAP_SWIZZLE_NONE));
 done:
     return st;
 }
@@ -87,26 +89,30 @@ done:
 
 /* A cluster's blocks exchange their sums once. */
 static fp8_status check_tile(const skinny_tile *t, const skinny_args *a) {
-    if (t->tokens >= a->tokens && t->stages >= 1 && t->stages <= SKINNY_MAX_STAGES &&
-        t->splits >= 1 && t->splits <= SKINNY_MAX_SPLITS && t->splits <= a->units &&
-        t->clusters >= 1 && t->clusters <= a->tiles &&
+    if (t->tokens >= a->tokens && t->rows >= SKINNY_MIN_ROWS && t->rows <= SKINNY_ROWS &&
+        t->rows % SKINNY_ROW_STEP == 0 && t->ahead >= 0 && t->stages >= 1 &&
+        t->stages <= SKINNY_MAX_STAGES && t->splits >= 1 && t->splits <= SKINNY_MAX_SPLITS &&
+        t->splits <= a->units && t->clusters >= 1 && t->clusters <= a->tiles &&
         (t->splits == 1 || t->clusters == a->tiles))
         return FP8_OK;
-    return FP8_FAIL(FP8_EINVAL, "skinny gemm: %d tokens, %d splits, %d clusters, %d stages for "
-                                "%d tokens, %d tiles, %d units of K",
-                    t->tokens, t->splits, t->clusters, t->stages, a->tokens, a->tiles, a->units);
+    return FP8_FAIL(FP8_EINVAL,
+                    "skinny gemm: %d tokens, %d rows, %d splits, %d clusters, %d stages for %d "
+                    "tokens, %d tiles, %d units of K",
+                    t->tokens, t->rows, t->splits, t->clusters, t->stages, a->tokens, a->tiles,
+                    a->units);
 }
 
 fp8_status skinny_run_tile(fp8_device *d, const fp8_gemm *g, const skinny_tile *t) {
     skinny_args a = {.d = g->d, .bias = g->bias, .a_descale = g->a_descale,
                      .b_descale = g->b_descale, .ldd = g->ldd, .tokens = (int32_t)g->m,
-                     .n = (int32_t)g->n,
-                     .tiles = (int32_t)((g->n + SKINNY_ROWS - 1) / SKINNY_ROWS),
+                     .n = (int32_t)g->n, .rows = t->rows,
+                     .tiles = t->rows > 0 ? (int32_t)((g->n + t->rows - 1) / t->rows) : 0,
                      .units = (int32_t)((g->k + SKINNY_BLOCK_K - 1) / SKINNY_BLOCK_K),
-                     .splits = t->splits, .stages = t->stages, .lead = t->lead,
+                     .splits = t->splits, .stages = t->stages, .ahead = t->ahead,
+                     .lead = t->lead, .stage_bytes = (int32_t)skinny_stage_bytes(t),
                      .box_bytes = (int32_t)skinny_box_bytes(t),
                      .a_vector = g->a_descale_count > 1, .b_vector = g->b_descale_count > 1,
-                     .ahead = g->launch == FP8_LAUNCH_OVERLAP, .alpha = g->alpha,
+                     .early = g->launch == FP8_LAUNCH_OVERLAP, .alpha = g->alpha,
                      .d_dtype = g->d_dtype, .bias_dtype = g->bias_dtype};
     fp8_status st;
 

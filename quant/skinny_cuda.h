@@ -10,15 +10,16 @@ extern "C" {
 #endif
 
 typedef struct skinny_args {
-    CUtensorMap w_map; /* (k, n), box (SKINNY_BLOCK_K, SKINNY_ROWS), swizzled */
+    CUtensorMap w_map; /* (k, n), box (SKINNY_BLOCK_K, rows), swizzled */
     CUtensorMap x_map; /* (k, tokens), box (SKINNY_BLOCK_K, tile's tokens), swizzled */
-    CUtensorMap d_map; /* (n, tokens), box (SKINNY_ROWS / 2, tile's tokens); with d_by_copy */
+    CUtensorMap d_map; /* (n, tokens), box (a warp's rows, tile's tokens); with d_by_copy */
     void *d;
     const void *bias;
     const float *a_descale, *b_descale;
     int64_t ldd;
-    int32_t tokens, n, tiles, units, splits, stages, lead, box_bytes;
-    int32_t a_vector, b_vector, d_by_copy, ahead; /* ahead: W before the previous kernel's end */
+    int32_t tokens, n, rows, tiles, units, splits, stages, stage_bytes, box_bytes;
+    int32_t ahead, lead;                          /* as skinny_tile has them */
+    int32_t a_vector, b_vector, d_by_copy, early; /* early: W before the previous kernel's end */
     float alpha;
     fp8_dtype d_dtype, bias_dtype;
 } skinny_args;

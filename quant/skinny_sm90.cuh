@@ -15,6 +15,20 @@ SM90 void copy_box_2d(void *to, const CUtensorMap *map, uint64_t *bar, int x, in
                  : "memory");
 }
 
+/* A box into the L2 cache. */
+SM90 void fetch_box_2d(const CUtensorMap *map, int x, int y) {
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map),
+                 "r"(x), "r"(y)
+                 : "memory");
+}
+
+/* A word to shared memory, and the wait for all such copies of this thread. */
+SM90 void copy_word(void *to, const void *from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from)
+                 : "memory");
+}
+SM90 void copied_words() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 /* What is read once leaves the L2 cache first; what all blocks read stays longest. */
 SM90 uint64_t policy_evict_first() {
     uint64_t policy;

@@ -37,6 +37,7 @@ static const skinny_case cases[] = {
     {"split, 128 tokens", 128, 256, 4096, 0, B16, B16, 1, 0},
     {"many tiles", 8, 40000, 256, 0, B16, NONE, 1, 0},
     {"many tiles, 64 tokens", 64, 20001, 160, 0, B16, B16, 0, 0},
+    {"n of 8 and a half warp", 31, 16040, 160, 1, B16, B16, 0, 0},
     {"many tiles, 128 tokens", 127, 17024, 144, 0, B16, NONE, 1, 0},
 };
 
@@ -221,13 +222,21 @@ static void test_same_sign(void) {
 }
 
 static void test_splits(void) {
-    static const skinny_case c = {"splits", 64, 300, 1536, 0, B32, NONE, 1, 0};
+    static const skinny_case c = {"splits", 128, 300, 1536, 0, B32, NONE, 1, 0};
+    static const skinny_tile bad[] = {
+        {128, 1, 128, 2, 2, 3, 0, 4}, {64, 2, 128, 1, 3, 3, 0, 4}, {128, 1, 0, 1, 3, 3, 0, 4},
+        {128, 1, 64, 1, 3, 3, 0, 4},  {128, 1, 120, 1, 3, 3, 0, 4}};
     problem p = make(&c, CODES_ANY);
     for (int32_t tokens = 8; tokens <= 128; tokens *= 2)
         for (int32_t splits = 1; splits <= SKINNY_MAX_SPLITS; splits++) {
-            const skinny_tile t = {tokens, tokens < 128 ? 2 : 1, splits, 3, 3, 1 + splits % 3};
+            const int32_t rows = SKINNY_ROWS - splits % 4 * SKINNY_ROW_STEP;
+            const int32_t tiles = (300 + rows - 1) / rows;
+            const skinny_tile t = {.tokens = tokens, .rows = rows, .splits = splits,
+                                   .resident = tokens < SKINNY_MAX_TOKENS ? 2 : 1,
+                                   .clusters = splits > 1 ? tiles : tiles - 1, .stages = 3,
+                                   .ahead = splits % 3, .lead = 1 + splits % 3};
             static char name[48];
-            snprintf(name, sizeof name, "%d tokens, %d splits", tokens, splits);
+            snprintf(name, sizeof name, "%d tokens, %d splits of %d rows", tokens, splits, rows);
             check_case = name;
             p.g.m = tokens < c.m ? tokens : c.m;
             p.g.a_descale_count = p.g.m;
@@ -236,8 +245,8 @@ static void test_splits(void) {
             check_result(&p);
         }
     check_case = "tiles that do not fit";
-    CHECK_STATUS(skinny_run_tile(gpu, &p.g, &(skinny_tile){64, 2, 2, 2, 3, 4}), FP8_EINVAL);
-    CHECK_STATUS(skinny_run_tile(gpu, &p.g, &(skinny_tile){32, 2, 1, 3, 3, 4}), FP8_EINVAL);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        CHECK_STATUS(skinny_run_tile(gpu, &p.g, &bad[i]), FP8_EINVAL);
     drop(&p);
 }
 

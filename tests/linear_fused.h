@@ -171,10 +171,12 @@ static inline void *linear_place(fp8_device *d, fp8_dtype t, const float *v, int
     return out;
 }
 
-/* got against want: E4M3 within a step and mostly equal, others in relative L2. */
+/* got against want: E4M3 within a step and mostly equal, others in relative L2. A GPU's tanh is
+ * within 2^-11, so x / 2 (1 + tanh) within 2^-9 up to |x| = 8; beyond, that is less than a step. */
 static inline void linear_check(const linear_case *c, const void *raw, const double *want,
                                 int64_t n, float y_scale) {
     const double bound = c->y == B32 ? 1e-3 : 4e-3;
+    const double slack = 0x1p-9 + (c->gelu ? 0x1p-9 * (double)y_scale : 0);
     double error = 0, reference = 0, off = 0;
 
     for (int64_t i = 0; i < n; i++) {
@@ -184,7 +186,7 @@ static inline void linear_check(const linear_case *c, const void *raw, const dou
         if (c->y == W8) {
             const double near = (double)linear_code((float)want[i], y_scale);
             off += got != near;
-            if (fabs(got - near) <= 0.13 * fabs(near) + 0x1p-9) continue;
+            if (fabs(got - near) <= 0.13 * fabs(near) + slack) continue;
             if (++check_failures < 10)
                 fprintf(stderr, "[%s] element %lld: got code %g, want %g (%g)\n", check_case,
                         (long long)i, got, near, want[i] * (double)y_scale);
