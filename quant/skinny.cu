@@ -22,7 +22,7 @@
  *
  *            x waits for the end of the kernels before; W does not. Units beyond the ring can be
  *            fetched to the L2 cache; it pays only where they are the last few
- * Registers  75 to 96 of 96 (two blocks of 9 warps) up to 64 tokens, 168 of 168 at 128; no spills
+ * Registers  80 to 96 of 96 (two blocks of 9 warps) up to 64 tokens, 168 of 168 at 128; no spills
  *            (ptxas 13.0, sm_90a)
  */
 #include "core/cuda_check.h"
