@@ -3,10 +3,12 @@ which fails once and from there on, in `convert` and `run` on the GPU. Skipped i
 -DFP8_FAULTS=ON."""
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 
-if subprocess.run(["nvidia-smi"], capture_output=True, check=False).returncode:
+found = shutil.which("nvidia-smi")
+if not found or subprocess.run([found], capture_output=True, check=False).returncode:
     print("skipped: no GPU", file=sys.stderr)
     sys.exit(77)
 os.environ["FP8_FAULT_DEVICE"] = "cuda"
