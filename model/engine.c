@@ -241,7 +241,7 @@ static fp8_decode_options plan_options(const fp8_engine *e, const engine_kind *k
     o.page_size = e->o.page_size;
     o.num_seqs = k->seqs;
     o.total_q = k->tokens;
-    o.max_q = k->tokens > k->seqs ? k->tokens : 1;
+    o.max_q = k->max_q;
     o.max_kv = e->o.max_context;
     o.q_dtype = q_codes(e) ? FP8_DTYPE_E4M3 : e->m->type;
     o.kv_dtype = fp8_keys(e) ? FP8_DTYPE_E4M3 : e->m->type;
@@ -279,13 +279,13 @@ done:
     return st;
 }
 
-static fp8_status add_kind(fp8_engine *e, int64_t seqs, int64_t tokens) {
+static fp8_status add_kind(fp8_engine *e, int64_t seqs, int64_t tokens, int64_t max_q) {
     engine_kind *k = &e->kinds[e->num_kinds];
 
     if (e->num_kinds == ENGINE_MAX_KINDS)
         return FP8_FAIL(FP8_EINVAL, "engine: more than %d sizes of steps", (int)ENGINE_MAX_KINDS);
     e->num_kinds++;
-    *k = (engine_kind){.seqs = seqs, .tokens = tokens};
+    *k = (engine_kind){.seqs = seqs, .tokens = tokens, .max_q = max_q};
     return plan_kind(e, k);
 }
 
@@ -303,10 +303,10 @@ static fp8_status create_kinds(fp8_engine *e) {
     fp8_status st = FP8_OK;
 
     for (int64_t n = e->graphs ? 1 : seqs; n <= seqs; n = next_size(n, seqs))
-        FP8_TRY(add_kind(e, n, n));
+        FP8_TRY(add_kind(e, n, n, 1));
     e->num_decode_kinds = e->num_kinds;
     for (int64_t n = e->graphs ? least : tokens; n <= tokens; n = next_size(n, tokens))
-        if (n >= seqs) FP8_TRY(add_kind(e, seqs, n));
+        if (n >= seqs) FP8_TRY(add_kind(e, seqs, n, n));
 done:
     return st;
 }
@@ -314,13 +314,12 @@ done:
 fp8_status engine_forward(fp8_engine *e, const engine_kind *k, int64_t tokens, int64_t seqs,
                           fp8_tensor *logits) {
     const engine_inputs *in = &e->on_device;
-    const int mixed = k->tokens > k->seqs;
     const fp8_paged paged = {.batch = {.num_seqs = seqs,
                                        .page_table = in->table,
                                        .max_pages = e->max_pages,
                                        .kv_lengths = in->kv_lengths,
                                        .q_starts = in->q_starts,
-                                       .max_q = mixed ? tokens : 1,
+                                       .max_q = k->max_q < tokens ? k->max_q : tokens,
                                        .max_kv = e->o.max_context,
                                        .total_q = tokens},
                              .pages = e->pages,

@@ -29,6 +29,7 @@ typedef struct engine_request {
 /* Sizes of steps that share plans and, on CUDA, a graph. */
 typedef struct engine_kind {
     int64_t seqs, tokens; /* the most it takes; with graphs every step has just these */
+    int64_t max_q;        /* tokens of a sequence, at most: 1 where all decode */
     fp8_decode_plan *plans[2]; /* of layers without and with a window */
     fp8_decode_plan **layers;  /* [num_layers] of these */
     fp8_graph *graph;          /* NULL: not captured */

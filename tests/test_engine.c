@@ -86,6 +86,7 @@ static const fp8_engine_options shapes[] = {
     {.max_context = CONTEXT},
     {.max_context = CONTEXT, .max_seqs = 3, .page_size = 128},
     {.max_context = CONTEXT, .join = FP8_ENGINE_JOIN_ALWAYS},
+    {.max_context = CONTEXT, .max_seqs = 4, .step_tokens = 4}, /* as many tokens as sequences */
     {.max_context = CONTEXT, .max_seqs = 2, .step_tokens = 5, .max_requests = PROMPTS},
     {.max_context = CONTEXT, .max_seqs = 1, .step_tokens = 1, .num_pages = 1,
      .max_requests = PROMPTS},
