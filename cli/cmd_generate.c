@@ -94,35 +94,20 @@ done:
     return st;
 }
 
-static fp8_status add_ids(cJSON *doc, const char *key, const int32_t *ids, int64_t count) {
-    cJSON *list = cJSON_AddArrayToObject(doc, key);
-    int ok = list != NULL;
-    for (int64_t i = 0; ok && i < count; i++)
-        ok = cJSON_AddItemToArray(list, cJSON_CreateNumber(ids[i]));
-    return ok ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "printing the results: out of memory");
-}
-
 static fp8_status generate_json(fp8_model *m, const fp8_tokenizer *t, fp8_ids *ids,
                                 const char *prompt, const options *o) {
     fp8_status st = FP8_OK;
     const int64_t num_prompt = ids->count;
     fp8_ids made = {0};
     cJSON *doc = cJSON_CreateObject();
-    char *text = NULL;
-    size_t len = 0;
     FP8_TRY(fp8_model_generate(m, &made, ids->data, num_prompt, o->max_tokens, 0, on_silent_token,
                                NULL));
     FP8_TRY(cli_check_interrupt());
     FP8_TRY(fp8_ids_append(ids, made.data, made.count));
-    FP8_TRY(cli_continuation(&text, &len, t, ids, num_prompt));
-    FP8_TRY(cli_json_add_text(doc, "prompt", prompt, strlen(prompt)));
-    FP8_TRY(cli_json_add_text(doc, "text", text, len));
-    FP8_TRY(add_ids(doc, "prompt_ids", ids->data, num_prompt));
-    FP8_TRY(add_ids(doc, "ids", made.data, made.count));
+    FP8_TRY(generation_to_json(doc, t, prompt, ids, num_prompt));
     FP8_TRY(cli_json_print(doc));
 done:
     cJSON_Delete(doc);
-    free(text);
     fp8_ids_free(&made);
     return st;
 }

@@ -76,35 +76,51 @@ done:
 
 static fp8_status add_ids(cJSON *doc, const char *key, const int32_t *ids, int64_t count) {
     cJSON *list = cJSON_AddArrayToObject(doc, key);
-    for (int64_t i = 0; i < count; i++) cJSON_AddItemToArray(list, cJSON_CreateNumber(ids[i]));
-    return list ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "printing the results");
+    int ok = list != NULL;
+    for (int64_t i = 0; ok && i < count; i++)
+        ok = cJSON_AddItemToArray(list, cJSON_CreateNumber(ids[i]));
+    return ok ? FP8_OK : FP8_FAIL(FP8_ENOMEM, "printing the results: out of memory");
 }
 
-static fp8_status print_one(job *j, int64_t i) {
-    const int64_t made = j->ids[i].count - j->lengths[i];
-    const char *prompt = j->prompts->texts[i];
+fp8_status generation_to_json(cJSON *doc, const fp8_tokenizer *t, const char *prompt,
+                              const fp8_ids *ids, int64_t num_prompt) {
     fp8_status st = FP8_OK;
     char *text = NULL;
     size_t length = 0;
-    cJSON *doc;
 
-    FP8_TRY(cli_continuation(&text, &length, j->tokenizer, &j->ids[i], j->lengths[i]));
-    if (!j->list) {
-        if (j->prompts->count > 1) printf("[%lld] %s", (long long)i + 1, prompt);
-        fwrite(text, 1, length, stdout);
-        putchar('\n');
-        fflush(stdout);
-        goto done;
-    }
-    doc = cJSON_CreateObject();
-    cJSON_AddItemToArray(j->list, doc);
+    FP8_TRY(cli_continuation(&text, &length, t, ids, num_prompt));
     FP8_TRY(cli_json_add_text(doc, "prompt", prompt, strlen(prompt)));
     FP8_TRY(cli_json_add_text(doc, "text", text, length));
-    FP8_TRY(add_ids(doc, "prompt_ids", j->ids[i].data, j->lengths[i]));
-    FP8_TRY(add_ids(doc, "ids", j->ids[i].data + j->lengths[i], made));
+    FP8_TRY(add_ids(doc, "prompt_ids", ids->data, num_prompt));
+    FP8_TRY(add_ids(doc, "ids", ids->data + num_prompt, ids->count - num_prompt));
 done:
     free(text);
     return st;
+}
+
+static fp8_status print_text(const job *j, int64_t i) {
+    fp8_status st = FP8_OK;
+    char *text = NULL;
+    size_t length = 0;
+
+    FP8_TRY(cli_continuation(&text, &length, j->tokenizer, &j->ids[i], j->lengths[i]));
+    if (j->prompts->count > 1) printf("[%lld] %s", (long long)i + 1, j->prompts->texts[i]);
+    fwrite(text, 1, length, stdout);
+    putchar('\n');
+    fflush(stdout);
+done:
+    free(text);
+    return st;
+}
+
+static fp8_status print_one(job *j, int64_t i) {
+    cJSON *doc;
+
+    if (!j->list) return print_text(j, i);
+    doc = cJSON_CreateObject();
+    if (!cJSON_AddItemToArray(j->list, doc))
+        return FP8_FAIL(FP8_ENOMEM, "printing the results: out of memory");
+    return generation_to_json(doc, j->tokenizer, j->prompts->texts[i], &j->ids[i], j->lengths[i]);
 }
 
 /* What has been made since the last look, and whatever can be printed by now. */

@@ -227,6 +227,25 @@ static inline void decode_problem_init(decode_problem *p, const decode_case *c, 
                    check_normal(&seed) * (p->o.q_dtype == FP8_DTYPE_E4M3 ? 16.0f : 1.0f));
 }
 
+/* Sequence s of a problem, alone, in the same pages: until the next call. */
+static inline decode_problem decode_problem_alone(const decode_problem *p, int64_t s) {
+    static int32_t starts[2], length;
+    decode_problem one = *p;
+    starts[1] = p->batch.q_starts[s + 1] - p->batch.q_starts[s];
+    length = p->batch.kv_lengths[s];
+    one.o.num_seqs = one.batch.num_seqs = 1;
+    one.o.total_q = one.batch.total_q = starts[1];
+    one.batch.page_table += s * p->batch.max_pages;
+    one.batch.kv_lengths = &length;
+    one.batch.q_starts = starts;
+    one.q = (uint8_t *)p->q + (size_t)(p->batch.q_starts[s] * p->o.q_token) *
+                                  fp8_dtype_size(p->o.q_dtype);
+    one.q_bytes = (size_t)(starts[1] * p->o.q_token) * fp8_dtype_size(p->o.q_dtype);
+    one.o_bytes = (size_t)(starts[1] * p->o.o_token) * fp8_dtype_size(p->o.o_dtype);
+    one.lse_bytes = (size_t)(starts[1] * p->o.num_heads) * sizeof(float);
+    return one;
+}
+
 static inline void decode_problem_free(decode_problem *p) {
     void *all[] = {p->pages.k, p->pages.v, p->k, p->v, p->kv_starts, p->q, p->q_descale,
                    p->k_descale, p->v_descale, p->o_scale, p->sink, p->slopes,

@@ -65,25 +65,6 @@ static void test_long(fp8_decode_backend b) {
     decode_problem_free(&p);
 }
 
-/* Sequence s of a problem, alone, in the same pages. */
-static decode_problem alone(const decode_problem *p, int64_t s) {
-    static int32_t starts[2], length;
-    decode_problem one = *p;
-    starts[1] = p->batch.q_starts[s + 1] - p->batch.q_starts[s];
-    length = p->batch.kv_lengths[s];
-    one.o.num_seqs = one.batch.num_seqs = 1;
-    one.o.total_q = one.batch.total_q = starts[1];
-    one.batch.page_table += s * p->batch.max_pages;
-    one.batch.kv_lengths = &length;
-    one.batch.q_starts = starts;
-    one.q = (uint8_t *)p->q + (size_t)(p->batch.q_starts[s] * p->o.q_token) *
-                                  fp8_dtype_size(p->o.q_dtype);
-    one.q_bytes = (size_t)(starts[1] * p->o.q_token) * fp8_dtype_size(p->o.q_dtype);
-    one.o_bytes = (size_t)(starts[1] * p->o.o_token) * fp8_dtype_size(p->o.o_dtype);
-    one.lse_bytes = (size_t)(starts[1] * p->o.num_heads) * sizeof(float);
-    return one;
-}
-
 static void test_company(fp8_decode_backend b) {
     const decode_case c = {"company", OPT(8, 2, 128, 128, 64, BF16, E4M3, BF16, CAUSAL,
                                           .split_keys = 128), RANDOM_ORDER, 6,
@@ -97,7 +78,7 @@ static void test_company(fp8_decode_backend b) {
         return;
     }
     for (int64_t s = 0; s < c.num_seqs; s++) {
-        const decode_problem one = alone(&p, s);
+        const decode_problem one = decode_problem_alone(&p, s);
         decode_result x;
         CHECK_STATUS(decode_problem_run(&x, gpu, &one, b), FP8_OK);
         CHECK(memcmp(x.bytes, r.bytes + (size_t)(p.batch.q_starts[s] * p.o.o_token) * 2,

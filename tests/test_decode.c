@@ -90,25 +90,6 @@ static void test_f32(void) {
     decode_problem_free(&p);
 }
 
-/* Sequence s of a problem, alone, in the same pages. */
-static decode_problem alone(const decode_problem *p, int64_t s) {
-    static int32_t starts[2], length;
-    decode_problem one = *p;
-    starts[1] = p->batch.q_starts[s + 1] - p->batch.q_starts[s];
-    length = p->batch.kv_lengths[s];
-    one.o.num_seqs = one.batch.num_seqs = 1;
-    one.o.total_q = one.batch.total_q = starts[1];
-    one.batch.page_table += s * p->batch.max_pages;
-    one.batch.kv_lengths = &length;
-    one.batch.q_starts = starts;
-    one.q = (uint8_t *)p->q + (size_t)(p->batch.q_starts[s] * p->o.q_token) *
-                                  fp8_dtype_size(p->o.q_dtype);
-    one.q_bytes = (size_t)(starts[1] * p->o.q_token) * fp8_dtype_size(p->o.q_dtype);
-    one.o_bytes = (size_t)(starts[1] * p->o.o_token) * fp8_dtype_size(p->o.o_dtype);
-    one.lse_bytes = (size_t)(starts[1] * p->o.num_heads) * sizeof(float);
-    return one;
-}
-
 /* Byte for byte: twice the same, and each sequence alone the same. */
 static void test_same_bytes(void) {
     const decode_case c = {"same bytes", OPT(8, 2, 128, 128, 64, BF16, E4M3, BF16, CAUSAL,
@@ -122,7 +103,7 @@ static void test_same_bytes(void) {
     CHECK_STATUS(decode_problem_run(&again, device, &p, FP8_DECODE_CPU), FP8_OK);
     CHECK(memcmp(r.bytes, again.bytes, p.o_bytes) == 0);
     for (int64_t s = 0; s < 5; s++) {
-        const decode_problem one = alone(&p, s);
+        const decode_problem one = decode_problem_alone(&p, s);
         decode_result x;
         CHECK_STATUS(decode_problem_run(&x, device, &one, FP8_DECODE_CPU), FP8_OK);
         CHECK(memcmp(x.bytes,
