@@ -5,17 +5,19 @@
 
 #include "bench/bench_impl.h"
 #include "core/cuda_check.h"
+#include "core/graph.h"
 
 enum { MAX_CALLS = 64, HOST_CALLS = 8, HOST_REPEATS = 7 };
 static const double replay_ms = 0.33; /* so that the events' own microseconds do not count */
 
 typedef struct lane {
-    cudaGraphExec_t exec;
+    fp8_graph *graph;
     int32_t calls;
     float *ms;
 } lane;
 
 typedef struct race {
+    fp8_device *device;
     cudaStream_t stream;
     cudaEvent_t begin, end;
     lane *lanes;
@@ -71,16 +73,13 @@ done:
 }
 
 static fp8_status capture(const race *r, const bench_contender *c, lane *l) {
-    cudaGraph_t graph = NULL;
-    fp8_status st = FP8_OK, called = FP8_OK;
+    fp8_status st, called = FP8_OK;
 
-    FP8_TRY_CUDA(cudaStreamBeginCapture(r->stream, cudaStreamCaptureModeThreadLocal));
+    FP8_TRY(fp8_graph_begin(r->device));
     for (int32_t i = 0; i < l->calls && called == FP8_OK; i++) called = c->call(c->ctx);
-    FP8_TRY_CUDA(cudaStreamEndCapture(r->stream, &graph));
-    FP8_TRY(called);
-    FP8_TRY_CUDA(cudaGraphInstantiate(&l->exec, graph, 0));
+    st = fp8_graph_end(r->device, &l->graph);
+    if (called != FP8_OK) st = called;
 done:
-    if (graph) (void)cudaGraphDestroy(graph);
     return st;
 }
 
@@ -91,7 +90,7 @@ static fp8_status prepare(const race *r, bench_contender *c, lane *l, int64_t ro
     FP8_TRY(choose_calls(r, c, &l->calls));
     FP8_TRY(time_host(r, c));
     FP8_TRY(capture(r, c, l));
-    FP8_TRY_CUDA(cudaGraphLaunch(l->exec, r->stream)); /* uploads it */
+    FP8_TRY(fp8_graph_launch(l->graph));
     FP8_TRY_CUDA(cudaStreamSynchronize(r->stream));
 done:
     return st;
@@ -100,7 +99,7 @@ done:
 static fp8_status replay(const race *r, lane *l, int64_t round) {
     fp8_status st = FP8_OK;
     FP8_TRY_CUDA(cudaEventRecord(r->begin, r->stream));
-    FP8_TRY_CUDA(cudaGraphLaunch(l->exec, r->stream));
+    FP8_TRY(fp8_graph_launch(l->graph));
     FP8_TRY_CUDA(cudaEventRecord(r->end, r->stream));
     FP8_TRY_CUDA(cudaEventSynchronize(r->end));
     FP8_TRY_CUDA(cudaEventElapsedTime(&l->ms[round], r->begin, r->end));
@@ -118,7 +117,7 @@ static void summarize(bench_contender *c, lane *l, int64_t rounds) {
 
 static void free_lanes(lane *lanes, int32_t count) {
     for (int32_t i = 0; lanes && i < count; i++) {
-        if (lanes[i].exec) (void)cudaGraphExecDestroy(lanes[i].exec);
+        fp8_graph_destroy(lanes[i].graph);
         free(lanes[i].ms);
     }
     free(lanes);
@@ -127,7 +126,7 @@ static void free_lanes(lane *lanes, int32_t count) {
 fp8_status bench_race(fp8_device *d, bench_contender *all, int32_t count,
                       const fp8_bench_options *options, double *mhz) {
     const int64_t rounds = options->rounds;
-    race r = {.stream = fp8_device_stream(d)};
+    race r = {.device = d, .stream = fp8_device_stream(d)};
     fp8_status st = FP8_OK;
 
     if (count == 0) return FP8_OK;

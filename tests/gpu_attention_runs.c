@@ -1,6 +1,6 @@
 /* What a run must stand: a captured graph replayed with other lengths and scales, lengths and
  * starts that lie, NaN and Inf in the operands. Each on every backend that serves the cell. */
-#include <cuda_runtime_api.h>
+#include "core/graph.h"
 
 #include "attention_cell.h"
 
@@ -132,38 +132,34 @@ static void restore(setting *t) {
                          FP8_OK);
 }
 
-static void replay(setting *t, cudaGraphExec_t exec, const uint8_t *want) {
+static void replay(setting *t, fp8_graph *graph, const uint8_t *want) {
     uint8_t *got;
     poison(t);
-    CHECK(cudaGraphLaunch(exec, fp8_device_stream(t->gpu)) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_launch(graph), FP8_OK);
     got = fetch(t);
     CHECK(memcmp(got, want, t->c->bytes[MEM_O]) == 0);
     free(got);
 }
 
 static void test_graph(setting *t) {
-    const cudaStream_t stream = fp8_device_stream(t->gpu);
-    cudaGraph_t graph = NULL;
-    cudaGraphExec_t exec = NULL;
+    fp8_graph *graph = NULL;
     uint8_t *first = run_once(t), *second;
 
     change(t);
     second = run_once(t);
     CHECK(memcmp(first, second, t->c->bytes[MEM_O]) != 0);
     restore(t);
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_begin(t->gpu), FP8_OK);
     enqueue(t);
-    CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
-    CHECK(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess);
-    if (exec) {
-        replay(t, exec, first);
+    CHECK_STATUS(fp8_graph_end(t->gpu, &graph), FP8_OK);
+    if (graph) {
+        replay(t, graph, first);
         change(t);
-        replay(t, exec, second);
+        replay(t, graph, second);
         restore(t);
-        replay(t, exec, first);
-        CHECK(cudaGraphExecDestroy(exec) == cudaSuccess);
+        replay(t, graph, first);
     }
-    if (graph) CHECK(cudaGraphDestroy(graph) == cudaSuccess);
+    fp8_graph_destroy(graph);
     free(first);
     free(second);
 }
