@@ -14,7 +14,7 @@ static const fp8_bench_column columns[COLUMNS] = {
     {"TB/s", 4}, {"cache_GB", 4}, {"ready_s", 3},    {"same_ids", 3},
 };
 
-typedef struct rung {
+typedef struct rung { /* --shape: a part of its name */
     const char *name;
     fp8_engine_kv kv;
     int no_graphs, fp8_keys, fp8_head; /* fp8_keys: only with a checkpoint that has scales */
@@ -74,6 +74,12 @@ static fp8_status make_prompts(bench_case *c) {
             c->prompts[r * c->longest + i] = (int32_t)(draw(&state) % (uint64_t)vocab);
     }
     return FP8_OK;
+}
+
+static int is_wanted(const fp8_bench_options *o, const char *name) {
+    for (int32_t i = 0; i < o->num_shapes; i++)
+        if (strstr(name, o->shapes[i])) return 1;
+    return o->num_shapes == 0;
 }
 
 static size_t step_weight_bytes(const fp8_checkpoint *k, const fp8_model_config *config) {
@@ -198,7 +204,7 @@ static fp8_status add_rung(fp8_bench_table *out, bench_case *c, const char *subj
 
     if (c->options->note) c->options->note(g->name);
     FP8_TRY(run_once(c, g, &t));
-    if (index == 0)
+    if (out->num_rows == 0)
         memcpy(c->first, c->ids, (size_t)(c->count * c->new_tokens) * sizeof *c->first);
     FP8_TRY(fp8_bench_add_row(out, &row, subject, g->name));
     row->value[S] = t.wall;
@@ -242,6 +248,7 @@ fp8_status fp8_bench_generate(fp8_bench_table *out, fp8_device *d,
              (long long)shape->new_tokens);
     snprintf(subject, sizeof subject, "%lld requests", (long long)shape->requests);
     for (int i = 0; i < (int)(sizeof rungs / sizeof *rungs); i++) {
+        if (!is_wanted(options, rungs[i].name)) continue;
         if (rungs[i].fp8_keys && !fp8_model_get_quant(c.m)->kv_fp8) continue;
         if (!rungs[i].no_graphs && fp8_device_place(d) == FP8_PLACE_CPU) continue;
         FP8_TRY(add_rung(out, &c, subject, i));

@@ -134,7 +134,7 @@ static fp8_status collect(job *j) {
         while (!j->done[i] && count == 64) {
             FP8_TRY(fp8_engine_poll(j->engine, j->requests[i], ids, 64, &count, &state));
             FP8_TRY(fp8_ids_append(&j->ids[i], ids, count));
-            j->done[i] = count < 64 && state > FP8_REQUEST_RUNNING;
+            j->done[i] = state > FP8_REQUEST_RUNNING;
         }
     }
     for (; j->printed < j->prompts->count && j->done[j->printed]; j->printed++)

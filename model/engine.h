@@ -82,7 +82,7 @@ typedef enum fp8_request_state {
 } fp8_request_state;
 
 /* *id = a number of its own, 1 and up. FP8_EINVAL: an id outside the vocabulary, a prompt or length
- * that never fits (max_context, the pool, learned positions), a bad sampling; FP8_EOVERFLOW:
+ * that never fits (max_context, the pool, learned positions), a bad sampling; FP8_ENOMEM:
  * max_requests are in; FP8_ECUDA: the engine is dead. */
 FP8_NODISCARD fp8_status fp8_engine_submit(fp8_engine *e, const fp8_request *request, int64_t *id);
 
@@ -90,8 +90,8 @@ FP8_NODISCARD fp8_status fp8_engine_submit(fp8_engine *e, const fp8_request *req
  * fails every request that is in; after FP8_ECUDA the engine is dead: only poll and destroy. */
 FP8_NODISCARD fp8_status fp8_engine_step(fp8_engine *e, int64_t *running);
 
-/* The ids made since the last poll, at most `capacity`; *count of them, and how it stands. When a
- * request has ended and its last ids are given, the engine forgets it: FP8_ENOTFOUND after that. */
+/* The ids made since the last poll, at most `capacity`; *count of them, and how it stands. That it
+ * has ended is said with its last ids, and then the engine forgets it: FP8_ENOTFOUND after that. */
 FP8_NODISCARD fp8_status fp8_engine_poll(fp8_engine *e, int64_t id, int32_t *ids, int64_t capacity,
                                          int64_t *count, fp8_request_state *state);
 /* Ends a request that waits or runs, before the next step; one that has ended is left alone. */

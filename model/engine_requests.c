@@ -180,6 +180,7 @@ fp8_status fp8_engine_poll(fp8_engine *e, int64_t id, int32_t *ids, int64_t capa
                            int64_t *count, fp8_request_state *state) {
     engine_request *r;
     int64_t place, n;
+    int given;
 
     *count = 0;
     pthread_mutex_lock(&e->lock);
@@ -194,8 +195,9 @@ fp8_status fp8_engine_poll(fp8_engine *e, int64_t id, int32_t *ids, int64_t capa
     if (n > 0) memcpy(ids, r->tokens + r->num_prompt + r->polled, (size_t)n * sizeof *ids);
     if (n > 0) r->polled += n;
     *count = n > 0 ? n : 0;
-    *state = r->state;
-    if (r->state > FP8_REQUEST_RUNNING && r->polled == r->count - r->num_prompt) {
+    given = r->polled == r->count - r->num_prompt;
+    *state = given || r->state <= FP8_REQUEST_RUNNING ? r->state : FP8_REQUEST_RUNNING;
+    if (given && r->state > FP8_REQUEST_RUNNING) {
         e->requests[place] = NULL;
         e->num_requests--;
         free_request(r);
