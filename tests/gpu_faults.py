@@ -1,4 +1,4 @@
-"""tests/gpu_faults.py [all] - tests/test_faults.py for calls of CUDA, cuBLASLt and cuDNN, each of
+"""tests/gpu_faults.py ... - tests/test_faults.py for calls of CUDA, cuBLASLt and cuDNN, each of
 which fails once and from there on, in `convert` and `run` on the GPU. Skipped in a build without
 -DFP8_FAULTS=ON."""
 import os

@@ -1,15 +1,20 @@
-"""tests/test_faults.py [all] - every call that may fail does, once each and from there on: what a
-command of a build with -DFP8_FAULTS=ON (core/fault.h) then does. It ends with one line and exit
-code 1, or as if nothing had been; the output is whole or as it was, nothing else stays, and (in a
-build with sanitizers) nothing leaks. Without `all` only the first, middle and last call of each
-place in the code are tried, and the rest from the first one of each on."""
+"""tests/test_faults.py [all] [--seconds S] [--only COMMAND] - every call that may fail does, once
+each and from there on: what a command of a build with -DFP8_FAULTS=ON (core/fault.h) then does.
+It ends with one line and exit code 1, or as if nothing had been; the output is whole or as it
+was, nothing else stays, and (in a build with sanitizers) nothing leaks. Without `all` only the
+first, middle and last call of each place in the code are tried, and the rest from the first one
+of each on; with it all others after those, in random order. What has not begun after S seconds
+(of each command) is left out, and counted."""
+import argparse
 import concurrent.futures
 import filecmp
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 FP8CALIB = os.path.abspath(os.environ.get("FP8CALIB", "build/sanitize/fp8calib"))
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -76,7 +81,10 @@ def judge(work, done, want, over):
     return wrong
 
 
-def attempt(root, name, fault, want):
+def attempt(root, name, fault, want, until):
+    """What went wrong; None: not begun."""
+    if time.monotonic() > until:
+        return None
     work = os.path.join(root, f"{name} {fault}")
     over = "over" in name
     prepare(work, over)
@@ -93,20 +101,29 @@ def choose(log, everything):
         if DEVICE == "cuda" and not line.startswith("cu"):
             continue
         places.setdefault(line, []).append(k)
+    later = {k for p in places.values() for k in (p[len(p) // 2], p[-1]) if k != p[0]}
+    chosen = [f"{p[0]}{more}" for more in ("", "+") for p in places.values()]
+    chosen += [str(k) for k in sorted(later)]
     if everything:
-        return [f"{k}{more}" for more in ("", "+") for k in range(1, len(log) + 1)]
-    once = {k for p in places.values() for k in (p[0], p[len(p) // 2], p[-1])}
-    return [str(k) for k in sorted(once)] + [f"{p[0]}+" for p in places.values()]
+        rest = {f"{k}{more}" for p in places.values() for k in p for more in ("", "+")}
+        rest = sorted(rest - set(chosen))
+        random.Random(1).shuffle(rest)
+        chosen += rest
+    return chosen
 
 
 def main():
-    everything = sys.argv[1:] == ["all"]
+    a = argparse.ArgumentParser()
+    a.add_argument("all", nargs="?", choices=["all"])
+    a.add_argument("--seconds", type=float, default=float("inf"))
+    a.add_argument("--only", choices=COMMANDS)
+    a = a.parse_args()
     if not os.access(FP8CALIB, os.X_OK):
         print(f"skipped: no {FP8CALIB}", file=sys.stderr)
         return 77
     problems, shown = [], 0
     with tempfile.TemporaryDirectory() as root:
-        for name in COMMANDS:
+        for name in [a.only] if a.only else COMMANDS:
             work = os.path.join(root, name)
             prepare(work, "over" in name)
             done = call(work, name, FP8_FAULT_LOG=os.path.join(root, "log"))
@@ -117,12 +134,15 @@ def main():
             with open(os.path.join(root, "log"), encoding="ascii") as f:
                 log = f.read().splitlines()
             os.remove(os.path.join(root, "log"))
-            faults = choose(log, everything)
-            with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-                for wrong in pool.map(lambda f: attempt(root, name, f, work + "/out"), faults):
-                    problems += wrong
-            print(f"{name}: {len(log)} calls at {len(set(log))} places, {len(faults)} faults, "
-                  f"{len(problems)} problems so far", flush=True)
+            faults = choose(log, a.all)
+            until = time.monotonic() + a.seconds
+            with concurrent.futures.ThreadPoolExecutor(min(12, os.cpu_count() or 1)) as pool:
+                ended = list(pool.map(lambda f: attempt(root, name, f, work + "/out", until),
+                                      faults))
+            tried = [wrong for wrong in ended if wrong is not None]
+            problems += [w for wrong in tried for w in wrong]
+            print(f"{name}: {len(log)} calls at {len(set(log))} places, {len(tried)} of "
+                  f"{len(faults)} faults, {len(problems)} problems so far", flush=True)
             for p in problems[shown:10]:
                 print(p, file=sys.stderr, flush=True)
             shown = len(problems)
