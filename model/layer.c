@@ -98,6 +98,19 @@ static fp8_status linear(const pass *p, const fp8_linear *l, const fp8_tensor *y
     return fp8_linear_apply(l, y, x, &call, p->m->workspace.data, p->m->workspace.bytes);
 }
 
+/* Codes of the layer's weights anew, where they are to be made in every pass. */
+static fp8_status recast(const pass *p, int64_t index, fp8_linear_kind first,
+                         fp8_linear_kind last) {
+    const fp8_layer *layer = &p->m->layers[index];
+    fp8_status st = FP8_OK;
+
+    for (int k = first; k <= (int)last; k++)
+        if (layer->values[k])
+            FP8_TRY(fp8_linear_recast(layer->linears[k], layer->values[k], p->m->type));
+done:
+    return st;
+}
+
 /* The input of Linears on its way: values in the compute type, codes, or both. */
 typedef struct input {
     fp8_tensor x;           /* what the Linears take */
@@ -195,6 +208,7 @@ static fp8_status bring(pass *p, int64_t index, fp8_linear_kind kind, const fp8_
     fp8_dtype type;
     const fp8_linear_call call = call_of(p, index, kind, &type);
 
+    FP8_TRY(recast(p, index, kind, kind));
     FP8_TRY(linear(p, layer->linears[kind], call.residual ? &p->out : &p->y, x, x_descale, call));
     if (call.residual) {
         p->x = p->out;
@@ -253,6 +267,7 @@ static fp8_status project(const pass *p, int64_t index, fp8_tensor qkv[3], const
     const void *rows;
     fp8_status st = FP8_OK;
 
+    FP8_TRY(recast(p, index, FP8_LINEAR_Q, FP8_LINEAR_V));
     if (joined) {
         const fp8_tensor y = view(p, m->scratch.joined_qkv, fp8_linear_out(joined));
         char *at = y.data;
@@ -533,6 +548,7 @@ static fp8_status gate_up(const pass *p, int64_t index, const input *in, fp8_lin
     fp8_status st = FP8_OK;
 
     *stride = 0;
+    FP8_TRY(recast(p, index, FP8_LINEAR_GATE, FP8_LINEAR_UP));
     if (joined) {
         const fp8_tensor y = view(p, m->scratch.joined_up, fp8_linear_out(joined));
         *stride = fp8_linear_out(joined);

@@ -20,10 +20,7 @@ done:
     return st;
 }
 
-fp8_status fp8_model_alloc(fp8_model *m, void **out, size_t bytes) {
-    fp8_status st = FP8_OK;
-
-    *out = NULL;
+fp8_status fp8_model_own(fp8_model *m, void *memory) {
     if (m->num_owned == m->cap_owned) {
         const int64_t cap = m->cap_owned ? 2 * m->cap_owned : 64;
         void **grown = realloc(m->owned, (size_t)cap * sizeof *grown);
@@ -31,9 +28,21 @@ fp8_status fp8_model_alloc(fp8_model *m, void **out, size_t bytes) {
         m->owned = grown;
         m->cap_owned = cap;
     }
-    FP8_TRY(fp8_device_alloc(m->device, out, bytes));
-    m->owned[m->num_owned++] = *out;
+    m->owned[m->num_owned++] = memory;
+    return FP8_OK;
+}
+
+fp8_status fp8_model_alloc(fp8_model *m, void **out, size_t bytes) {
+    fp8_status st = FP8_OK;
+    void *memory = NULL;
+
+    *out = NULL;
+    FP8_TRY(fp8_device_alloc(m->device, &memory, bytes));
+    FP8_TRY(fp8_model_own(m, memory));
+    *out = memory;
+    memory = NULL;
 done:
+    fp8_device_free(m->device, memory);
     return st;
 }
 
@@ -140,7 +149,8 @@ fp8_status fp8_model_create_scratch(fp8_model *m) {
     const char *const *linears = m->family->linears;
     const int gated = linears[FP8_LINEAR_GATE] || linears[FP8_LINEAR_GATE_UP];
     const int64_t widest = c->hidden_size > inner ? c->hidden_size : inner;
-    const int quantized = m->quant.scheme != FP8_SCHEME_NONE;
+    const int quantized = m->quant.scheme != FP8_SCHEME_NONE ||
+                          m->weights == FP8_FORM_QUANTIZED;
     /* BLOCK: one a group of columns, for tokens up to a multiple of 4. */
     const int64_t groups = (widest + FP8_SINK_GROUP_COLS - 1) / FP8_SINK_GROUP_COLS;
     const int64_t descales = m->quant.scheme != FP8_SCHEME_BLOCK ? 1
@@ -235,6 +245,7 @@ fp8_status fp8_model_load(fp8_model **out, fp8_device *d, const fp8_checkpoint *
     m->type = o.compute == FP8_COMPUTE_F32 ? FP8_DTYPE_F32 : FP8_DTYPE_BF16;
     m->max_tokens = o.max_tokens ? o.max_tokens : DEFAULT_MAX_TOKENS;
     m->memory_bytes = o.memory_bytes;
+    m->weights = o.weights;
     FP8_TRY(choose_ops(m));
     FP8_TRY(read_config(m, c, o.config_json));
     if (m->config.num_experts && fp8_device_place(d) != FP8_PLACE_CPU) {

@@ -23,8 +23,20 @@ typedef enum fp8_compute {
     FP8_COMPUTE_F32   /* CPU only: for parity tests */
 } fp8_compute;
 
+/* The Linears' weights on the device. */
+typedef enum fp8_weight_form {
+    FP8_FORM_AS_STORED,
+    FP8_FORM_QUANTIZED, /* dense ones become E4M3 with a scale an output channel, their inputs are
+                         * quantized with one a token; not those kept [in, out] */
+    FP8_FORM_VALUES,    /* codes become the values they stand for, in the compute type, and their
+                         * inputs are not quantized; not codes scaled in blocks */
+    FP8_FORM_CAST       /* codes are made anew in every pass, of dense values that are kept beside
+                         * them: to measure what weights kept in FP8 alone save */
+} fp8_weight_form;
+
 typedef struct fp8_model_options {
     fp8_compute compute;
+    fp8_weight_form weights;
     int64_t max_tokens; /* most tokens one forward may bring: sizes the scratch. 0: 4096 */
     const char *config_json; /* NULL: config.json beside the checkpoint; else this file's path */
     /* Device memory for the model and what works with it, in bytes. Where its weights do not fit,
@@ -36,7 +48,7 @@ typedef struct fp8_model_options {
 /* Loads the weights onto `d` (kept, must outlive the model). `c` must outlive the model too: on
  * the CPU weights stay in its mapping. FP8_ENOTFOUND names a missing tensor, FP8_EFORMAT a
  * tensor of the wrong shape or dtype (expected, found), FP8_EDATA a scale that is not finite and
- * positive. */
+ * positive; FP8_EUNSUPPORTED: weights that cannot take the form asked for. */
 FP8_NODISCARD fp8_status fp8_model_load(fp8_model **out, fp8_device *d, const fp8_checkpoint *c,
                                         const fp8_model_options *options);
 void fp8_model_destroy(fp8_model *m);

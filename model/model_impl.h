@@ -64,6 +64,9 @@ typedef struct fp8_layer {
     fp8_linear *linears[FP8_NUM_LINEAR_KINDS]; /* fused ones are split when loaded */
     int share_qkv, share_up; /* q/k/v, gate/up take one quantized input */
     fp8_linear *joined_qkv, *joined_up; /* the same in one, for steps over pages; NULL: not made */
+    /* What their codes stand for before the descale, [out, in] of the compute type; NULL but with
+     * FP8_FORM_CAST, where codes are made of them in every pass. */
+    void *values[FP8_NUM_LINEAR_KINDS];
     /* place: scale and descale of Q, K, V in turn, each on 16 bytes as cuBLASLt wants scalars;
      * NULL without FP8 keys */
     float *kv_scales;
@@ -129,6 +132,7 @@ struct fp8_model {
     int64_t max_tokens;
     fp8_steps steps;
     fp8_accumulate accumulate;
+    fp8_weight_form weights;
     fp8_attention_backend backend; /* of attention: AUTO, or the one that must serve */
     int quantize_p;                /* as fp8_attention_options has it */
 
@@ -168,6 +172,16 @@ FP8_NODISCARD fp8_status fp8_buffer_reserve(fp8_device *d, fp8_buffer *b, size_t
 
 /* Weights of `c` into m, whose config, quant, family and device are set (weights.c). */
 FP8_NODISCARD fp8_status fp8_model_load_weights(fp8_model *m, const fp8_checkpoint *c);
+
+/* Makes `s` what m->weights asks for (weight_forms.c). *values: new memory of the device, for
+ * FP8_FORM_VALUES what s->weight now is, to be freed when the Linear is made; for _CAST what the
+ * codes are to be made of; else NULL. FP8_EUNSUPPORTED. */
+FP8_NODISCARD fp8_status fp8_model_reform(fp8_model *m, fp8_linear_spec *s, void **values);
+/* *values = new: those of s's codes on the host, times its descales if `scaled`. Waits. */
+FP8_NODISCARD fp8_status fp8_model_values(fp8_model *m, void **values, const fp8_linear_spec *s,
+                                          int scaled);
+/* The model frees `memory` at its end; FP8_ENOMEM: it is still the caller's. */
+FP8_NODISCARD fp8_status fp8_model_own(fp8_model *m, void *memory);
 
 /* Makes the store where the weights of these Linears would not all fit (budget.c). FP8_EINVAL: not
  * even two layers do. */

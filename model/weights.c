@@ -250,7 +250,7 @@ static fp8_status make_linear(fp8_model *m, const disk_linear *l, int64_t begin,
     const int64_t side = FP8_DIALECT_BLOCK, across = (l->info->in + side - 1) / side;
     const int64_t first = blocks ? begin / side * across : begin; /* of many descales */
     const int64_t count = blocks ? (end - begin + side - 1) / side * across : end - begin;
-    void *weight_copy = NULL, *bias_copy = NULL;
+    void *weight_copy = NULL, *bias_copy = NULL, *values = NULL;
     fp8_linear *made = NULL;
     fp8_status st = FP8_OK;
     fp8_linear_spec spec = {
@@ -289,10 +289,17 @@ static fp8_status make_linear(fp8_model *m, const disk_linear *l, int64_t begin,
         memcpy(bias_copy, (const char *)l->bias.data + (size_t)begin * size, bytes);
         spec.bias.data = bias_copy;
     }
+    FP8_TRY(fp8_model_reform(m, &spec, &values));
     FP8_TRY(fp8_linear_create(&made, m->device, &spec));
     fp8_linear_destroy(*out);
     *out = made;
+    if (m->weights == FP8_FORM_CAST) {
+        FP8_TRY(fp8_model_own(m, values));
+        m->layers[l->info->layer].values[out - m->layers[l->info->layer].linears] = values;
+        values = NULL;
+    }
 done:
+    fp8_device_free(m->device, values);
     free(weight_copy);
     free(bias_copy);
     return st;

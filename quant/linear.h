@@ -78,6 +78,11 @@ enum { FP8_LINEAR_MAX_JOINED = 4 };
 FP8_NODISCARD fp8_status fp8_linear_join(fp8_linear **out, fp8_linear *const *parts,
                                          int32_t count);
 
+/* Codes of an FP8 weight anew, from what they are to stand for before the descale: [out, in] of
+ * `dtype`, place of the device. Asynchronous. FP8_EINVAL: a weight that is not codes. */
+FP8_NODISCARD fp8_status fp8_linear_recast(const fp8_linear *l, const void *values,
+                                           fp8_dtype dtype);
+
 int64_t fp8_linear_in(const fp8_linear *l);
 int64_t fp8_linear_out(const fp8_linear *l);
 fp8_dtype fp8_linear_compute(const fp8_linear *l);

@@ -127,3 +127,10 @@ fp8_status fp8_linear_quantize_weight(fp8_device *d, void **codes, float **desca
 done:
     return st;
 }
+
+fp8_status fp8_linear_recast(const fp8_linear *l, const void *values, fp8_dtype dtype) {
+    if (l->weight_dtype != FP8_DTYPE_E4M3 && l->weight_dtype != FP8_DTYPE_E5M2)
+        return FP8_FAIL(FP8_EINVAL, "%s: weights of %s, expected codes", l->name,
+                        fp8_dtype_name(l->weight_dtype));
+    return fp8_quantize(l->device, l->weight, l->weight_dtype, values, dtype, l->out * l->in, NULL);
+}
