@@ -76,7 +76,10 @@ fp8_status fp8_model_reform(fp8_model *m, fp8_linear_spec *s, void **values) {
         s->input = FP8_INPUT_DYNAMIC;
         s->borrow_weight = 0;
     }
-    if (m->weights == FP8_FORM_CAST) return fp8_model_values(m, values, s, 0);
+    if (m->weights == FP8_FORM_CAST) {
+        s->borrow_weight = 0; /* the codes are written */
+        return fp8_model_values(m, values, s, 0);
+    }
     if (m->weights != FP8_FORM_VALUES || !codes) return FP8_OK;
     FP8_TRY(fp8_model_values(m, values, s, 1));
     s->weight = fp8_tensor_view(*values, m->type, fp8_device_place(m->device), s->weight.shape[0],

@@ -33,9 +33,9 @@ static double distance(const fixture *f, const fp8_checkpoint *a, const fp8_mode
     return check_relative_l2(logits_of[0], logits_of[1], FIXTURE_LEN * FIXTURE_VOCAB);
 }
 
-/* What quantizing costs on these models: one code's rounding in each Linear, 3 % an element, less
- * in sums; measured 2 to 6 % of the logits. */
-static const double FP8_COST = 0.15;
+/* What quantizing may cost: rounding to E4M3 is 3 % an element, which these untrained models make
+ * 0.12 to 0.19 of the logits (measured); a scale that is off gives 0.5 and more. */
+static const double FP8_COST = 0.3;
 
 static void test_checkpoint(const char *name, tiny_scheme scheme) {
     const fp8_model_options cast = {.weights = FP8_FORM_CAST, .max_tokens = FIXTURE_TOKENS},
