@@ -72,9 +72,10 @@ static const cli_option table[] = {
      "no perplexity, no generated line"},
 };
 
-/* The report's activations are measured over the first steps; its prompt begins the evaluation text
- * and one line of text follows. */
-enum { REPORT_STEPS = 8, PROMPT_TOKENS = 12, LINE_TOKENS = 32 };
+/* The report's activations are measured over the first steps: errors of 8192 tokens tell the points
+ * apart, and a step of a large model takes a tenth of a second. Its prompt begins the evaluation
+ * text and one line of text follows. */
+enum { REPORT_STEPS = 8, REPORT_TOKENS = 8192, PROMPT_TOKENS = 12, LINE_TOKENS = 32 };
 enum { KEEP_WINDOWS = 32 }; /* of calibration data, to see what a Linear costs */
 
 typedef struct job {
@@ -270,6 +271,12 @@ done:
     return st;
 }
 
+/* As many as make REPORT_TOKENS, at most REPORT_STEPS. */
+static int64_t report_steps(const run_result *r) {
+    const int64_t step = r->batch * r->seq, enough = (REPORT_TOKENS + step - 1) / step;
+    return enough < REPORT_STEPS ? enough : REPORT_STEPS;
+}
+
 /* From samples to the checkpoint; what is interrupted leaves the record. */
 static fp8_status make_checkpoint(job *j) {
     fp8_status st = FP8_OK;
@@ -291,7 +298,7 @@ static fp8_status make_checkpoint(job *j) {
     for (int64_t i = 0; i < r->steps; i++) r->tokens += j->record->tokens[i];
     seconds = cli_seconds();
     FP8_TRY(fp8_report_create(&r->report, j->model, j->source.checkpoint, j->record, &j->samples,
-                              &j->calib, &j->export, REPORT_STEPS));
+                              &j->calib, &j->export, report_steps(r)));
     r->seconds.report = cli_seconds() - seconds;
     seconds = cli_seconds();
     if (later) {
@@ -436,7 +443,8 @@ const cli_command cli_cmd_run = {
         "  calibration.safetensors  the record: the whole history and what made it\n"
         "Then it prints sizes, perplexity and a generated line of BF16 and FP8 side by\n"
         "side ('fp8calib help eval' has the recipe), and the weights and activations\n"
-        "that lost most (activations: over the first 8 steps).\n"
+        "that lost most (activations: over the first 8 steps, fewer where those are\n"
+        "more than 8192 tokens).\n"
         "\n"
         "OUT appears whole at the end, or not at all. While it runs, and after an\n"
         "interruption, the history so far is in OUT.calibration.safetensors beside it;\n"

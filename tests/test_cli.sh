@@ -64,8 +64,11 @@ json 'abs(d["evaluation"]["fp8"]["perplexity"] / d["evaluation"]["bf16"]["perple
 json 'd["lint"] == []'
 json 'len(d["report"]) > 0 and d["output_bytes"] < d["source_bytes"]'
 diff -r one two >/dev/null || fail 'two runs differ'
-quiet run model -o two $small --threads 1 --no-eval --force
-diff -r one two >/dev/null || fail 'one thread writes other bytes'
+for threads in 1 2 16
+do
+    quiet run model -o two $small --threads $threads --no-eval --force
+    diff -r one two >/dev/null || fail "$threads threads write other bytes"
+done
 quiet run model/model.safetensors --samples 2 --no-eval
 [ -s model-FP8/model.safetensors ] || fail 'default output'
 (cd model && "$fp8calib" run model.safetensors --samples 2 --no-eval --force --quiet --device cpu >out)
