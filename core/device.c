@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/device_impl.h"
 #include "core/log.h"
@@ -112,6 +113,23 @@ void fp8_device_free(fp8_device *d, void *p) {
     if (!p) return;
     if (ON_CUDA(d)) (void)CUDA_CALL((fp8_cuda_free(d, p), FP8_OK));
     else free(p);
+}
+
+static fp8_status host_memory(size_t *free_bytes, size_t *all_bytes) {
+    const long page = sysconf(_SC_PAGESIZE), all = sysconf(_SC_PHYS_PAGES);
+    const long now = sysconf(_SC_AVPHYS_PAGES);
+
+    if (page < 1 || all < 1 || now < 0)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "this machine does not tell its memory");
+    *free_bytes = (size_t)now * (size_t)page;
+    *all_bytes = (size_t)all * (size_t)page;
+    return FP8_OK;
+}
+
+fp8_status fp8_device_memory(fp8_device *d, size_t *free_bytes, size_t *all_bytes) {
+    *free_bytes = *all_bytes = 0;
+    return ON_CUDA(d) ? CUDA_CALL(fp8_cuda_memory(d, free_bytes, all_bytes))
+                      : host_memory(free_bytes, all_bytes);
 }
 
 fp8_status fp8_device_alloc_host(fp8_device *d, void **out, size_t bytes) {

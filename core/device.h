@@ -43,6 +43,9 @@ fp8_stream fp8_device_stream(const fp8_device *d);
 FP8_NODISCARD fp8_status fp8_device_alloc(fp8_device *d, void **out, size_t bytes);
 void fp8_device_free(fp8_device *d, void *p); /* NULL is fine; waits on CUDA */
 
+/* What is free now, and all there is; on the CPU, of the machine. */
+FP8_NODISCARD fp8_status fp8_device_memory(fp8_device *d, size_t *free_bytes, size_t *all_bytes);
+
 /* Host memory that async copies can use (pinned on CUDA). */
 FP8_NODISCARD fp8_status fp8_device_alloc_host(fp8_device *d, void **out, size_t bytes);
 void fp8_device_free_host(fp8_device *d, void *p);

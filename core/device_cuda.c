@@ -63,6 +63,14 @@ void fp8_cuda_free(fp8_device *d, void *p) {
     (void)cudaFree(p);
 }
 
+fp8_status fp8_cuda_memory(fp8_device *d, size_t *free_bytes, size_t *all_bytes) {
+    fp8_status st = FP8_OK;
+    fp8_cuda_use(d);
+    FP8_TRY_CUDA(cudaMemGetInfo(free_bytes, all_bytes));
+done:
+    return st;
+}
+
 fp8_status fp8_cuda_alloc_host(fp8_device *d, void **out, size_t bytes) {
     cudaError_t e;
     fp8_cuda_use(d);

@@ -26,6 +26,7 @@ void fp8_cuda_close(fp8_device *d);
 void fp8_cuda_use(const fp8_device *d); /* makes it this thread's current device */
 fp8_status fp8_cuda_alloc(fp8_device *d, void **out, size_t bytes);
 void fp8_cuda_free(fp8_device *d, void *p);
+fp8_status fp8_cuda_memory(fp8_device *d, size_t *free_bytes, size_t *all_bytes);
 fp8_status fp8_cuda_alloc_host(fp8_device *d, void **out, size_t bytes);
 void fp8_cuda_free_host(fp8_device *d, void *p);
 typedef enum fp8_copy_kind {

@@ -16,6 +16,12 @@ FP8_NODISCARD fp8_status fp8_graph_begin(fp8_device *d);
 /* Ends the recording, also of one that something went wrong in: then *out is NULL, and the stream
  * is as before. */
 FP8_NODISCARD fp8_status fp8_graph_end(fp8_device *d, fp8_graph **out);
+/* What was recorded. */
+typedef struct fp8_graph_shape {
+    int64_t kernels, others; /* others: copies, fills */
+    int64_t early; /* kernels that may start while the one before them still runs */
+} fp8_graph_shape;
+fp8_graph_shape fp8_graph_get_shape(const fp8_graph *g);
 /* Asynchronous, in the order of the stream. */
 FP8_NODISCARD fp8_status fp8_graph_launch(fp8_graph *g);
 void fp8_graph_destroy(fp8_graph *g); /* NULL is fine */

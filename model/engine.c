@@ -331,6 +331,12 @@ fp8_status engine_forward(fp8_engine *e, const engine_kind *k, int64_t tokens, i
     return fp8_model_step(e->m, &paged, tokens, in->ids, in->positions, in->last, seqs, logits);
 }
 
+static void record_shape(fp8_engine *e) {
+    const fp8_graph_shape s = fp8_graph_get_shape(e->kinds[e->num_decode_kinds - 1].graph);
+    e->stats.launches = s.kernels;
+    e->stats.early = s.early;
+}
+
 /* Every kind once as it is, so that all that is lazy is there, then captured. The inputs are of no
  * sequence at all: nothing is written to the pages. */
 static fp8_status capture(fp8_engine *e) {
@@ -346,6 +352,7 @@ static fp8_status capture(fp8_engine *e) {
         if (st == FP8_OK) st = ended;
         if (st != FP8_OK) goto done;
     }
+    record_shape(e);
     FP8_TRY(fp8_device_sync(e->device));
 done:
     return st;

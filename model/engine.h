@@ -102,6 +102,9 @@ typedef struct fp8_engine_stats {
     int64_t prompt_tokens, new_tokens;
     int64_t waiting, running, free_pages, num_pages;
     int64_t replays;             /* steps that were a replay of a graph */
+    int64_t launches, early;     /* kernels of the largest decoding step's graph, and of these, that
+                                  * may start while the one before them still runs */
+    double host_s, wait_s;       /* time of all steps: the host's own, and waiting for the device */
     size_t bytes;                /* device memory of the engine, without the model's */
 } fp8_engine_stats;
 void fp8_engine_get_stats(fp8_engine *e, fp8_engine_stats *out);

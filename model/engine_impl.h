@@ -81,6 +81,7 @@ struct fp8_engine {
     engine_inputs in, on_device;
     int32_t *chosen, *chosen_host; /* [max_seqs] */
     engine_part *parts; /* [max_seqs] */
+    double waited; /* seconds, for the device */
     int64_t num_parts;
 };
 

@@ -1,6 +1,8 @@
 /* A step: which tokens go in, the forward, the choice of ids, and who is done. */
 #include <string.h>
+#include <time.h>
 
+#include "core/range.h"
 #include "model/engine_impl.h"
 #include "model/inputs_cuda.h"
 
@@ -98,6 +100,20 @@ done:
     return st;
 }
 
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static fp8_status wait(fp8_engine *e) {
+    const double begin = now();
+    const fp8_status st = FP8_IN_RANGE("wait", fp8_device_sync(e->device));
+
+    e->waited = now() - begin;
+    return st;
+}
+
 /* The step on the device, to the end. */
 static fp8_status compute(fp8_engine *e, int64_t tokens, int *replayed) {
     const engine_kind *k = kind_for(e, tokens);
@@ -107,11 +123,11 @@ static fp8_status compute(fp8_engine *e, int64_t tokens, int *replayed) {
 
     *replayed = k->graph != NULL;
     made = fill_inputs(e, *replayed ? k->seqs : e->num_parts, *replayed ? k->tokens : tokens);
-    FP8_TRY(send(e));
-    if (k->graph) FP8_TRY(fp8_graph_launch(k->graph));
-    else FP8_TRY(engine_forward(e, k, tokens, e->num_parts, &logits));
-    FP8_TRY(choose_ids(e, &logits, made));
-    FP8_TRY(fp8_device_sync(e->device));
+    FP8_TRY(FP8_IN_RANGE("inputs", send(e)));
+    if (k->graph) FP8_TRY(FP8_IN_RANGE("forward, replayed", fp8_graph_launch(k->graph)));
+    else FP8_TRY(FP8_IN_RANGE("forward", engine_forward(e, k, tokens, e->num_parts, &logits)));
+    FP8_TRY(FP8_IN_RANGE("choice of ids", choose_ids(e, &logits, made)));
+    FP8_TRY(wait(e));
 done:
     return st;
 }
@@ -172,11 +188,15 @@ static void count_step(fp8_engine *e, int64_t tokens, int replayed) {
 }
 
 fp8_status fp8_engine_step(fp8_engine *e, int64_t *running) {
+    const double begin = now();
     fp8_status st = FP8_OK;
     int64_t tokens = 0;
     int replayed = 0;
 
     *running = 0;
+    e->waited = 0;
+    fp8_range_begin("step");
+    fp8_range_begin("plan");
     pthread_mutex_lock(&e->lock);
     if (e->dead) st = FP8_FAIL(FP8_ECUDA, "the engine is dead: a CUDA call failed in a step");
     if (st == FP8_OK) {
@@ -185,7 +205,9 @@ fp8_status fp8_engine_step(fp8_engine *e, int64_t *running) {
         tokens = choose_parts(e);
     }
     pthread_mutex_unlock(&e->lock);
+    fp8_range_end();
     if (st == FP8_OK && tokens > 0) st = compute(e, tokens, &replayed);
+    fp8_range_begin("deliver");
     pthread_mutex_lock(&e->lock);
     if (st != FP8_OK) {
         e->dead |= st == FP8_ECUDA;
@@ -197,6 +219,10 @@ fp8_status fp8_engine_step(fp8_engine *e, int64_t *running) {
     if (st == FP8_OK && tokens > 0) deliver(e);
     pthread_mutex_lock(&e->lock);
     *running = e->num_running + (e->first != NULL);
+    e->stats.wait_s += e->waited;
+    e->stats.host_s += now() - begin - e->waited;
     pthread_mutex_unlock(&e->lock);
+    fp8_range_end();
+    fp8_range_end();
     return st;
 }

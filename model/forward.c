@@ -9,6 +9,7 @@
  * batch that wants logits their buffer. */
 #include <stdlib.h>
 
+#include "core/range.h"
 #include "model/model_impl.h"
 
 /* ---- logits ---------------------------------------------------------------------------------- */
@@ -187,9 +188,9 @@ fp8_status fp8_model_step(fp8_model *m, const fp8_paged *paged, int64_t tokens, 
     fp8_status st = FP8_OK;
 
     open_pass(&p, tokens, m->scratch.x, m->scratch.y);
-    FP8_TRY(embed(&p, ids));
+    FP8_TRY(FP8_IN_RANGE("embedding", embed(&p, ids)));
     for (int64_t i = 0; i < m->config.num_layers; i++) FP8_TRY(fp8_layer_forward(&p, i));
-    FP8_TRY(finish(&p, last, num_last, logits));
+    FP8_TRY(FP8_IN_RANGE("head", finish(&p, last, num_last, logits)));
 done:
     return st;
 }

@@ -6,6 +6,7 @@
  *
  * What is added waits in y until the next norm, which adds it in its pass; or, with
  * FP8_STEPS_AT_STORE, the Linear that makes it adds it, as it then does GELU and quantizing. */
+#include "core/range.h"
 #include "model/model_impl.h"
 
 typedef fp8_pass pass;
@@ -163,7 +164,8 @@ static fp8_status norm(pass *p, input *in, const fp8_linear *l, const fp8_tensor
     p->pending = 0;
     FP8_TRY(open_input(p, in, l, p->y.data, width));
     if (layer >= 0) in->sink.amax = slot_of(p, layer, point, &in->sink.first);
-    FP8_TRY(fp8_produce_norm(p->m->device, &in->sink, &n, FP8_LAUNCH_OVERLAP));
+    FP8_TRY(FP8_IN_RANGE("norm", fp8_produce_norm(p->m->device, &in->sink, &n,
+                                                  FP8_LAUNCH_OVERLAP)));
 done:
     return st;
 }
@@ -477,8 +479,9 @@ static fp8_status attention_block(pass *p, int64_t index) {
                  &layer->norm1, &layer->norm1_bias, index, FP8_POINT_QKV_INPUT));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_HIDDEN, &p->x));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_QKV_INPUT, &p->y));
-    FP8_TRY(project(p, index, qkv, &in.x, in.x_descale));
-    FP8_TRY(p->paged ? append_heads(p, index, qkv) : place_heads(p, index, qkv, &io));
+    FP8_TRY(FP8_IN_RANGE("q k v", project(p, index, qkv, &in.x, in.x_descale)));
+    FP8_TRY(FP8_IN_RANGE("heads", p->paged ? append_heads(p, index, qkv)
+                                           : place_heads(p, index, qkv, &io)));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_Q, &qkv[0]));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_K, &qkv[1]));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_V, &qkv[2]));
@@ -487,9 +490,10 @@ static fp8_status attention_block(pass *p, int64_t index) {
         o.dtype = FP8_DTYPE_E4M3;
         io.o_scale = sink.scale;
     }
-    FP8_TRY(p->paged ? attend_pages(p, index, &io) : attend(p, index, &io));
+    FP8_TRY(FP8_IN_RANGE("attention", p->paged ? attend_pages(p, index, &io)
+                                               : attend(p, index, &io)));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_O_INPUT, &o));
-    FP8_TRY(bring(p, index, FP8_LINEAR_O, &o, o_descale));
+    FP8_TRY(FP8_IN_RANGE("o", bring(p, index, FP8_LINEAR_O, &o, o_descale)));
 done:
     return st;
 }
@@ -577,17 +581,20 @@ static fp8_status mlp_block(pass *p, int64_t index) {
     FP8_TRY(norm(p, &in, layer->share_up ? first_of(&linears[FP8_LINEAR_GATE]) : NULL,
                  &layer->norm2, &layer->norm2_bias, index, FP8_POINT_UP_INPUT));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_UP_INPUT, &p->y));
-    FP8_TRY(gate_up(p, index, &in, call, ys, &stride));
-    FP8_TRY(activate(p, index, ys, stride, call.activation != FP8_GEMM_IDENTITY, &inner));
-    FP8_TRY(bring(p, index, FP8_LINEAR_DOWN, &inner.x, inner.x_descale));
+    FP8_TRY(FP8_IN_RANGE("gate and up", gate_up(p, index, &in, call, ys, &stride)));
+    FP8_TRY(FP8_IN_RANGE("activation", activate(p, index, ys, stride,
+                                                call.activation != FP8_GEMM_IDENTITY, &inner)));
+    FP8_TRY(FP8_IN_RANGE("down", bring(p, index, FP8_LINEAR_DOWN, &inner.x, inner.x_descale)));
 done:
     return st;
 }
 
 fp8_status fp8_layer_forward(pass *p, int64_t index) {
+    const int mixture = p->m->layers[index].mixture.experts != NULL;
     fp8_status st;
-    FP8_TRY(attention_block(p, index));
-    FP8_TRY(p->m->layers[index].mixture.experts ? mixture_block(p, index) : mlp_block(p, index));
+
+    FP8_TRY(FP8_IN_RANGE("attention block", attention_block(p, index)));
+    FP8_TRY(FP8_IN_RANGE("MLP block", mixture ? mixture_block(p, index) : mlp_block(p, index)));
 done:
     return st;
 }
