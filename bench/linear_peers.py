@@ -29,7 +29,7 @@ class Gemm(ctypes.Structure):  # fp8_gemm of quant/gemm.h
                 ("bias", PTR), ("bias_dtype", INT), ("activation", INT), ("residual", PTR),
                 ("residual_dtype", INT), ("ldr", I64), ("d_scale", PTR), ("d_amax", PTR),
                 ("batch", I64), ("a_stride", I64), ("b_stride", I64), ("d_stride", I64),
-                ("r_stride", I64), ("accumulate", INT)]
+                ("r_stride", I64), ("accumulate", INT), ("backend", INT), ("launch", INT)]
 
 
 class Tuned(ctypes.Structure):

@@ -38,8 +38,8 @@ typedef enum fp8_gemm_activation {
 
 /* Who makes a product on CUDA. */
 typedef enum fp8_gemm_backend {
-    FP8_GEMM_AUTO = 0, /* cuBLASLt. FP8_GEMM_SKINNY=1 in the environment: SKINNY where it serves and
-                        * was measured the faster (docs/LINEAR.md) */
+    FP8_GEMM_AUTO = 0, /* SKINNY where it serves and was measured faster (docs/LINEAR.md), else
+                        * cuBLASLt. FP8_GEMM_SKINNY=0 in the environment: cuBLASLt */
     FP8_GEMM_SKINNY,   /* or FP8_EUNSUPPORTED: a kernel of ours for few rows of A, made to read B at
                         * the speed of memory. Hopper, E4M3 x E4M3 -> F32 | BF16 | F16, m up to 128,
                         * any n and k, rows of A and B on 16 bytes, descales by count, bias; always
