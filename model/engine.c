@@ -400,7 +400,8 @@ fp8_status fp8_engine_create(fp8_engine **out, fp8_model *m, const fp8_engine_op
     if (options) e->o = *options;
     FP8_TRY(resolve(&e->o, m));
     e->max_pages = (e->o.max_context + e->o.page_size - 1) / e->o.page_size;
-    e->graphs = !e->o.no_graphs && fp8_device_place(m->device) == FP8_PLACE_CUDA;
+    e->graphs = !e->o.no_graphs && fp8_device_place(m->device) == FP8_PLACE_CUDA &&
+                !m->config.num_experts; /* a mixture waits for the device: nothing to capture */
     FP8_TRY(create_lists(e));
     FP8_TRY(fp8_rope_extend(m, e->o.max_context));
     FP8_TRY(fp8_rope_fit(m, e->o.max_context));

@@ -143,8 +143,9 @@ done:
 fp8_status fp8_model_create_scratch(fp8_model *m) {
     const fp8_model_config *c = &m->config;
     const int64_t q = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;
-    const int64_t expert = c->expert_size > c->shared_size ? c->expert_size : c->shared_size;
-    const int64_t mlp = c->intermediate_size > expert ? c->intermediate_size : expert;
+    const int64_t experts = c->num_experts ? c->experts_per_token * c->expert_size : 0;
+    const int64_t mixture = experts > c->shared_size ? experts : c->shared_size;
+    const int64_t mlp = c->intermediate_size > mixture ? c->intermediate_size : mixture;
     const int64_t inner = mlp > q ? mlp : q;
     const char *const *linears = m->family->linears;
     const int gated = linears[FP8_LINEAR_GATE] || linears[FP8_LINEAR_GATE_UP];
@@ -248,11 +249,6 @@ fp8_status fp8_model_load(fp8_model **out, fp8_device *d, const fp8_checkpoint *
     m->weights = o.weights;
     FP8_TRY(choose_ops(m));
     FP8_TRY(read_config(m, c, o.config_json));
-    if (m->config.num_experts && fp8_device_place(d) != FP8_PLACE_CPU) {
-        st = FP8_FAIL(FP8_EUNSUPPORTED, "%s: a mixture of experts runs on the CPU alone so far, "
-                      "found device %s", m->config.model_type, fp8_device_name(d));
-        goto done;
-    }
     m->family = fp8_family_of(m->config.arch);
     m->embed_multiplier = 1.0f;
     if (m->family->scale_embeddings) { /* the multiplier itself is of the compute type */

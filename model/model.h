@@ -76,7 +76,7 @@ typedef enum fp8_point {
     FP8_POINT_O_INPUT,    /* the attention output */
     FP8_POINT_UP_INPUT,   /* input of gate and up */
     FP8_POINT_DOWN_INPUT, /* of a mixture: [tokens, experts_per_token * expert_size], the experts'
-                           * in the order of their weights */
+                           * in the order of their indices */
     FP8_POINT_SHARED_DOWN_INPUT, /* of the shared expert, beside a mixture */
     FP8_POINT_LM_HEAD_INPUT,
     FP8_NUM_POINTS

@@ -91,11 +91,13 @@ typedef struct fp8_scratch { /* place; [max_tokens, ...] */
     uint8_t *codes;          /* hidden or intermediate: the quantized input of Linears */
     float *descales;         /* of codes: [max_tokens], or one a token and 128 columns */
     uint8_t *q_codes, *k_codes, *v_codes;
-    /* of a mixture, on the CPU: router logits, sums; chosen experts and their weights; tokens by
-     * expert; rows of an expert; what the down Linears read, [experts_per_token, expert_size] */
-    float *router, *sums, *top_weights;
-    int32_t *top, *rows;
-    void *expert_x, *expert_y, *inner;
+    /* of a mixture, as fp8_route has them: router logits, then the shared expert's gate; chosen
+     * experts, their weights and rows; the token of a row; [num_experts + 1] */
+    float *router, *top_weights;
+    int32_t *chosen, *places, *from, *begin;
+    /* experts_per_token rows a token: input and output of experts; what their down Linears read,
+     * by token; and what the shared expert makes */
+    void *expert_rows, *inner, *shared;
 } fp8_scratch;
 
 /* Attention plans, found again by what a batch looks like (plans.c). */
@@ -192,7 +194,8 @@ FP8_NODISCARD fp8_status fp8_model_fit_memory(fp8_model *m, const fp8_checkpoint
 FP8_NODISCARD fp8_status fp8_mixture_scratch(fp8_model *m); /* nothing without experts */
 void fp8_mixture_destroy(const fp8_model *m, fp8_mixture *x);
 size_t fp8_mixture_workspace(const fp8_model *m, const fp8_mixture *x);
-/* x [tokens, hidden] = the mixture of x, in place (moe.c); taps DOWN_INPUT, SHARED_DOWN_INPUT. */
+/* x [tokens, hidden] = the mixture of x, in place (moe.c); taps DOWN_INPUT, SHARED_DOWN_INPUT.
+ * Waits for the device. */
 FP8_NODISCARD fp8_status fp8_mixture_run(fp8_model *m, int64_t index, const fp8_tensor *x,
                                          const fp8_tap *tap);
 

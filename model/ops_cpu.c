@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "core/mathfn.h"
+#include "model/moe_impl.h"
 #include "model/ops.h"
 #include "model/score_cpu.h"
 
@@ -48,6 +49,10 @@ static fp8_status cpu_softcap(fp8_device *d, const fp8_tensor *x, float cap, fp8
 }
 
 const fp8_ops *fp8_ops_cpu(void) {
-    static const fp8_ops ops = {.round = cpu_round, .softcap = cpu_softcap, .score = fp8_score_cpu};
+    static const fp8_ops ops = {.round = cpu_round,
+                                .softcap = cpu_softcap,
+                                .score = fp8_score_cpu,
+                                .route = fp8_route_cpu,
+                                .combine = fp8_combine_cpu};
     return &ops;
 }

@@ -84,6 +84,7 @@ done:
 }
 
 extern "C" const fp8_ops *fp8_ops_cuda(void) {
-    static const fp8_ops ops = {cuda_round, cuda_softcap, fp8_score_cuda};
+    static const fp8_ops ops = {cuda_round, cuda_softcap, fp8_score_cuda, fp8_route_cuda,
+                                fp8_combine_cuda};
     return &ops;
 }

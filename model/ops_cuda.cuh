@@ -12,4 +12,6 @@ fp8_status fp8_ops_check(const char *operation, const fp8_tensor *t, fp8_dtype d
 
 fp8_status fp8_score_cuda(fp8_device *d, const fp8_tensor *logits, const fp8_tensor *reference,
                           const int32_t *targets, float *nll, float *kl, uint8_t *top1);
+fp8_status fp8_route_cuda(fp8_device *d, const fp8_route *r);
+fp8_status fp8_combine_cuda(fp8_device *d, void *x, const fp8_combine *c);
 #endif

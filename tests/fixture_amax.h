@@ -93,9 +93,6 @@ static int test_fixtures(const char *device, fp8_compute compute, double bound) 
         char relative[64], folder[4096];
         snprintf(relative, sizeof relative, "fixtures/%s", fixtures[i]);
         check_case = fixtures[i];
-        if (strcmp(device, "cpu") != 0 &&
-            (strstr(fixtures[i], "mixtral") || strstr(fixtures[i], "_moe")))
-            continue; /* mixtures run on the CPU alone */
         if (!check_data(relative)) {
             fprintf(stderr, "skipped: no %s\n", relative);
             return TEST_SKIP;

@@ -6,9 +6,11 @@ static fp8_device *gpu, *cpu;
 
 enum { NUM_LOGITS = FIXTURE_TOKENS * FIXTURE_VOCAB };
 static float got[NUM_LOGITS], want[NUM_LOGITS];
+static double slack; /* times every bound: in BF16 a mixture's near ties go to another expert */
 
 static void check_error(const char *what, const float *a, const float *b, int64_t n, double bound) {
     const double error = check_relative_l2(a, b, n);
+    bound *= slack;
     printf("%-16s %-24s %.3g\n", check_case, what, error);
     CHECK(error <= bound);
 }
@@ -162,26 +164,13 @@ static void test_f32(const fixture *f) {
     CHECK(m == NULL);
 }
 
-/* Mixtures of experts are refused in words. */
-static void test_mixture(void) {
-    const fp8_model_options options = {.compute = FP8_COMPUTE_BF16, .max_tokens = 64};
-    fp8_model *m = NULL;
-    fixture f;
-
-    check_case = "mixtral";
-    if (!fixture_open(&f, "mixtral")) return;
-    CHECK_STATUS(fp8_model_load(&m, gpu, f.checkpoint, &options), FP8_EUNSUPPORTED);
-    CHECK(strstr(fp8_last_message(), "on the CPU alone") != NULL);
-    fp8_model_destroy(m);
-    fixture_close(&f);
-}
-
 int main(void) {
     static const char *const names[] = {
         "llama", "llama-mha-bias", "llama3-rope", "llama-rope-linear", "mistral-window",
         "qwen2", "qwen3",          "gemma",       "gemma-odd",         "gpt2",
         "llama-rope-dynamic", "llama-yarn", "gemma2", "gemma3", "phi3", "phi3-longrope",
-        "phi3-partial-rotary", "opt",
+        "phi3-partial-rotary", "opt",   "mixtral",   "qwen2_moe", "qwen3_moe",
+        "qwen3_moe-normtopk",
     };
     int found = 0;
 
@@ -193,6 +182,7 @@ int main(void) {
         check_case = names[i];
         if (!fixture_open(&f, names[i])) continue;
         found++;
+        slack = fixture_is_mixed(&f) ? 5 : 1;
         test_dense(&f);
         test_cache(&f);
         test_scores(&f);
@@ -202,7 +192,6 @@ int main(void) {
         test_f32(&f);
         fixture_close(&f);
     }
-    test_mixture();
     fp8_device_destroy(cpu);
     fp8_device_destroy(gpu);
     if (!found) return TEST_SKIP;
