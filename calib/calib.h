@@ -49,7 +49,7 @@ typedef struct fp8_calib_options {
     int64_t seq;   /* longest sample; the model's max_tokens must hold batch * seq */
     int allow_nonfinite;
     const char *record_path; /* where an interrupted or finished history is saved; NULL: nowhere */
-    int histograms; /* gather them into the record: a second pass over every observed tensor */
+    int histograms; /* gather them into the record: a pass over every observed tensor */
     int resume;              /* go on from record_path where it exists */
     const char *data_name;   /* goes into the recipe, with a CRC32 of the ids */
     fp8_progress progress;

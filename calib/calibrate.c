@@ -93,9 +93,9 @@ static fp8_status launch(run *r, int64_t step) {
 
 _Static_assert((int)FP8_RECORD_BINS == (int)FP8_ERROR_BINS, "a record keeps the bins as counted");
 
-static void add_counts(const run *r, const fp8_error_stats *stats) {
+static void add_counts(const run *r, const fp8_magnitudes *slots) {
     for (int64_t i = 0; i < r->points.count; i++) {
-        const uint64_t *bins = stats[r->points.slots[i]].bins;
+        const uint64_t *bins = slots[r->points.slots[i]].bins;
         int64_t *sums = r->record->histograms + i * FP8_RECORD_BINS;
         for (int64_t b = 0; b < FP8_RECORD_BINS; b++) sums[b] += (int64_t)bins[b];
     }
@@ -106,10 +106,10 @@ static fp8_status collect(run *r) {
     const fp8_progress *progress = &r->options->progress;
     fp8_record *rec = r->record;
     const fp8_amax_slot *row = NULL;
-    const fp8_error_stats *stats = NULL;
+    const fp8_magnitudes *bins = NULL;
     fp8_status st = FP8_OK;
 
-    FP8_TRY(fp8_observer_collect(r->observer, &row, &stats));
+    FP8_TRY(fp8_observer_collect(r->observer, &row, &bins));
     FP8_TRY(check_finite(r, row));
     for (int64_t i = 0; i < r->points.count; i++) {
         const fp8_amax_slot *slot = &row[r->points.slots[i]];
@@ -118,7 +118,7 @@ static fp8_status collect(run *r) {
         rec->amax_without_first[at] = slot->amax_without_first;
         rec->nonfinite[at] = slot->nonfinite;
     }
-    if (stats) add_counts(r, stats);
+    if (bins) add_counts(r, bins);
     rec->steps++;
     if (progress->on && progress->on(progress->ctx, "calibrating", rec->steps, rec->steps_total))
         r->canceled = 1;

@@ -11,7 +11,7 @@
 typedef struct stage {
     fp8_observer *owner;
     fp8_amax_slot *slots, *row; /* [num_slots] on the device; its copy in pinned host memory */
-    fp8_error_stats *counts, *stats; /* likewise, of the histograms; NULL: not gathered */
+    fp8_magnitudes *counts, *copies; /* likewise, of the histograms; NULL: not gathered */
     unsigned char *joined;      /* [num_slots], host: figures of values that were not yet rounded */
     uint8_t *first;             /* [max_tokens] on the device: 1 where a sequence begins */
     fp8_event *done;
@@ -24,24 +24,18 @@ struct fp8_observer {
     int rounds; /* the compute type is BF16 */
     int64_t opened, sent, collected;
     uint8_t *first; /* [max_tokens], host */
-    float *one;     /* on the device: scale and descale of a histogram; NULL: none is gathered */
-    void *workspace;
     stage *stages; /* [depth] */
 };
 
 /* A pair of histograms a stage, so that a step's counts come with its row and an interrupted record
  * has those of its own rows alone. */
 static fp8_status allocate_histograms(fp8_observer *o) {
-    static const float one = 1;
-    const size_t bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_error_stats);
+    const size_t bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_magnitudes);
     fp8_status st = FP8_OK;
 
-    FP8_TRY(fp8_device_alloc(o->d, (void **)&o->one, sizeof one));
-    FP8_TRY(fp8_device_upload(o->d, o->one, &one, sizeof one));
-    FP8_TRY(fp8_device_alloc(o->d, &o->workspace, fp8_measure_error_workspace(o->d)));
     for (stage *s = o->stages; s < o->stages + o->depth; s++) {
         FP8_TRY(fp8_device_alloc(o->d, (void **)&s->counts, bytes));
-        FP8_TRY(fp8_device_alloc_host(o->d, (void **)&s->stats, bytes));
+        FP8_TRY(fp8_device_alloc_host(o->d, (void **)&s->copies, bytes));
     }
 done:
     return st;
@@ -92,12 +86,10 @@ void fp8_observer_destroy(fp8_observer *o) {
         fp8_device_free(o->d, s->counts);
         fp8_device_free(o->d, s->first);
         fp8_device_free_host(o->d, s->row);
-        fp8_device_free_host(o->d, s->stats);
+        fp8_device_free_host(o->d, s->copies);
         fp8_event_destroy(s->done);
         free(s->joined);
     }
-    fp8_device_free(o->d, o->one);
-    fp8_device_free(o->d, o->workspace);
     free(o->stages);
     free(o->first);
     free(o);
@@ -135,17 +127,18 @@ static fp8_status observe(void *ctx, int32_t layer, fp8_point point, const fp8_t
     if (slot < 0) return FP8_OK;
     const int64_t rows = x->shape[0], cols = fp8_tensor_count(x) / rows;
     fp8_status st = FP8_OK;
-    FP8_TRY(fp8_observe(o->d, s->slots + slot, x->data, x->dtype, rows, cols, cols, s->first));
-    if (s->counts)
-        FP8_TRY(fp8_measure_error(o->d, s->counts + slot, x->data, x->dtype, rows, cols, cols,
-                                  FP8_DTYPE_E4M3, o->one, o->one, o->workspace));
+    if (!s->counts)
+        FP8_TRY(fp8_observe(o->d, s->slots + slot, x->data, x->dtype, rows, cols, cols, s->first));
+    else
+        FP8_TRY(fp8_observe_magnitudes(o->d, s->slots + slot, s->counts + slot, x->data, x->dtype,
+                                       rows, cols, cols, s->first));
 done:
     return st;
 }
 
 fp8_status fp8_observer_open(fp8_observer *o, fp8_tap *tap, const fp8_batch *batch) {
     const size_t row_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_amax_slot);
-    const size_t stats_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_error_stats);
+    const size_t bins_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_magnitudes);
     stage *s = &o->stages[o->opened % o->depth];
     fp8_status st = FP8_OK;
 
@@ -159,7 +152,7 @@ fp8_status fp8_observer_open(fp8_observer *o, fp8_tap *tap, const fp8_batch *bat
     for (int64_t i = 0; i < batch->num_seqs; i++) o->first[batch->starts[i]] = 1;
     FP8_TRY(fp8_device_upload(o->d, s->first, o->first, (size_t)batch->num_tokens));
     FP8_TRY(fp8_device_fill(o->d, s->slots, 0, row_bytes));
-    if (s->counts) FP8_TRY(fp8_device_fill(o->d, s->counts, 0, stats_bytes));
+    if (s->counts) FP8_TRY(fp8_device_fill(o->d, s->counts, 0, bins_bytes));
     memset(s->joined, 0, fp8_num_slots(o->num_layers));
     *tap = (fp8_tap){.on = observe, .ctx = s, .slot = slot_of};
     o->opened++;
@@ -169,12 +162,12 @@ done:
 
 fp8_status fp8_observer_send(fp8_observer *o) {
     const size_t row_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_amax_slot);
-    const size_t stats_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_error_stats);
+    const size_t bins_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_magnitudes);
     const stage *s = &o->stages[o->sent % o->depth];
     fp8_status st = FP8_OK;
 
     FP8_TRY(fp8_device_download_async(o->d, s->row, s->slots, row_bytes));
-    if (s->counts) FP8_TRY(fp8_device_download_async(o->d, s->stats, s->counts, stats_bytes));
+    if (s->counts) FP8_TRY(fp8_device_download_async(o->d, s->copies, s->counts, bins_bytes));
     FP8_TRY(fp8_event_record(s->done));
     o->sent++;
 done:
@@ -193,17 +186,17 @@ done:
 }
 
 fp8_status fp8_observer_collect(fp8_observer *o, const fp8_amax_slot **row,
-                                const fp8_error_stats **stats) {
+                                const fp8_magnitudes **bins) {
     const stage *s = &o->stages[o->collected % o->depth];
     fp8_status st = FP8_OK;
 
     *row = NULL;
-    *stats = NULL;
+    *bins = NULL;
     if (o->collected == o->sent) return FP8_FAIL(FP8_EINVAL, "observer: no step is in flight");
     FP8_TRY(fp8_event_wait(s->done));
     round_joined(o, s);
     *row = s->row;
-    *stats = s->stats;
+    *bins = s->copies;
     o->collected++;
 done:
     return st;

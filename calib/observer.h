@@ -29,11 +29,10 @@ FP8_NODISCARD fp8_status fp8_observer_launch(fp8_observer *o, fp8_model *m, cons
 FP8_NODISCARD fp8_status fp8_observer_open(fp8_observer *o, fp8_tap *tap, const fp8_batch *batch);
 FP8_NODISCARD fp8_status fp8_observer_send(fp8_observer *o);
 
-/* *row [num_slots] = the oldest step in flight (waits for it), *stats [num_slots] = its histograms
- * (its other figures mean nothing), NULL where none are gathered; both valid until the next
- * open or launch. */
+/* *row [num_slots] = the oldest step in flight (waits for it), *bins [num_slots] = its histograms,
+ * NULL where none are gathered; both valid until the next open or launch. */
 FP8_NODISCARD fp8_status fp8_observer_collect(fp8_observer *o, const fp8_amax_slot **row,
-                                              const fp8_error_stats **stats);
+                                              const fp8_magnitudes **bins);
 
 #ifdef __cplusplus
 }

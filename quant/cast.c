@@ -197,18 +197,35 @@ done:
     return st;
 }
 
-fp8_status fp8_observe(fp8_device *d, fp8_amax_slot *out, const void *x, fp8_dtype dtype,
-                       int64_t rows, int64_t cols, int64_t stride, const uint8_t *first) {
+static fp8_status observe(fp8_device *d, fp8_amax_slot *out, fp8_magnitudes *bins, const void *x,
+                          fp8_dtype dtype, int64_t rows, int64_t cols, int64_t stride,
+                          const uint8_t *first) {
     fp8_status st = FP8_OK;
 
     FP8_TRY(check_buffers("observe", 1, out, out));
     FP8_TRY(check_rows("observe", x, dtype, rows, cols, stride));
     if (rows * cols == 0) goto done;
     if (FP8_ON_CUDA(d))
-        st = FP8_CUDA_CALL(fp8_cuda_observe(d, out, x, dtype, rows, cols, stride, first));
+        st = FP8_CUDA_CALL(fp8_cuda_observe(d, out, bins, x, dtype, rows, cols, stride, first));
     else
-        st = fp8_cpu_observe(fp8_simd_best(), fp8_device_pool(d), out, x, dtype, rows, cols,
+        st = fp8_cpu_observe(fp8_simd_best(), fp8_device_pool(d), out, bins, x, dtype, rows, cols,
                              stride, first);
+done:
+    return st;
+}
+
+fp8_status fp8_observe(fp8_device *d, fp8_amax_slot *out, const void *x, fp8_dtype dtype,
+                       int64_t rows, int64_t cols, int64_t stride, const uint8_t *first) {
+    return observe(d, out, NULL, x, dtype, rows, cols, stride, first);
+}
+
+fp8_status fp8_observe_magnitudes(fp8_device *d, fp8_amax_slot *out, fp8_magnitudes *bins,
+                                  const void *x, fp8_dtype dtype, int64_t rows, int64_t cols,
+                                  int64_t stride, const uint8_t *first) {
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(check_buffers("observe_magnitudes", 1, bins, bins));
+    FP8_TRY(observe(d, out, bins, x, dtype, rows, cols, stride, first));
 done:
     return st;
 }

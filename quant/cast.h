@@ -77,9 +77,20 @@ FP8_NODISCARD fp8_status fp8_observe(fp8_device *d, fp8_amax_slot *out, const vo
                                      fp8_dtype dtype, int64_t rows, int64_t cols, int64_t stride,
                                      const uint8_t *first);
 
-/* How well a static scale serves x: exact sums, and a histogram of |x| by the top 12 bits of the
- * float (sign dropped: 8 exponent bits, 3 mantissa bits), from which quantiles are read. */
+/* fp8_observe, and a histogram of |x| over finite x by the top 12 bits of the float (sign dropped:
+ * 8 exponent bits, 3 mantissa bits), in the same pass.
+ *   bins   io   1, place of d: added to; the caller zeroed it */
 enum { FP8_ERROR_BINS = 2048 };
+typedef struct fp8_magnitudes {
+    uint64_t bins[FP8_ERROR_BINS];
+} fp8_magnitudes;
+FP8_NODISCARD fp8_status fp8_observe_magnitudes(fp8_device *d, fp8_amax_slot *out,
+                                                fp8_magnitudes *bins, const void *x,
+                                                fp8_dtype dtype, int64_t rows, int64_t cols,
+                                                int64_t stride, const uint8_t *first);
+
+/* How well a static scale serves x: exact sums, and the same histogram, from which quantiles are
+ * read. */
 typedef struct fp8_error_stats {
     double signal, noise; /* sum x^2, sum (x - dequantize(quantize(x)))^2 over finite x */
     uint64_t count, clipped; /* finite elements; those with |x| * scale > max */

@@ -21,9 +21,10 @@ fp8_status fp8_cpu_transpose_codes(fp8_pool *p, uint8_t *out, const uint8_t *in,
 fp8_status fp8_cpu_quantize_transposed(const fp8_simd *s, fp8_pool *p, uint8_t *codes_t,
                                        uint8_t *codes, fp8_dtype to, const void *x,
                                        fp8_dtype from, int64_t rows, int64_t cols, float scale);
-fp8_status fp8_cpu_observe(const fp8_simd *s, fp8_pool *p, fp8_amax_slot *out, const void *x,
-                           fp8_dtype dtype, int64_t rows, int64_t cols, int64_t stride,
-                           const uint8_t *first);
+/* bins may be NULL. */
+fp8_status fp8_cpu_observe(const fp8_simd *s, fp8_pool *p, fp8_amax_slot *out,
+                           fp8_magnitudes *bins, const void *x, fp8_dtype dtype, int64_t rows,
+                           int64_t cols, int64_t stride, const uint8_t *first);
 enum { FP8_ERROR_PIECES = 64 }; /* partial sums in the workspace: fixed, whatever the threads */
 fp8_status fp8_cpu_measure_error(const fp8_simd *s, fp8_pool *p, fp8_error_stats *out,
                                  const void *x, fp8_dtype dtype, int64_t rows, int64_t cols,

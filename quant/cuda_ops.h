@@ -33,8 +33,10 @@ fp8_status fp8_cuda_transpose_codes(fp8_device *d, uint8_t *out, const uint8_t *
 fp8_status fp8_cuda_quantize_transposed(fp8_device *d, uint8_t *codes_t, uint8_t *codes,
                                         fp8_dtype to, const void *x, fp8_dtype from, int64_t rows,
                                         int64_t cols, const float *scale);
-fp8_status fp8_cuda_observe(fp8_device *d, fp8_amax_slot *out, const void *x, fp8_dtype dtype,
-                            int64_t rows, int64_t cols, int64_t stride, const uint8_t *first);
+/* bins may be NULL. */
+fp8_status fp8_cuda_observe(fp8_device *d, fp8_amax_slot *out, fp8_magnitudes *bins, const void *x,
+                            fp8_dtype dtype, int64_t rows, int64_t cols, int64_t stride,
+                            const uint8_t *first);
 size_t fp8_cuda_measure_error_workspace(const fp8_device *d);
 fp8_status fp8_cuda_measure_error(fp8_device *d, fp8_error_stats *out, const void *x,
                                   fp8_dtype dtype, int64_t rows, int64_t cols, int64_t stride,

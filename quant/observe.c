@@ -9,6 +9,7 @@
 enum {
     CHUNK = 1024,      /* floats of an L1 buffer */
     GRAIN = 64 * 1024, /* elements a piece of work */
+    FIRST_INFINITE = 0x7f800000 >> 20, /* the bin where infinity lies, and NaN above */
     LANES = 8          /* partial sums of a piece: breaks the chain of additions */
 };
 
@@ -22,6 +23,7 @@ typedef struct observe_job {
     int64_t rows, cols, stride;
     pthread_mutex_t lock; /* guards *slot and *stats: maxima and counts come in any order */
     fp8_amax_slot *slot;
+    fp8_magnitudes *bins; /* NULL: not wanted */
     const uint8_t *first;
     fp8_error_stats *stats;
     fp8_dtype to;
@@ -45,6 +47,33 @@ static float row_amax(const observe_job *j, int64_t row, uint32_t *nonfinite) {
     return amax;
 }
 
+/* Counts of one row; those that are not finite lie in the last bins and are cut off later. A BF16
+ * value has its bin in its own top bits. */
+static void row_bins(const observe_job *j, uint32_t *bins, int64_t row) {
+    const int64_t size = (int64_t)fp8_dtype_size(j->dtype);
+    const char *x = j->x + row * j->stride * size;
+    const uint16_t *half = (const uint16_t *)(const void *)x;
+    float buf[CHUNK];
+
+    for (int64_t c = 0; j->dtype == FP8_DTYPE_BF16 && c < j->cols; c++)
+        bins[(half[c] & 0x7fffu) >> 4]++;
+    for (int64_t c = 0; j->dtype != FP8_DTYPE_BF16 && c < j->cols; c += CHUNK) {
+        const int64_t len = min64(CHUNK, j->cols - c);
+        j->s->widen(buf, x + c * size, j->dtype, len);
+        for (int64_t i = 0; i < len; i++) bins[(fp8_f32_bits(buf[i]) & 0x7fffffffu) >> 20]++;
+    }
+}
+
+/* Rows of at most 2^31 elements together: the pool's grain sees to that. */
+static void observe_bins(observe_job *j, int64_t begin, int64_t end) {
+    uint32_t bins[FP8_ERROR_BINS] = {0};
+
+    for (int64_t r = begin; r < end; r++) row_bins(j, bins, r);
+    pthread_mutex_lock(&j->lock);
+    for (int b = 0; b < FIRST_INFINITE; b++) j->bins->bins[b] += bins[b];
+    pthread_mutex_unlock(&j->lock);
+}
+
 static fp8_status observe_rows(void *ctx, int64_t begin, int64_t end, int32_t worker) {
     observe_job *j = ctx;
     fp8_amax_slot found = {0};
@@ -61,14 +90,15 @@ static fp8_status observe_rows(void *ctx, int64_t begin, int64_t end, int32_t wo
     j->slot->amax_without_first = max_float(j->slot->amax_without_first, found.amax_without_first);
     j->slot->nonfinite += found.nonfinite;
     pthread_mutex_unlock(&j->lock);
+    if (j->bins) observe_bins(j, begin, end);
     return FP8_OK;
 }
 
-fp8_status fp8_cpu_observe(const fp8_simd *s, fp8_pool *p, fp8_amax_slot *out, const void *x,
-                           fp8_dtype dtype, int64_t rows, int64_t cols, int64_t stride,
-                           const uint8_t *first) {
+fp8_status fp8_cpu_observe(const fp8_simd *s, fp8_pool *p, fp8_amax_slot *out,
+                           fp8_magnitudes *bins, const void *x, fp8_dtype dtype, int64_t rows,
+                           int64_t cols, int64_t stride, const uint8_t *first) {
     observe_job j = {.s = s, .x = x, .dtype = dtype, .rows = rows, .cols = cols, .stride = stride,
-                     .slot = out, .first = first, .lock = PTHREAD_MUTEX_INITIALIZER};
+                     .slot = out, .bins = bins, .first = first, .lock = PTHREAD_MUTEX_INITIALIZER};
     const int64_t grain = cols < GRAIN ? GRAIN / cols : 1;
     const fp8_status st = fp8_parallel_for(p, rows, grain, observe_rows, &j);
     pthread_mutex_destroy(&j.lock);

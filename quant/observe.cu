@@ -1,11 +1,14 @@
 /* quant/observe.cu - what calibration measures: amax of an activation, and the error of a static
  * scale.
  *
- * Computes   observe: max |x| over finite x, the same without first rows, count of the others
+ * Computes   observe: max |x| over finite x, the same without first rows, count of the others; on
+ *            request a histogram of |x|
  *            measure: sums of x^2 and (x - qdq(x))^2, counts, a histogram of |x|
  * Shapes     x [rows, cols], row stride any
  * Bound      memory, one read: BF16 [4096, 4096] is 34 MB, at the H200's 4.55 TB/s read rate 7.4
- *            us. Runs at every observed point of every layer, so nothing is launched twice
+ *            us. Runs at every observed point of every layer, so nothing is launched twice. With
+ *            bins: an increment in shared memory an element, 32 lanes of one instruction at a
+ *            time, as many cycles as there are different bins among them
  * Tiling     a row is cut into segments of UNROLL x 32 vectors of 16 bytes; warps take segments,
  *            grid-stride, so that the division into row and segment is paid once in 2 KiB.
  *            A row that is not 16-byte aligned is read element by element, still coalesced
@@ -23,7 +26,9 @@ enum {
     THREADS = 256,
     WARPS = THREADS / 32,
     BLOCKS_PER_SM = 8, /* 64 warps: all an SM holds */
+    BINS_BLOCKS_PER_SM = 4, /* each adds its bins to the one histogram at its end */
     UNROLL = 4,        /* loads of 16 bytes in flight a thread */
+    FIRST_INFINITE = 0x7f800000 >> 20, /* the bin where infinity lies, and NaN above */
     MEASURE_BLOCKS = 512 /* fixed, so that the order of the sums is */
 };
 
@@ -71,15 +76,19 @@ static __device__ void raise_to(float *slot, uint32_t bits) {
 
 /* ---- observe -------------------------------------------------------------------------------- */
 
-template <typename T>
+template <typename T, bool BINS>
 static __global__ void __launch_bounds__(THREADS)
-observe_kernel(fp8_amax_slot *__restrict__ slot, rows_view<T> v,
-               const uint8_t *__restrict__ first) {
-    __shared__ uint32_t part[3][WARPS];
+observe_kernel(fp8_amax_slot *__restrict__ slot, fp8_magnitudes *__restrict__ all_bins,
+               rows_view<T> v, const uint8_t *__restrict__ first) {
+    __shared__ uint32_t part[3][WARPS], bins[BINS ? FP8_ERROR_BINS : 1];
     const int warp = threadIdx.x / 32;
     const int64_t units = v.rows * v.segments, step = (int64_t)gridDim.x * WARPS;
     uint32_t amax = 0, later = 0, others = 0;
 
+    if (BINS) {
+        for (int b = threadIdx.x; b < FP8_ERROR_BINS; b += THREADS) bins[b] = 0;
+        __syncthreads();
+    }
     for (int64_t unit = (int64_t)blockIdx.x * WARPS + warp; unit < units; unit += step) {
         const int64_t row = unit / v.segments;
         uint32_t most = 0;
@@ -88,6 +97,7 @@ observe_kernel(fp8_amax_slot *__restrict__ slot, rows_view<T> v,
             const bool finite = is_finite_bits(u);
             most = max(most, finite ? u : 0u);
             others += !finite;
+            if (BINS) atomicAdd(&bins[u >> 20], 1u); /* what is not finite is left there */
         });
         amax = max(amax, most);
         if (!first || !first[row]) later = max(later, most);
@@ -101,6 +111,10 @@ observe_kernel(fp8_amax_slot *__restrict__ slot, rows_view<T> v,
         part[2][warp] = others;
     }
     __syncthreads();
+    for (int b = threadIdx.x; BINS && b < FIRST_INFINITE; b += THREADS)
+        if (bins[b])
+            atomicAdd(reinterpret_cast<unsigned long long *>(&all_bins->bins[b]),
+                      (unsigned long long)bins[b]);
     if (threadIdx.x != 0) return;
     for (int w = 1; w < WARPS; w++) {
         amax = max(amax, part[0][w]);
@@ -196,19 +210,20 @@ template <typename T> static int64_t blocks_wanted(const rows_view<T> &v) {
 }
 
 template <typename T>
-static fp8_status launch_observe(cudaStream_t stream, fp8_amax_slot *out, const rows_view<T> &v,
-                                 const uint8_t *first) {
+static fp8_status launch_observe(cudaStream_t stream, fp8_amax_slot *out, fp8_magnitudes *bins,
+                                 const rows_view<T> &v, const uint8_t *first) {
     unsigned blocks = 0;
-    fp8_status st = grid_for(blocks_wanted(v), BLOCKS_PER_SM, &blocks);
+    fp8_status st = grid_for(blocks_wanted(v), bins ? BINS_BLOCKS_PER_SM : BLOCKS_PER_SM, &blocks);
     if (st != FP8_OK) return st;
-    observe_kernel<T><<<blocks, THREADS, 0, stream>>>(out, v, first);
+    if (bins) observe_kernel<T, true><<<blocks, THREADS, 0, stream>>>(out, bins, v, first);
+    else observe_kernel<T, false><<<blocks, THREADS, 0, stream>>>(out, bins, v, first);
     return fp8_cuda_launched("observe", stream);
 }
 
-extern "C" fp8_status fp8_cuda_observe(fp8_device *d, fp8_amax_slot *out, const void *x,
-                                       fp8_dtype dtype, int64_t rows, int64_t cols, int64_t stride,
-                                       const uint8_t *first) {
-    FP8_FOR_REAL(dtype, return launch_observe(fp8_device_stream(d), out,
+extern "C" fp8_status fp8_cuda_observe(fp8_device *d, fp8_amax_slot *out, fp8_magnitudes *bins,
+                                       const void *x, fp8_dtype dtype, int64_t rows, int64_t cols,
+                                       int64_t stride, const uint8_t *first) {
+    FP8_FOR_REAL(dtype, return launch_observe(fp8_device_stream(d), out, bins,
                                               view_of<T>(x, rows, cols, stride), first));
 }
 

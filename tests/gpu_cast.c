@@ -190,6 +190,36 @@ static void test_observe(void) {
             }
 }
 
+/* The histogram of hostile values, and the figures beside it as without. */
+static void test_magnitudes(void) {
+    static fp8_magnitudes got, want;
+    fp8_magnitudes *bins = NULL;
+
+    CHECK_STATUS(fp8_device_alloc(gpu, (void **)&bins, sizeof got), FP8_OK);
+    for (int r = 0; r < NUM_REALS; r++)
+        for (size_t s = 0; s < NUM_SHAPES; s++)
+            for (int odd = 0; odd < 2; odd++) {
+                const int64_t rows = shapes[s].rows, cols = shapes[s].cols, stride = cols + 3 * odd;
+                fp8_amax_slot slot = {0}, plain = {0};
+                check_case = "magnitudes";
+                make_normal(reals[r], rows * stride);
+                up(dev_in, host_in, (size_t)(rows * stride) * fp8_dtype_size(reals[r]));
+                up(dev_out, &slot, sizeof slot);
+                CHECK_STATUS(fp8_device_fill(gpu, bins, 0, sizeof got), FP8_OK);
+                CHECK_STATUS(fp8_observe_magnitudes(gpu, (fp8_amax_slot *)(void *)dev_out, bins,
+                                                    dev_in, reals[r], rows, cols, stride, NULL),
+                             FP8_OK);
+                memset(&want, 0, sizeof want);
+                CHECK_STATUS(fp8_observe_magnitudes(cpu, &plain, &want, host_in, reals[r], rows,
+                                                    cols, stride, NULL), FP8_OK);
+                down(&slot, dev_out, sizeof slot);
+                down(&got, bins, sizeof got);
+                check_bytes(&slot, &plain, sizeof slot);
+                check_bytes(&got, &want, sizeof got);
+            }
+    fp8_device_free(gpu, bins);
+}
+
 static void test_measure(void) {
     static fp8_error_stats got, again, want;
     const float pair[2] = {48.0f, 1.0f / 48.0f};
@@ -236,6 +266,7 @@ int main(void) {
     test_groups();
     test_transpose();
     test_observe();
+    test_magnitudes();
     test_measure();
     CHECK_STATUS(fp8_device_sync(gpu), FP8_OK);
     fp8_device_free(gpu, dev_in);

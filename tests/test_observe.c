@@ -60,6 +60,33 @@ static void test_observe(fp8_device *d) {
             }
 }
 
+/* The figures of fp8_observe, and each finite value in its bin. */
+static void test_magnitudes(fp8_device *d) {
+    static fp8_magnitudes got, want;
+
+    for (int t = 0; t < 3; t++)
+        for (size_t s = 0; s < NUM_SHAPES; s++) {
+            const int64_t rows = shapes[s].rows, cols = shapes[s].cols;
+            const void *in = make(reals[t], 1, cols);
+            fp8_amax_slot slot = {0}, plain = {0};
+            check_case = "magnitudes";
+            memset(&got, 0, sizeof got);
+            memset(&want, 0, sizeof want);
+            got.bins[1016] = want.bins[1016] = 7;
+            for (int64_t r = 0; r < rows; r++)
+                for (int64_t c = 0; c < cols; c++)
+                    if (isfinite(x[r * STRIDE + c]))
+                        want.bins[(fp8_f32_bits(x[r * STRIDE + c]) & 0x7fffffffu) >> 20]++;
+            CHECK_STATUS(fp8_observe(d, &plain, in, reals[t], rows, cols, STRIDE, first), FP8_OK);
+            CHECK_STATUS(fp8_observe_magnitudes(d, &slot, &got, in, reals[t], rows, cols, STRIDE,
+                                                first), FP8_OK);
+            CHECK(memcmp(&slot, &plain, sizeof slot) == 0);
+            CHECK(memcmp(&got, &want, sizeof got) == 0);
+        }
+    CHECK_STATUS(fp8_observe_magnitudes(d, &(fp8_amax_slot){0}, NULL, x, FP8_DTYPE_F32, 1, 1, 1,
+                                        NULL), FP8_EINVAL);
+}
+
 /* Sums in double over at most 309000 elements: any order agrees to n eps = 309000 * 2^-53 <
  * 1e-10. */
 static void test_measure(fp8_device *d) {
@@ -145,6 +172,7 @@ int main(void) {
     CHECK_STATUS(fp8_device_create(&d, "cpu", 3), FP8_OK);
     if (!d) return CHECK_DONE();
     test_observe(d);
+    test_magnitudes(d);
     test_measure(d);
     test_figures();
     test_arguments(d);
