@@ -107,6 +107,7 @@ typedef struct fp8_export_options {
     fp8_dialect dialect;
     fp8_scheme scheme;            /* one that the dialect has; NONE: KV scales alone */
     int ue8m0;                    /* BLOCK: descales rounded up to powers of two */
+    int bf16_scales;              /* weights as compressed-tensors makes them: below */
     int kv_fp8;                   /* write k and v descales */
     fp8_attention_mode attention; /* not NONE: q descales too, and kv_fp8 is implied */
     fp8_fp8_format format;        /* HYBRID is E4M3 in the forward: noted in the metadata */
@@ -141,7 +142,11 @@ typedef struct fp8_export_result {
  *   TENSOR_DYNAMIC  codes and weight_scale as TENSOR, no input scales
  *   BLOCK    one scale a square of 128 x 128 (edges: what there is), no input scales; with ue8m0
  *            descale = 2^ceil(log2(amax/448))
+ *   MX       one power of two a row and 32 columns, weight_scale U8 [out, in / 32], the exponent +
+ *            127; no input scales
  *   NONE     weights as they are, k and v scales beside them; only with kv_fp8
+ * bf16_scales: BF16 weights alone; weight_scale BF16 = bf16(amax / 448), amax a weight's own, and
+ * codes = e4m3(bf16(w / weight_scale)): the bytes of compressed-tensors, for comparison.
  * Names and shapes are the dialect's (formats/dialect.h); those above are compressed-tensors'.
  * record NULL only without static scales: not TENSOR, no FP8 keys, no FP8 attention. A lone file
  * (no config.json) has none: every 2-D floating tensor named *.weight but embeddings, output layers

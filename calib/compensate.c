@@ -250,6 +250,8 @@ static fp8_status check(const fp8_compensation *j) {
                         "than 0", how->damping, how->ridge);
     if (j->options->scheme == FP8_SCHEME_NONE)
         return FP8_FAIL(FP8_EINVAL, "compensated rounding: scheme none rounds no weights");
+    if (j->options->scheme == FP8_SCHEME_MX)
+        return FP8_FAIL(FP8_EINVAL, "compensated rounding: scheme mxfp8 is rounded plainly");
     return fp8_steps_check(j->samples, j->calib);
 }
 
@@ -375,6 +377,8 @@ fp8_status fp8_rounding_search(fp8_rounding **out, fp8_device *d, const fp8_mode
     fp8_status st = FP8_OK;
 
     *out = NULL;
+    if (options->scheme == FP8_SCHEME_MX)
+        return FP8_FAIL(FP8_EINVAL, "scheme mxfp8 is rounded plainly");
     if (options->scheme == FP8_SCHEME_NONE)
         return FP8_FAIL(FP8_EINVAL, "scales of weights: scheme none quantizes none");
     FP8_TRY(fp8_points_create(&j.points, config, source));

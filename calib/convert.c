@@ -44,6 +44,7 @@ static fp8_scheme nearest(fp8_dialect to, fp8_scheme from) {
                                        FP8_SCHEME_BLOCK},
         [FP8_SCHEME_DYNAMIC] = {FP8_SCHEME_DYNAMIC, FP8_SCHEME_BLOCK, FP8_SCHEME_TENSOR_DYNAMIC},
         [FP8_SCHEME_BLOCK] = {FP8_SCHEME_BLOCK, FP8_SCHEME_DYNAMIC, FP8_SCHEME_TENSOR_DYNAMIC},
+        [FP8_SCHEME_MX] = {FP8_SCHEME_MX, FP8_SCHEME_BLOCK, FP8_SCHEME_DYNAMIC},
     };
     for (int i = 0; i < 3; i++)
         if (fp8_dialect_has(to, order[from][i])) return order[from][i];
@@ -178,16 +179,18 @@ done:
     return st;
 }
 
-/* A scale, F32, by the dialect's name. */
+/* A scale by the dialect's name. */
 static fp8_status add_scale(job *j, const char *pattern, const char *module, int32_t ndim,
                             const int64_t *shape, int64_t group, item what) {
+    const fp8_dtype dtype = what.kind == ITEM_DESCALES
+                                ? fp8_weight_descale_dtype(j->quant.scheme, 0) : FP8_DTYPE_F32;
     char text[1200], *name;
     fp8_status st = FP8_OK;
 
     FP8_TRY(fp8_dialect_format(text, sizeof text, pattern, module));
     name = fp8_arena_copy(&j->s.arena, text, strlen(text));
     if (!name) return FP8_FAIL(FP8_ENOMEM, "'%s'", text);
-    FP8_TRY(add(j, name, FP8_DTYPE_F32, ndim, shape, group, what));
+    FP8_TRY(add(j, name, dtype, ndim, shape, group, what));
 done:
     return st;
 }
@@ -271,7 +274,8 @@ done:
 
 /* The codes of a group stay all together or not at all: its members have one scale. */
 static int keeps(const job *j, const fp8_coded *w) {
-    const int alone = j->quant.scheme == FP8_SCHEME_DYNAMIC || j->quant.scheme == FP8_SCHEME_BLOCK;
+    const int alone = j->quant.scheme != FP8_SCHEME_TENSOR &&
+                      j->quant.scheme != FP8_SCHEME_TENSOR_DYNAMIC;
 
     if (alone) return fp8_coded_keeps(w, j->quant.scheme, j->quant.ue8m0);
     for (int64_t i = w->group; i < j->s.num_weights; i++)
@@ -314,14 +318,14 @@ done:
 static fp8_status put_weight(job *j, int64_t i) {
     const fp8_coded *w = &j->s.weights[j->items[i].at];
     const fp8_scheme scheme = j->quant.scheme;
+    const fp8_st_spec *own = &j->specs[i + 1];
+    int64_t count = 1;
     float amax = 0;
     fp8_status st = FP8_OK;
 
     if (j->options->to_bf16) return put_bf16(j, i, w);
+    for (int32_t k = 0; k < own->ndim; k++) count *= own->shape[k];
     if (keeps(j, w)) {
-        const fp8_tensor view = {.ndim = j->specs[i + 1].ndim};
-        int64_t count = 1;
-        for (int32_t k = 0; k < view.ndim; k++) count *= j->specs[i + 1].shape[k];
         fp8_coded_spread(j->descales, count, w);
         FP8_TRY(put(j, i, w->entry->tensor.data));
         j->result->kept++;
@@ -334,6 +338,7 @@ static fp8_status put_weight(job *j, int64_t i) {
         FP8_TRY(put(j, i, j->codes));
         j->result->requantized++;
     }
+    fp8_descales_pack(j->descales, own->dtype, j->descales, count);
     FP8_TRY(put(j, i + 1, j->descales));
 done:
     return st;

@@ -38,14 +38,8 @@ static fp8_status read_descales(fp8_convert_source *s, fp8_coded *w, int64_t at)
     FP8_TRY(fp8_dialect_format(name, sizeof name, row->weight_descale, w->name));
     w->in_out = s->in_out;
     w->scheme = scheme == FP8_SCHEME_TENSOR_DYNAMIC ? FP8_SCHEME_TENSOR : scheme;
-    if (scheme == FP8_SCHEME_BLOCK)
-        FP8_TRY(fp8_block_descales_load(&w->descales, &w->count, s->checkpoint, name, w->rows,
-                                        w->cols));
-    else
-        FP8_TRY(fp8_descales_load(&w->descales, &w->count, s->checkpoint, name,
-                                  scheme != FP8_SCHEME_DYNAMIC ? 1
-                                  : w->in_out                  ? w->cols
-                                                               : w->rows));
+    FP8_TRY(fp8_weight_descales_load(&w->descales, &w->count, s->checkpoint, name, scheme, w->rows,
+                                     w->cols, w->in_out));
     if (all_equal(w->descales, w->count)) w->scheme = FP8_SCHEME_TENSOR;
     consume(s, name, at);
     if (!row->input_descale) goto done;

@@ -44,13 +44,16 @@ static fp8_status check_options(const job *j) {
 
     if (o->scheme == FP8_SCHEME_NONE && !o->kv_fp8)
         return FP8_FAIL(FP8_EINVAL, "scheme none quantizes nothing: expected tensor, dynamic, "
-                        "tensor-dynamic or block");
+                        "tensor-dynamic, block or mxfp8");
     if (o->attention != FP8_ATTENTION_NONE && !row->q_descale)
         return FP8_FAIL(FP8_EINVAL, "dialect %s has no names for query scales: expected attention "
                         "none, found %s", row->name, fp8_attention_mode_name(o->attention));
     if (o->ue8m0 && o->scheme != FP8_SCHEME_BLOCK)
         return FP8_FAIL(FP8_EINVAL, "power-of-two scales go with scheme block, found %s",
                         fp8_scheme_name(o->scheme));
+    if (o->bf16_scales && (o->ue8m0 || o->rounding || o->scheme == FP8_SCHEME_MX))
+        return FP8_FAIL(FP8_EINVAL, "BF16 scales do not go with powers of two, nor with codes that "
+                        "were rounded with compensation");
     if (wants_record && !j->has_record)
         return FP8_FAIL(FP8_EINVAL, "static scales (scheme tensor, FP8 keys and values, FP8 "
                         "attention) need a calibration record; without one: scheme dynamic or "
@@ -117,6 +120,7 @@ static fp8_status decide(job *j, const fp8_model *m) {
     if (!j->scales) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "scales"));
     j->quant = (fp8_quant_config){
         .dialect = o->dialect, .scheme = o->scheme, .ue8m0 = o->ue8m0,
+        .bf16_scales = o->bf16_scales,
         .kv_fp8 = o->kv_fp8 || o->attention != FP8_ATTENTION_NONE, .attention = o->attention,
         .format = o->format, .ignore = j->weights.ignore, .num_ignore = j->weights.num_ignore};
     FP8_TRY(fp8_export_plan_create(&j->plan, j->source, &j->weights, &j->points, j->scales,
@@ -148,7 +152,8 @@ static fp8_status create_writer(job *j) {
 static int on_host(const job *j) {
     const fp8_export_options *o = &j->options;
     return fp8_device_place(j->d) == FP8_PLACE_CPU || o->scheme == FP8_SCHEME_BLOCK ||
-           o->scheme == FP8_SCHEME_NONE || o->rounding || o->num_keep > 0;
+           o->scheme == FP8_SCHEME_MX || o->bf16_scales || o->scheme == FP8_SCHEME_NONE ||
+           o->rounding || o->num_keep > 0;
 }
 
 static fp8_weight_stream stream_of(job *j) {
@@ -158,6 +163,7 @@ static fp8_weight_stream stream_of(job *j) {
                                .d = j->d,
                                .scheme = j->options.scheme,
                                .ue8m0 = j->options.ue8m0,
+                               .bf16_scales = j->options.bf16_scales,
                                .allow_nonfinite = j->options.allow_nonfinite,
                                .progress = &j->options.progress};
 }

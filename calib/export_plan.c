@@ -32,7 +32,7 @@ static fp8_status add(maker *m, const char *name, fp8_dtype dtype, int32_t ndim,
     return FP8_OK;
 }
 
-/* An F32 tensor named by the dialect; value NULL: comes later. */
+/* A tensor named by the dialect, F32 but for a weight's; value NULL: comes later, of a weight. */
 static fp8_status add_descale(maker *m, const char *pattern, const char *module, int32_t ndim,
                               const int64_t *shape, const float *value, int64_t group) {
     char text[512];
@@ -43,7 +43,9 @@ static fp8_status add_descale(maker *m, const char *pattern, const char *module,
     name = fp8_arena_copy(&m->plan.arena, text, strlen(text));
     if (!name) return FP8_FAIL(FP8_ENOMEM, "'%s'", text);
     m->plan.from_record[m->plan.count] = value != NULL;
-    FP8_TRY(add(m, name, FP8_DTYPE_F32, ndim, shape, value, group));
+    FP8_TRY(add(m, name, value ? FP8_DTYPE_F32
+                               : fp8_weight_descale_dtype(m->quant->scheme, m->quant->bf16_scales),
+                ndim, shape, value, group));
 done:
     return st;
 }

@@ -26,7 +26,7 @@ typedef struct codes_job {
 static int is_power_of_two(float x) { return (fp8_f32_bits(x) & 0x7fffff) == 0; }
 
 int fp8_coded_keeps(const fp8_coded *w, fp8_scheme scheme, int ue8m0) {
-    for (int64_t i = 0; ue8m0 && i < w->count; i++)
+    for (int64_t i = 0; (ue8m0 || scheme == FP8_SCHEME_MX) && i < w->count; i++)
         if (!is_power_of_two(w->descales[i])) return 0;
     return w->entry->tensor.dtype == FP8_DTYPE_E4M3 &&
            (w->scheme == FP8_SCHEME_TENSOR || w->scheme == scheme);
@@ -41,6 +41,8 @@ static float descale_at(const fp8_coded *w, int64_t r, int64_t c) {
 
     if (w->scheme == FP8_SCHEME_TENSOR) return w->descales[0];
     if (w->scheme == FP8_SCHEME_DYNAMIC) return w->descales[w->in_out ? c : r];
+    if (w->scheme == FP8_SCHEME_MX)
+        return w->descales[r * (w->cols / FP8_DIALECT_MX) + c / FP8_DIALECT_MX];
     return w->descales[r / side * ((w->cols + side - 1) / side) + c / side];
 }
 
@@ -112,6 +114,7 @@ static void scale_channels(float *scales, float *descales, const float *values,
 
 fp8_status fp8_coded_quantize(uint8_t *codes, float *descales, fp8_pool *pool, const float *values,
                               const fp8_coded *w, fp8_scheme scheme, int ue8m0, float amax) {
+    static const fp8_weight_grid mx = {1, FP8_DIALECT_MX, FP8_GRID_MX};
     const int64_t channels = w->in_out ? w->cols : w->rows;
     const fp8_scale one = fp8_scale_of(amax);
     float *scales = NULL;
@@ -121,6 +124,9 @@ fp8_status fp8_coded_quantize(uint8_t *codes, float *descales, fp8_pool *pool, c
     if (scheme == FP8_SCHEME_BLOCK)
         return fp8_quantize_squares(pool, codes, descales, values, FP8_DTYPE_F32, w->rows, w->cols,
                                     ue8m0);
+    if (scheme == FP8_SCHEME_MX)
+        return fp8_quantize_grid(pool, codes, descales, values, FP8_DTYPE_F32, w->rows, w->cols,
+                                 &mx);
     if (scheme == FP8_SCHEME_DYNAMIC) {
         j.scales = scales = malloc((size_t)(channels + 1) * sizeof *scales);
         if (!scales) return FP8_FAIL(FP8_ENOMEM, "'%s'", w->name);

@@ -58,6 +58,21 @@ FP8_NODISCARD fp8_status fp8_quantize_squares(fp8_pool *pool, uint8_t *codes, fl
                                               const void *x, fp8_dtype from, int64_t rows,
                                               int64_t cols, int ue8m0);
 
+/* One descale a rectangle of row_span x col_span, row-major, by a rule of others. On the host.
+ *   MX    the power of two 2^k, k the least with amax / 2^k below 448 (compressed-tensors' MXFP8:
+ *         k + 1 from exactly 448 on; amax 0: 2^-127); codes = e4m3(x / 2^k)
+ *   BF16  descale = bf16(amax / 448), 2^-7 for 0; codes = e4m3(bf16(x / descale)): what
+ *         compressed-tensors makes of a BF16 model. FP8_EUNSUPPORTED: weights of another type */
+typedef enum fp8_grid_rule { FP8_GRID_MX, FP8_GRID_BF16 } fp8_grid_rule;
+typedef struct fp8_weight_grid {
+    int64_t row_span, col_span;
+    fp8_grid_rule rule;
+} fp8_weight_grid;
+int64_t fp8_weight_grid_count(const fp8_weight_grid *g, int64_t rows, int64_t cols);
+FP8_NODISCARD fp8_status fp8_quantize_grid(fp8_pool *pool, uint8_t *codes, float *descales,
+                                           const void *x, fp8_dtype from, int64_t rows,
+                                           int64_t cols, const fp8_weight_grid *grid);
+
 /* The scale of weights of that amax; ue8m0: with a descale rounded up to a power of two. */
 fp8_scale fp8_weight_scale_of(float amax, int ue8m0);
 
@@ -75,7 +90,7 @@ FP8_NODISCARD fp8_status fp8_weight_stage_load(fp8_weight_stage *s, const fp8_we
 fp8_scale fp8_weight_stage_scale(const fp8_weight_stage *s, int64_t i);
 const void *fp8_weight_stage_data(const fp8_weight_stage *s, int64_t i);
 
-/* Weight i of the loaded group, by any scheme but BLOCK: its codes in the device's place, until
+/* Weight i of the loaded group, not by BLOCK or MX: its codes in the device's place, until
  * the next call on its stream, and its descales on the host, until the next call ([1];
  * DYNAMIC [channels]). */
 FP8_NODISCARD fp8_status fp8_weight_stage_quantize(fp8_weight_stage *s, int64_t i,

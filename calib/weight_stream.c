@@ -91,6 +91,8 @@ static fp8_status cut_codes(job *j, int64_t at) {
     if (j->shared) return cut(j, PIECE_CODES, at, w->rows * w->cols, PIECE_ELEMENTS);
     if (j->s->scheme == FP8_SCHEME_BLOCK)
         return cut(j, PIECE_CODES, at, w->rows, (rows + BAND - 1) / BAND * BAND);
+    if (j->s->scheme != FP8_SCHEME_MX && j->s->scheme != FP8_SCHEME_DYNAMIC)
+        return cut(j, PIECE_CODES, at, w->rows, w->rows);
     /* a channel of an [in, out] weight is a column: it goes through all rows */
     return cut(j, PIECE_CODES, at, w->rows, w->in_out ? w->rows : rows);
 }
@@ -277,16 +279,33 @@ done:
     return st;
 }
 
-/* Rows with scales of their own: channels or squares; all of a weight kept [in, out]. */
+/* What shares a descale. */
+static fp8_weight_grid grid_of(const job *j, const fp8_weight *w) {
+    const fp8_grid_rule rule = j->s->bf16_scales ? FP8_GRID_BF16 : FP8_GRID_MX;
+
+    switch (j->s->scheme) {
+    case FP8_SCHEME_BLOCK: return (fp8_weight_grid){BAND, BAND, rule};
+    case FP8_SCHEME_MX: return (fp8_weight_grid){1, FP8_DIALECT_MX, rule};
+    case FP8_SCHEME_DYNAMIC:
+        return (fp8_weight_grid){w->in_out ? w->rows : 1, w->in_out ? 1 : w->cols, rule};
+    case FP8_SCHEME_NONE:
+    case FP8_SCHEME_TENSOR:
+    case FP8_SCHEME_TENSOR_DYNAMIC:
+    case FP8_NUM_SCHEMES: break;
+    }
+    return (fp8_weight_grid){w->rows, w->cols, rule};
+}
+
+/* Rows with scales of their own: channels or rectangles; all of a weight kept [in, out]. */
 static fp8_status quantize_rows(job *j, scratch *own, const piece *p) {
     const fp8_weight *w = &j->s->weights->data[p->at];
     const fp8_dtype from = w->entry->tensor.dtype;
     const int64_t rows = p->end - p->begin, n = rows * w->cols;
-    const int64_t across = (w->cols + BAND - 1) / BAND;
-    const int blocks = j->s->scheme == FP8_SCHEME_BLOCK;
-    const int64_t first = blocks ? p->begin / BAND * across : p->begin;
-    const int64_t count = blocks ? (rows + BAND - 1) / BAND * across : w->in_out ? w->cols : rows;
-    const size_t bytes = (size_t)count * sizeof(float), at = (size_t)first * sizeof(float);
+    const fp8_weight_grid grid = grid_of(j, w);
+    const int64_t first = fp8_weight_grid_count(&grid, p->begin, w->cols);
+    const int64_t count = fp8_weight_grid_count(&grid, rows, w->cols);
+    const fp8_dtype type = fp8_weight_descale_dtype(j->s->scheme, j->s->bf16_scales);
+    const size_t size = fp8_dtype_size(type), bytes = (size_t)count * sizeof(float);
     fp8_amax_slot found = {0};
     const void *x;
     fp8_status st = FP8_OK;
@@ -296,7 +315,9 @@ static fp8_status quantize_rows(job *j, scratch *own, const piece *p) {
     FP8_TRY(reserve(&own->descales, &own->descales_bytes, bytes, w->name));
     FP8_TRY(fp8_observe(j->inline_device, &found, x, from, 1, n, n, NULL));
     FP8_TRY(join_slot(j, p->at, &found));
-    if (blocks)
+    if (j->s->scheme == FP8_SCHEME_MX || j->s->bf16_scales)
+        FP8_TRY(fp8_quantize_grid(NULL, own->codes, own->descales, x, from, rows, w->cols, &grid));
+    else if (j->s->scheme == FP8_SCHEME_BLOCK)
         FP8_TRY(fp8_quantize_squares(NULL, own->codes, own->descales, x, from, rows, w->cols,
                                      j->s->ue8m0));
     else
@@ -304,7 +325,9 @@ static fp8_status quantize_rows(job *j, scratch *own, const piece *p) {
                                     from, rows, w->cols, w->in_out ? 1 : 0));
     FP8_TRY(put_part(j, j->s->plan->codes_at[p->at], (size_t)(p->begin * w->cols), own->codes,
                      (size_t)n));
-    FP8_TRY(put_part(j, j->s->plan->codes_at[p->at] + 1, at, own->descales, bytes));
+    fp8_descales_pack(own->descales, type, own->descales, count);
+    FP8_TRY(put_part(j, j->s->plan->codes_at[p->at] + 1, (size_t)first * size, own->descales,
+                     (size_t)count * size));
 done:
     return st;
 }
@@ -376,7 +399,8 @@ fp8_status fp8_weight_stream_run(const fp8_weight_stream *s) {
     job j = {.s = s, .lock = PTHREAD_MUTEX_INITIALIZER, .ready = PTHREAD_COND_INITIALIZER};
     fp8_status st = FP8_OK;
 
-    j.shared = s->scheme == FP8_SCHEME_TENSOR || s->scheme == FP8_SCHEME_TENSOR_DYNAMIC;
+    j.shared = !s->bf16_scales && (s->scheme == FP8_SCHEME_TENSOR ||
+                                   s->scheme == FP8_SCHEME_TENSOR_DYNAMIC);
     j.group_of = calloc(n, sizeof *j.group_of);
     j.groups = calloc(n, sizeof *j.groups);
     j.slots = calloc(n, sizeof *j.slots);

@@ -15,7 +15,7 @@ typedef struct fp8_weight_stream {
     fp8_device *d;     /* the host: its pool alone is used */
     fp8_pool *writers; /* fp8_weight_ship_run: another pool than d's, of at least 2 threads */
     fp8_scheme scheme;
-    int ue8m0, allow_nonfinite;
+    int ue8m0, bf16_scales, allow_nonfinite;
     int no_scales;                /* leave out what comes from the record */
     const fp8_progress *progress; /* "writing", from the calling thread */
 } fp8_weight_stream;
@@ -27,7 +27,7 @@ FP8_NODISCARD fp8_status fp8_weight_stream_run(const fp8_weight_stream *s);
 
 /* The same by a device `d` of any kind: the calling thread drives it; it quantizes what it holds
  * already or is given, group after group; `writers` write what has come back through pinned memory.
- * Not scheme BLOCK. */
+ * Not schemes BLOCK and MX, nor bf16_scales. */
 FP8_NODISCARD fp8_status fp8_weight_ship_run(const fp8_weight_stream *s);
 
 /* What both do with a tensor: 1 where it has data to be copied. */

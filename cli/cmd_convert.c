@@ -27,14 +27,16 @@ static const cli_option table[] = {
      "fp8, one scale a weight; deepseek, scales by blocks, read by every engine; modelopt "
      "for TensorRT-LLM. Default: compressed-tensors, of an FP8 checkpoint its own"},
     {"--scheme", 0, CLI_CHOICE, offsetof(options, scheme),
-     "dynamic|tensor|tensor-dynamic|block|none", 0, 0,
+     "dynamic|tensor|tensor-dynamic|block|mxfp8|none", 0, 0,
      "dynamic: a scale an output channel; tensor: one a weight, shared by q, k, v and by gate, up; "
-     "block: one for 128 x 128 weights; none: only scales of an FP8 KV cache. Inputs are scaled "
+     "block: one for 128 x 128 weights; mxfp8: a power of two for 32 weights of a row, for "
+     "Blackwell; none: only scales of an FP8 KV cache. Inputs are scaled "
      "a token (block: a token and 128 columns) at a time when they come, except by tensor with "
      "--record: one static scale an input. Default: dynamic, tensor with --record, or what "
      "the dialect has; of an FP8 checkpoint its own"},
-    {"--scales", 0, CLI_CHOICE, offsetof(options, scales), "f32|ue8m0", 0, 0,
-     "ue8m0: blocks have scales rounded up to powers of two"},
+    {"--scales", 0, CLI_CHOICE, offsetof(options, scales), "f32|ue8m0|bf16", 0, 0,
+     "ue8m0: blocks have scales rounded up to powers of two; bf16: weights and scales are, bit for "
+     "bit, what compressed-tensors makes of a BF16 model (for comparison)"},
     {"--kv-scales", 0, CLI_CHOICE, offsetof(options, kv_scales), "keep|none|tensor|head", 0, 0,
      "of an FP8 checkpoint: leave its KV scales out, or have one a layer or one a head"},
     {"--record", 0, CLI_TEXT, offsetof(options, record), "FILE", 1, 0,
@@ -91,6 +93,7 @@ static fp8_status check_options(fp8_export_options *out, const options *o) {
         return FP8_FAIL(FP8_EINVAL, "--to bf16 is for an FP8 checkpoint, and this is none");
     *out = (fp8_export_options){
         .ue8m0 = strcmp(o->scales, "ue8m0") == 0,
+        .bf16_scales = strcmp(o->scales, "bf16") == 0,
         .max_shard_bytes = o->max_shard,
         .force = o->force,
         .allow_nonfinite = o->allow_nonfinite,
@@ -156,6 +159,8 @@ static fp8_status convert_options(fp8_convert_options *out, const options *o,
                                   const fp8_quant_config *source) {
     static const char *const kv[] = {"keep", "none", "tensor", "head"};
     fp8_status st = FP8_OK;
+    if (strcmp(o->scales, "bf16") == 0)
+        return FP8_FAIL(FP8_EINVAL, "--scales bf16 is of BF16 weights, and the source is FP8");
     if (o->record || o->include.count || o->exclude.count || o->recipe.kv || o->recipe.attention)
         return FP8_FAIL(FP8_EINVAL, "the source is FP8 already: --record, --kv, --fp8-attention, "
                                     "--include and --exclude are for BF16 (--kv-scales is not)");

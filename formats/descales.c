@@ -15,14 +15,21 @@ fp8_status fp8_descale_shape(int64_t *shape, int32_t *ndim, int64_t *count, fp8_
     shape[0] = shape[1] = 1;
     *ndim = row->one_ndim;
     *count = 1;
-    if (scheme != FP8_SCHEME_DYNAMIC && scheme != FP8_SCHEME_BLOCK) return FP8_OK;
-    if (in_out && (scheme == FP8_SCHEME_BLOCK || row->channel_ndim != 2))
+    if (scheme != FP8_SCHEME_DYNAMIC && scheme != FP8_SCHEME_BLOCK && scheme != FP8_SCHEME_MX)
+        return FP8_OK;
+    if (in_out && (scheme != FP8_SCHEME_DYNAMIC || row->channel_ndim != 2))
         return FP8_FAIL(FP8_EUNSUPPORTED, "dialect %s cannot say how weights kept [in, out] are "
                         "scaled by %s", row->name, fp8_scheme_name(scheme));
-    *ndim = scheme == FP8_SCHEME_BLOCK ? 2 : row->channel_ndim;
+    if (scheme == FP8_SCHEME_MX && cols % FP8_DIALECT_MX)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "scheme mxfp8 takes a multiple of %d columns, found %lld",
+                        FP8_DIALECT_MX, (long long)cols);
+    *ndim = scheme != FP8_SCHEME_DYNAMIC ? 2 : row->channel_ndim;
     if (scheme == FP8_SCHEME_BLOCK) {
         shape[0] = blocks_of(rows);
         shape[1] = blocks_of(cols);
+    } else if (scheme == FP8_SCHEME_MX) {
+        shape[0] = rows;
+        shape[1] = cols / FP8_DIALECT_MX;
     } else {
         shape[in_out] = in_out ? cols : rows;
     }
@@ -39,7 +46,8 @@ float fp8_descale_at(const fp8_tensor *t, int64_t i) {
     uint16_t half;
     float f;
 
-    if (t->dtype == FP8_DTYPE_E8M0) return *p == 0xff ? NAN : ldexpf(1.0f, *p - 127);
+    if (t->dtype == FP8_DTYPE_E8M0 || t->dtype == FP8_DTYPE_U8)
+        return *p == 0xff ? NAN : ldexpf(1.0f, *p - 127);
     if (t->dtype == FP8_DTYPE_F32) {
         memcpy(&f, p, sizeof f);
         return f;
@@ -102,19 +110,66 @@ fp8_status fp8_descales_load(float **out, int64_t *count, const fp8_checkpoint *
     return give(copy(out, count, e), out);
 }
 
-fp8_status fp8_block_descales_load(float **out, int64_t *count, const fp8_checkpoint *c,
-                                   const char *name, int64_t rows, int64_t cols) {
-    const int64_t want[] = {blocks_of(rows), blocks_of(cols)};
-    const fp8_st_entry *e = NULL;
-    const fp8_status st = find(&e, c, name);
+static fp8_status check_shape(const fp8_st_entry *e, int64_t rows, int64_t cols) {
     char shape[160];
 
+    if (e->tensor.ndim == 2 && e->tensor.shape[0] == rows && e->tensor.shape[1] == cols)
+        return FP8_OK;
+    fp8_shape_text(shape, sizeof shape, e->tensor.shape, e->tensor.ndim);
+    return FP8_FAIL(FP8_EFORMAT, "'%s': expected shape [%lld, %lld], found %s", e->name,
+                    (long long)rows, (long long)cols, shape);
+}
+
+fp8_status fp8_block_descales_load(float **out, int64_t *count, const fp8_checkpoint *c,
+                                   const char *name, int64_t rows, int64_t cols) {
+    const fp8_st_entry *e = NULL;
+    fp8_status st = FP8_OK;
+
     *out = NULL;
-    if (st != FP8_OK) return st;
-    if (e->tensor.ndim != 2 || e->tensor.shape[0] != want[0] || e->tensor.shape[1] != want[1]) {
-        fp8_shape_text(shape, sizeof shape, e->tensor.shape, e->tensor.ndim);
-        return FP8_FAIL(FP8_EFORMAT, "'%s': expected shape [%lld, %lld], found %s", name,
-                        (long long)want[0], (long long)want[1], shape);
+    FP8_TRY(find(&e, c, name));
+    FP8_TRY(check_shape(e, blocks_of(rows), blocks_of(cols)));
+    st = give(copy(out, count, e), out);
+done:
+    return st;
+}
+
+fp8_status fp8_mx_descales_load(float **out, int64_t *count, const fp8_checkpoint *c,
+                                const char *name, int64_t rows, int64_t cols) {
+    const fp8_st_entry *e = fp8_checkpoint_find(c, name);
+    fp8_status st = FP8_OK;
+
+    *out = NULL;
+    if (!e) return FP8_FAIL(FP8_ENOTFOUND, "%s: no tensor '%s'", fp8_checkpoint_path(c), name);
+    if (e->tensor.dtype != FP8_DTYPE_U8 && e->tensor.dtype != FP8_DTYPE_E8M0)
+        return FP8_FAIL(FP8_EFORMAT, "'%s': expected U8 exponents, found %s", name,
+                        fp8_dtype_name(e->tensor.dtype));
+    FP8_TRY(check_shape(e, rows, cols / FP8_DIALECT_MX));
+    st = give(copy(out, count, e), out);
+done:
+    return st;
+}
+
+fp8_status fp8_weight_descales_load(float **out, int64_t *count, const fp8_checkpoint *c,
+                                    const char *name, fp8_scheme scheme, int64_t rows,
+                                    int64_t cols, int in_out) {
+    if (scheme == FP8_SCHEME_BLOCK) return fp8_block_descales_load(out, count, c, name, rows, cols);
+    if (scheme == FP8_SCHEME_MX) return fp8_mx_descales_load(out, count, c, name, rows, cols);
+    return fp8_descales_load(out, count, c, name,
+                             scheme != FP8_SCHEME_DYNAMIC ? 1 : in_out ? cols : rows);
+}
+
+fp8_dtype fp8_weight_descale_dtype(fp8_scheme scheme, int bf16) {
+    return scheme == FP8_SCHEME_MX ? FP8_DTYPE_U8 : bf16 ? FP8_DTYPE_BF16 : FP8_DTYPE_F32;
+}
+
+void fp8_descales_pack(void *out, fp8_dtype to, const float *x, int64_t n) {
+    unsigned char *p = out;
+
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t bits = fp8_f32_bits(x[i]);
+        const uint16_t half = fp8_f32_to_bf16(x[i]);
+        if (to == FP8_DTYPE_U8) p[i] = (unsigned char)(bits >> 23);
+        else if (to == FP8_DTYPE_BF16) memcpy(p + 2 * i, &half, sizeof half);
+        else memcpy(p + 4 * i, &bits, sizeof bits);
     }
-    return give(copy(out, count, e), out);
 }

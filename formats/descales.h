@@ -15,7 +15,9 @@ extern "C" {
  *   DYNAMIC                 channels (rows, or cols where in_out): [out], [out, 1]; [1, out] beside
  *                           an [in, out] weight, so that it broadcasts over the codes
  *   BLOCK                   ceil(rows / 128) * ceil(cols / 128)
- * shape has room for 2. FP8_EUNSUPPORTED: weights kept [in, out] where a dialect cannot say so. */
+ *   MX                      rows * cols / 32
+ * shape has room for 2. FP8_EUNSUPPORTED: weights kept [in, out] where a dialect cannot say so; MX:
+ * cols that 32 does not divide. */
 FP8_NODISCARD fp8_status fp8_descale_shape(int64_t *shape, int32_t *ndim, int64_t *count,
                                            fp8_dialect dialect, fp8_scheme scheme, int64_t rows,
                                            int64_t cols, int in_out);
@@ -29,6 +31,18 @@ FP8_NODISCARD fp8_status fp8_descales_load(float **out, int64_t *count, const fp
 FP8_NODISCARD fp8_status fp8_block_descales_load(float **out, int64_t *count,
                                                  const fp8_checkpoint *c, const char *name,
                                                  int64_t rows, int64_t cols);
+/* Likewise one a row and 32 columns; U8 on disk, the exponent + 127. */
+FP8_NODISCARD fp8_status fp8_mx_descales_load(float **out, int64_t *count, const fp8_checkpoint *c,
+                                              const char *name, int64_t rows, int64_t cols);
+/* Those of a weight [rows, cols], whatever the scheme (not NONE). */
+FP8_NODISCARD fp8_status fp8_weight_descales_load(float **out, int64_t *count,
+                                                  const fp8_checkpoint *c, const char *name,
+                                                  fp8_scheme scheme, int64_t rows, int64_t cols,
+                                                  int in_out);
+/* What weight descales are on disk, and x [n] as that: U8 (of powers of two), BF16 or F32. `out`
+ * may be x itself. */
+fp8_dtype fp8_weight_descale_dtype(fp8_scheme scheme, int bf16);
+void fp8_descales_pack(void *out, fp8_dtype to, const float *x, int64_t n);
 
 /* Element i of a tensor of those types (which need not be aligned). */
 float fp8_descale_at(const fp8_tensor *t, int64_t i);

@@ -22,7 +22,8 @@ static const fp8_dialect_row rows[FP8_NUM_DIALECTS] = {
             .q_descale = "%s.q_scale",
             .one_ndim = 1,
             .channel_ndim = 2,
-            .schemes = HAS(NONE) | HAS(TENSOR) | HAS(DYNAMIC) | HAS(TENSOR_DYNAMIC) | HAS(BLOCK),
+            .schemes = HAS(NONE) | HAS(TENSOR) | HAS(DYNAMIC) | HAS(TENSOR_DYNAMIC) | HAS(BLOCK) |
+                       HAS(MX),
             .kv_per_head = 1,
         },
     [FP8_DIALECT_FP8] =
@@ -99,6 +100,7 @@ static const char *const scheme_names[] = {
     [FP8_SCHEME_DYNAMIC] = "dynamic",
     [FP8_SCHEME_TENSOR_DYNAMIC] = "tensor-dynamic",
     [FP8_SCHEME_BLOCK] = "block",
+    [FP8_SCHEME_MX] = "mxfp8",
 };
 static const char *const mode_names[] = {"none", "dpa", "mha"};
 static const char *const format_names[] = {"e4m3", "hybrid"};
@@ -113,8 +115,8 @@ fp8_status fp8_scheme_parse(fp8_scheme *out, const char *text) {
             *out = (fp8_scheme)i;
             return FP8_OK;
         }
-    return FP8_FAIL(FP8_EINVAL, "scheme '%s': expected none, tensor, dynamic, tensor-dynamic or "
-                    "block", text);
+    return FP8_FAIL(FP8_EINVAL, "scheme '%s': expected none, tensor, dynamic, tensor-dynamic, "
+                    "block or mxfp8", text);
 }
 
 fp8_status fp8_attention_mode_parse(fp8_attention_mode *out, const char *text) {

@@ -28,10 +28,15 @@ typedef enum fp8_scheme {
     FP8_SCHEME_DYNAMIC,        /* one a weight's output channel; one a token, at run time */
     FP8_SCHEME_TENSOR_DYNAMIC, /* one descale a weight; one a token, computed at run time */
     FP8_SCHEME_BLOCK,          /* one a square of 128 x 128 weights; one a token and 128 columns */
+    FP8_SCHEME_MX,             /* MXFP8: one a row and 32 columns of weights, and of inputs, powers
+                                * of two; weight and input for products that Hopper has not */
     FP8_NUM_SCHEMES
 } fp8_scheme;
 
-enum { FP8_DIALECT_BLOCK = 128 }; /* side of a square of weights that shares a descale */
+enum {
+    FP8_DIALECT_BLOCK = 128, /* side of a square of weights that shares a descale */
+    FP8_DIALECT_MX = 32      /* columns that do in MXFP8 */
+};
 
 /* One dialect. `%s` is the Linear's name ("model.layers.0.mlp.up_proj") or, for k/v/q, the
  * attention module's ("model.layers.0.self_attn"). NULL: the dialect has no such. */
@@ -64,6 +69,7 @@ typedef struct fp8_quant_config {
     int kv_fp8;                    /* k_scale and v_scale are there */
     int kv_per_head;               /* one a head: [heads, 1, 1] */
     int ue8m0;                     /* BLOCK: descales are powers of two */
+    int bf16_scales;               /* when written: weight descales as BF16 */
     fp8_attention_mode attention;  /* ours: in safetensors __metadata__ "fp8calib.attention" */
     fp8_fp8_format format;         /* ours: "fp8calib.format" */
     char **ignore;                 /* modules kept as they were, as the dialect spells them */

@@ -9,6 +9,8 @@
 #include "formats/file.h"
 #include "formats/new_file.h"
 
+static const char mx_format[] = "mxfp8-quantized";
+
 fp8_status fp8_qr_refuse(const fp8_quant_reader *r, const char *what, const char *found) {
     return FP8_FAIL(FP8_EUNSUPPORTED, "%s: quantization_config: %s '%s' is not supported", r->name,
                     what, found);
@@ -142,6 +144,8 @@ static fp8_status read_args(fp8_quant_reader *r, const fp8_json_event *key, void
         FP8_TRY(read_dynamic(r, a));
     } else if (fp8_json_is(key, "block_structure")) {
         FP8_TRY(read_block(r, a->block));
+    } else if (fp8_json_is(key, "scale_dtype")) {
+        FP8_TRY(fp8_qr_text(r, "scale_dtype", a->scale_dtype));
     } else if (fp8_json_is(key, "group_size")) {
         FP8_TRY(read_group_size(r, &a->group_size));
     } else {
@@ -197,7 +201,8 @@ static fp8_status read_group(fp8_quant_reader *r, const fp8_json_event *key, voi
         if (outputs) return fp8_qr_refuse(r, "output_activations", unused.strategy);
     } else if (fp8_json_is(key, "format")) {
         FP8_TRY(fp8_qr_text(r, "format", text));
-        if (*text && strcmp(text, "float-quantized") != 0) return fp8_qr_refuse(r, "format", text);
+        if (*text && strcmp(text, "float-quantized") != 0 && strcmp(text, mx_format) != 0)
+            return fp8_qr_refuse(r, "format", text);
     } else {
         FP8_TRY(fp8_qr_skip(r));
     }
@@ -327,7 +332,8 @@ static fp8_status judge_method(const fp8_quant_reader *r) {
     if (strcmp(r->method, ours) != 0) return fp8_qr_refuse(r, "quant_method", r->method);
     if (!*r->format)
         return FP8_FAIL(FP8_EFORMAT, "%s: quantization_config: format is missing", r->name);
-    if (strcmp(r->format, "float-quantized") != 0 && strcmp(r->format, "dense") != 0)
+    if (strcmp(r->format, "float-quantized") != 0 && strcmp(r->format, "dense") != 0 &&
+        strcmp(r->format, mx_format) != 0)
         return fp8_qr_refuse(r, "format", r->format);
     if (*r->status && strcmp(r->status, "compressed") != 0)
         return fp8_qr_refuse(r, "quantization_status", r->status);
@@ -348,6 +354,21 @@ static fp8_status judge_blocks(const fp8_quant_reader *r) {
                                                      : fp8_qr_refuse(r, "group_size", size);
 }
 
+/* Weights and inputs by 32 columns, with exponents as scales. */
+static fp8_status judge_mx(const fp8_quant_reader *r) {
+    const fp8_quant_args *both[] = {&r->weights, &r->inputs};
+    char size[32];
+
+    if (strcmp(r->format, mx_format) != 0) return fp8_qr_refuse(r, "format", r->format);
+    for (int i = 0; i < 2; i++) {
+        snprintf(size, sizeof size, "%lld", (long long)both[i]->group_size);
+        if (both[i]->group_size != FP8_DIALECT_MX) return fp8_qr_refuse(r, "group_size", size);
+        if (strcmp(both[i]->scale_dtype, "torch.uint8") != 0)
+            return fp8_qr_refuse(r, "scale_dtype", both[i]->scale_dtype);
+    }
+    return FP8_OK;
+}
+
 static fp8_status judge_schemes(fp8_quant_reader *r) {
     const fp8_quant_args *w = &r->weights, *x = &r->inputs;
     const int dense = strcmp(r->format, "dense") == 0;
@@ -361,14 +382,17 @@ static fp8_status judge_schemes(fp8_quant_reader *r) {
     else if (is(w, "tensor", 0) && is(x, "tensor", 0)) r->out->scheme = FP8_SCHEME_TENSOR;
     else if (is(w, "channel", 0) && is(x, "token", 1)) r->out->scheme = FP8_SCHEME_DYNAMIC;
     else if (is(w, "tensor", 0) && is(x, "token", 1)) r->out->scheme = FP8_SCHEME_TENSOR_DYNAMIC;
-    else if (is(w, "block", 0) && is(x, "group", 1)) {
+    else if (is(w, "group", 0) && is(x, "group", 1)) {
+        r->out->scheme = FP8_SCHEME_MX;
+        FP8_TRY(judge_mx(r));
+    } else if (is(w, "block", 0) && is(x, "group", 1)) {
         r->out->scheme = FP8_SCHEME_BLOCK;
         FP8_TRY(judge_blocks(r));
     } else
         return FP8_FAIL(FP8_EUNSUPPORTED,
                         "%s: quantization_config: weights by %s%s with inputs by %s%s are not "
                         "supported (supported: tensor with tensor, channel or tensor with dynamic "
-                        "token, block with dynamic group)",
+                        "token, block with dynamic group, MXFP8)",
                         r->name, w->dynamic ? "dynamic " : "", w->present ? w->strategy : "none",
                         x->dynamic ? "dynamic " : "", x->present ? x->strategy : "none");
     r->out->kv_fp8 = r->kv.present;

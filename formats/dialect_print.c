@@ -33,8 +33,9 @@ static int add_pair(cJSON *parent, const char *key, int a, int b) {
 /* ---- compressed-tensors ---------------------------------------------------------------------- */
 
 /* The arguments of one kind of tensor. Newer keys are left out on purpose: older readers refuse any
- * that they do not know. */
-static int add_args(cJSON *parent, const char *key, const char *strategy, int dynamic) {
+ * that they do not know. MXFP8 cannot be said without them. */
+static int add_args(cJSON *parent, const char *key, const char *strategy, int dynamic,
+                    int64_t group) {
     cJSON *a = cJSON_AddObjectToObject(parent, key);
 
     return a && cJSON_AddNumberToObject(a, "num_bits", 8) &&
@@ -42,7 +43,7 @@ static int add_args(cJSON *parent, const char *key, const char *strategy, int dy
            cJSON_AddStringToObject(a, "strategy", strategy) &&
            cJSON_AddBoolToObject(a, "dynamic", dynamic) &&
            (strcmp(strategy, "group") == 0
-                ? cJSON_AddNumberToObject(a, "group_size", FP8_DIALECT_BLOCK)
+                ? cJSON_AddNumberToObject(a, "group_size", (double)group)
                 : cJSON_AddNullToObject(a, "group_size")) &&
            (strcmp(strategy, "block") == 0
                 ? add_pair(a, "block_structure", FP8_DIALECT_BLOCK, FP8_DIALECT_BLOCK)
@@ -50,7 +51,9 @@ static int add_args(cJSON *parent, const char *key, const char *strategy, int dy
            cJSON_AddNullToObject(a, "actorder") &&
            (dynamic ? cJSON_AddNullToObject(a, "observer")
                     : cJSON_AddStringToObject(a, "observer", "minmax")) &&
-           cJSON_AddObjectToObject(a, "observer_kwargs");
+           cJSON_AddObjectToObject(a, "observer_kwargs") &&
+           (group != FP8_DIALECT_MX || (cJSON_AddStringToObject(a, "scale_dtype", "torch.uint8") &&
+                                        cJSON_AddStringToObject(a, "zp_dtype", "torch.uint8")));
 }
 
 static int add_groups(cJSON *root, fp8_scheme scheme) {
@@ -62,26 +65,30 @@ static int add_groups(cJSON *root, fp8_scheme scheme) {
         [FP8_SCHEME_DYNAMIC] = {"channel", "token", 1},
         [FP8_SCHEME_TENSOR_DYNAMIC] = {"tensor", "token", 1},
         [FP8_SCHEME_BLOCK] = {"block", "group", 1},
+        [FP8_SCHEME_MX] = {"group", "group", 1},
     };
+    const int64_t size = scheme == FP8_SCHEME_MX ? FP8_DIALECT_MX : FP8_DIALECT_BLOCK;
     cJSON *groups = cJSON_AddObjectToObject(root, "config_groups"), *group, *targets;
 
     if (scheme == FP8_SCHEME_NONE) return groups != NULL; /* the KV cache alone */
     group = cJSON_AddObjectToObject(groups, "group_0"); /* the name some readers look for */
     targets = cJSON_AddArrayToObject(group, "targets");
     return targets && add_text(targets, "Linear") &&
-           add_args(group, "weights", strategies[scheme].weights, 0) &&
+           add_args(group, "weights", strategies[scheme].weights, 0, size) &&
            add_args(group, "input_activations", strategies[scheme].inputs,
-                    strategies[scheme].dynamic) &&
+                    strategies[scheme].dynamic, size) &&
            cJSON_AddNullToObject(group, "output_activations");
 }
 
 static int build_compressed_tensors(cJSON *root, const fp8_quant_config *q) {
-    const char *format = q->scheme == FP8_SCHEME_NONE ? "dense" : "float-quantized";
+    const char *format = q->scheme == FP8_SCHEME_NONE ? "dense"
+                         : q->scheme == FP8_SCHEME_MX ? "mxfp8-quantized" : "float-quantized";
 
     if (!add_groups(root, q->scheme) || !cJSON_AddStringToObject(root, "format", format) ||
         !cJSON_AddNullToObject(root, "global_compression_ratio") || !add_ignore(root, "ignore", q))
         return 0;
-    if (q->kv_fp8 ? !add_args(root, "kv_cache_scheme", q->kv_per_head ? "attn_head" : "tensor", 0)
+    if (q->kv_fp8 ? !add_args(root, "kv_cache_scheme", q->kv_per_head ? "attn_head" : "tensor", 0,
+                              0)
                   : !cJSON_AddNullToObject(root, "kv_cache_scheme"))
         return 0;
     /* "compressed", never "frozen": transformers left the scales of such checkpoints out. */

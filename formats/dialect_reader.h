@@ -12,6 +12,7 @@ typedef struct fp8_quant_args {
     char strategy[FP8_SHOWN_BYTES];
     int64_t group_size;
     char block[FP8_SHOWN_BYTES]; /* "128x128" */
+    char scale_dtype[FP8_SHOWN_BYTES]; /* "torch.uint8" */
 } fp8_quant_args;
 
 typedef struct fp8_quant_reader {

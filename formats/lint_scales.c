@@ -22,12 +22,8 @@ static fp8_status load(const fp8_lint_job *j, const fp8_lint_weight *w, float *w
     fp8_status st = FP8_OK;
 
     FP8_TRY(fp8_dialect_format(name, sizeof name, row->weight_descale, w->module));
-    if (j->quant.scheme == FP8_SCHEME_BLOCK)
-        st = fp8_block_descales_load(&values, &count, j->c, name, rows, cols);
-    else
-        st = fp8_descales_load(&values, &count, j->c, name,
-                               j->quant.scheme != FP8_SCHEME_DYNAMIC ? 1 : in_out ? cols : rows);
-    if (st != FP8_OK) goto done;
+    FP8_TRY(fp8_weight_descales_load(&values, &count, j->c, name, j->quant.scheme, rows, cols,
+                                     in_out));
     if (weight) *weight = values[0];
     if (j->quant.scheme != FP8_SCHEME_TENSOR) goto done;
     free(values);

@@ -225,8 +225,8 @@ static void test_refusals(void) {
          "input_activations: strategy is missing"},
         {CONFIG("", "\"group_0\": {\"targets\": [\"Linear\"], \"output_activations\": " TENSOR "}"),
          FP8_EUNSUPPORTED, "output_activations 'tensor'"},
-        {CONFIG("", "\"group_0\": {\"format\": \"mxfp8-quantized\"}"), FP8_EUNSUPPORTED,
-         "format 'mxfp8-quantized'"},
+        {CONFIG("", "\"group_0\": {\"format\": \"pack-quantized\"}"), FP8_EUNSUPPORTED,
+         "format 'pack-quantized'"},
         {GOOD(", \"kv_cache_scheme\": {" FLOAT8 ", \"strategy\": \"channel\"}"), FP8_EUNSUPPORTED,
          "kv_cache_scheme 'channel'"},
         {CONFIG("", "\"group_0\": " GROUP("{" FLOAT8 ", \"strategy\": \"block\", "

@@ -26,6 +26,8 @@ CASES = {
                            ATTENTION + "k_scale": [1]}),
     "FP8_DYNAMIC": ([], False, CT, {UP + "weight_scale": [384, 1]}),
     "FP8_BLOCK": (["--scheme", "block"], False, CT, {UP + "weight_scale": [3, 1]}),
+    "MXFP8": (["--scheme", "mxfp8"], False, CT, {UP + "weight_scale": [384, 4]}),
+    "BF16 scales": (["--scales", "bf16"], False, CT, {UP + "weight_scale": [384, 1]}),
     "KV alone": (["--scheme", "none", "--fp8-attention", "none"], True, CT,
                  {ATTENTION + "v_scale": [1]}),
     "fp8 static": (["--dialect", "fp8"], True,
@@ -71,9 +73,13 @@ def judge(name, folder, keys, shapes):
             check(tensor in names, f"{name}: no {tensor}")
             if tensor not in names:
                 continue
+            if name == "BF16 scales":  # numpy has none
+                check(f.get_slice(tensor).get_dtype() == "BF16", f"{name}: {tensor}")
+                continue
             values = f.get_tensor(tensor)
             check(list(values.shape) == shape, f"{name}: {tensor} {values.shape}")
-            check(values.dtype == np.float32 and (values > 0).all(), f"{name}: {tensor} values")
+            dtype = np.uint8 if name == "MXFP8" else np.float32
+            check(values.dtype == dtype and (values > 0).all(), f"{name}: {tensor} values")
             if name == "ue8m0":
                 check((np.frexp(values)[0] == 0.5).all(), "powers of two")
     side = os.path.join(folder, "hf_quant_config.json")

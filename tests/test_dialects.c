@@ -9,6 +9,10 @@
     "{\"num_bits\":8,\"type\":\"float\",\"symmetric\":true,\"strategy\":\"" strategy               \
     "\",\"dynamic\":" dynamic ",\"group_size\":" group ",\"block_structure\":" block               \
     ",\"actorder\":null,\"observer\":" observer ",\"observer_kwargs\":{}}"
+#define MX_ARGS(dynamic, observer)                                                                 \
+    "{\"num_bits\":8,\"type\":\"float\",\"symmetric\":true,\"strategy\":\"group\",\"dynamic\":"         \
+    dynamic ",\"group_size\":32,\"block_structure\":null,\"actorder\":null,\"observer\":"            \
+    observer ",\"observer_kwargs\":{},\"scale_dtype\":\"torch.uint8\",\"zp_dtype\":\"torch.uint8\"}"
 #define CT(groups, format, ignore, kv)                                                             \
     "{\"config_groups\":{" groups "},\"format\":\"" format "\",\"global_compression_ratio\":null," \
     "\"ignore\":" ignore ",\"kv_cache_scheme\":" kv ",\"quant_method\":\"compressed-tensors\","    \
@@ -47,6 +51,10 @@ static const struct spelled {
         ARGS("block", "false", "null", "[128,128]", "\"minmax\"") ",\"input_activations\":"
         ARGS("group", "true", "128", "null", "null") ",\"output_activations\":null}",
         "float-quantized", "[\"lm_head\"]", "null"), NULL},
+    {"MXFP8", FP8_DIALECT_COMPRESSED_TENSORS, FP8_SCHEME_MX, 0, 0, 0, 1,
+     CT("\"group_0\":{\"targets\":[\"Linear\"],\"weights\":"
+        MX_ARGS("false", "\"minmax\"") ",\"input_activations\":" MX_ARGS("true", "null")
+        ",\"output_activations\":null}", "mxfp8-quantized", "[\"lm_head\"]", "null"), NULL},
     {"KV alone", FP8_DIALECT_COMPRESSED_TENSORS, FP8_SCHEME_NONE, 1, 0, 0, 2,
      CT("", "dense", "[\"lm_head\",\"model.layers.0.mlp.gate\"]", KV_TENSOR), NULL},
     {"KV by head", FP8_DIALECT_COMPRESSED_TENSORS, FP8_SCHEME_NONE, 1, 1, 0, 1,
