@@ -53,7 +53,8 @@ typedef struct fp8_ops {
     fp8_status (*score)(fp8_device *d, const fp8_tensor *logits, const fp8_tensor *reference,
                         const int32_t *targets, float *nll, float *kl, uint8_t *top1);
     fp8_status (*route)(fp8_device *d, const fp8_route *r);
-    fp8_status (*combine)(fp8_device *d, void *x, const fp8_combine *c); /* x out [tokens, hidden] */
+    /* x out [tokens, hidden] */
+    fp8_status (*combine)(fp8_device *d, void *x, const fp8_combine *c);
 } fp8_ops;
 
 const fp8_ops *fp8_ops_cpu(void);

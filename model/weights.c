@@ -182,8 +182,8 @@ static fp8_status read_linear(const fp8_model *m, const fp8_checkpoint *c,
             return FP8_FAIL(FP8_EFORMAT, "'%s': expected F8_E4M3 as quantization_config says, "
                             "found %s", name, fp8_dtype_name(e->tensor.dtype));
         if (m->quant.scheme == FP8_SCHEME_MX)
-            return FP8_FAIL(FP8_EUNSUPPORTED, "'%s': MXFP8 is not run here; 'fp8calib convert' makes "
-                            "it another scheme, or BF16", name);
+            return FP8_FAIL(FP8_EUNSUPPORTED, "'%s': MXFP8 is not run here; 'fp8calib convert' "
+                            "makes it another scheme, or BF16", name);
         out->input = inputs[m->quant.scheme];
         if (out->input == FP8_INPUT_GROUPS && info->in_out)
             return FP8_FAIL(FP8_EUNSUPPORTED, "'%s': dialect %s: weights in blocks are not run "

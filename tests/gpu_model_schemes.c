@@ -1,5 +1,6 @@
 /* Models whose weights have a scale a square of 128 x 128, or a channel, on CUDA against the CPU's
- * forward: fixtures, mixtures among them, and models of several squares. */
+ * forward: fixtures, mixtures among them, also with static scales of a calibration on CUDA, and
+ * models of several squares. */
 #include "tests/model_fixture.h"
 #include "tests/sample_model.h"
 
@@ -30,19 +31,43 @@ done:
     return out;
 }
 
+/* Of the same ids, on CUDA: every expert has a scale, and its tokens are counted. */
+static fp8_record *calibrate(const char *source, const int32_t *ids) {
+    static const int64_t starts[] = {0, FIXTURE_LEN, TOKENS};
+    const fp8_calib_options options = {.batch = 2, .seq = FIXTURE_LEN, .data_name = "fixture"};
+    sample s = sample_open_on("cuda", source, 0, TOKENS, FP8_COMPUTE_BF16);
+    fp8_samples data = {.ids = (int32_t *)(uintptr_t)ids, .num_ids = TOKENS,
+                        .starts = (int64_t *)(uintptr_t)starts, .count = FIXTURE_SEQS};
+    const fp8_model_config *c = fp8_model_get_config(s.m);
+    fp8_record *r = NULL;
+
+    CHECK_STATUS(fp8_calibrate(&r, s.m, s.c, &data, &options), FP8_OK);
+    for (int64_t layer = 0; layer < c->num_layers; layer++) {
+        const int64_t *tokens = fp8_model_expert_tokens(s.m, layer);
+        int64_t sum = 0;
+        for (int64_t e = 0; tokens && e < c->num_experts; e++) sum += tokens[e];
+        CHECK(!tokens || sum == TOKENS * c->experts_per_token);
+    }
+    sample_close(&s);
+    return r;
+}
+
 /* Both quantize the same values to codes; a BF16 value that a sum in another order moves makes
  * another code now and then, and in a mixture another expert. */
 static void compare(const char *source, const int32_t *ids, fp8_scheme scheme, double bound) {
-    const fp8_export_options options = {.scheme = scheme, .force = 1};
+    const fp8_export_options options = {.scheme = scheme, .force = 1,
+                                        .recipe = FP8_RECIPE_DEFAULT};
     const char *out = sample_file("scheme");
     fp8_export_result result;
+    fp8_record *record = NULL;
     fp8_checkpoint *c = NULL;
     float *want = NULL, *got = NULL, *dense = NULL;
     int64_t n = 0;
 
     CHECK_STATUS(fp8_checkpoint_open(&c, source), FP8_OK);
     if (!c) return;
-    CHECK_STATUS(fp8_export(&result, out, c, cpu, NULL, &options), FP8_OK);
+    if (scheme == FP8_SCHEME_TENSOR) record = calibrate(source, ids);
+    CHECK_STATUS(fp8_export(&result, out, c, cpu, record, &options), FP8_OK);
     dense = run(cpu, source, ids, &n);
     want = run(cpu, out, ids, &n);
     got = run(gpu, out, ids, &n);
@@ -57,6 +82,7 @@ static void compare(const char *source, const int32_t *ids, fp8_scheme scheme, d
     free(dense);
     free(want);
     free(got);
+    fp8_record_destroy(record);
     fp8_checkpoint_close(c);
 }
 
@@ -69,6 +95,7 @@ static void test_fixtures(void) {
         if (!fixture_open(&f, names[i])) continue;
         compare(f.folder, f.ids, FP8_SCHEME_BLOCK, fixture_is_mixed(&f) ? 0.5 : 0.12);
         compare(f.folder, f.ids, FP8_SCHEME_DYNAMIC, fixture_is_mixed(&f) ? 0.5 : 0.12);
+        if (fixture_is_mixed(&f)) compare(f.folder, f.ids, FP8_SCHEME_TENSOR, 0.5);
         fixture_close(&f);
     }
 }

@@ -10,9 +10,9 @@
     "\",\"dynamic\":" dynamic ",\"group_size\":" group ",\"block_structure\":" block               \
     ",\"actorder\":null,\"observer\":" observer ",\"observer_kwargs\":{}}"
 #define MX_ARGS(dynamic, observer)                                                                 \
-    "{\"num_bits\":8,\"type\":\"float\",\"symmetric\":true,\"strategy\":\"group\",\"dynamic\":"         \
-    dynamic ",\"group_size\":32,\"block_structure\":null,\"actorder\":null,\"observer\":"            \
-    observer ",\"observer_kwargs\":{},\"scale_dtype\":\"torch.uint8\",\"zp_dtype\":\"torch.uint8\"}"
+    "{\"num_bits\":8,\"type\":\"float\",\"symmetric\":true,\"strategy\":\"group\",\"dynamic\":"    \
+    dynamic ",\"group_size\":32,\"block_structure\":null,\"actorder\":null,\"observer\":" observer \
+    ",\"observer_kwargs\":{},\"scale_dtype\":\"torch.uint8\",\"zp_dtype\":\"torch.uint8\"}"
 #define CT(groups, format, ignore, kv)                                                             \
     "{\"config_groups\":{" groups "},\"format\":\"" format "\",\"global_compression_ratio\":null," \
     "\"ignore\":" ignore ",\"kv_cache_scheme\":" kv ",\"quant_method\":\"compressed-tensors\","    \
