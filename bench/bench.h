@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-enum { FP8_BENCH_COLUMNS = 12 };
+enum { FP8_BENCH_COLUMNS = 16 };
 
 typedef struct fp8_bench_column {
     const char *name; /* "ms", "TFLOP/s" */

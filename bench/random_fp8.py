@@ -128,4 +128,5 @@ def main():
     print(f"{args.out}: {at / 1e9:.2f} GB")
 
 
-main()
+if __name__ == "__main__":
+    main()

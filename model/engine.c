@@ -402,10 +402,10 @@ fp8_status fp8_engine_create(fp8_engine **out, fp8_model *m, const fp8_engine_op
     e->max_pages = (e->o.max_context + e->o.page_size - 1) / e->o.page_size;
     e->graphs = !e->o.no_graphs && fp8_device_place(m->device) == FP8_PLACE_CUDA &&
                 !m->config.num_experts; /* a mixture waits for the device: nothing to capture */
-    FP8_TRY(create_lists(e));
     FP8_TRY(fp8_rope_extend(m, e->o.max_context));
     FP8_TRY(fp8_rope_fit(m, e->o.max_context));
     FP8_TRY(create_pages(e));
+    FP8_TRY(create_lists(e));
     FP8_TRY(create_inputs(e));
     if (joins(e)) FP8_TRY(join_linears(e));
     if (e->o.fp8_head) FP8_TRY(create_head(e));

@@ -197,6 +197,7 @@ static void test_refusals(fp8_model *m, const fixture *f) {
         {.max_seqs = -1}, {.max_seqs = 4, .step_tokens = 3}, {.step_tokens = 1 << 20},
         {.max_context = 1}, {.page_size = 32}, {.num_pages = -5}, {.max_requests = -1},
     };
+    const char *sanitized = getenv("FP8_SANITIZED");
     const int32_t outside = FIXTURE_VOCAB;
     fp8_request q = {.prompt = f->ids, .num_prompt = 9, .max_new = NEW};
     fp8_engine *e = NULL;
@@ -208,6 +209,11 @@ static void test_refusals(fp8_model *m, const fixture *f) {
     }
     CHECK_STATUS(fp8_engine_create(&e, m, &(fp8_engine_options){.kv = FP8_ENGINE_KV_FP8}),
                  FP8_EUNSUPPORTED);
+    if (!sanitized || *sanitized != '1') { /* a sanitizer's allocator does not say no */
+        CHECK_STATUS(fp8_engine_create(&e, m, &(fp8_engine_options){.num_pages = INT32_MAX}),
+                     FP8_ENOMEM);
+        CHECK(e == NULL);
+    }
     CHECK_STATUS(fp8_engine_create(&e, m, &good), FP8_OK);
     if (!e) return;
     q.max_new = CONTEXT;
