@@ -183,6 +183,11 @@ done:
     return st;
 }
 
+static int goes_ahead(const fp8_engine *e) {
+    if (e->o.ahead != FP8_ENGINE_AHEAD_AUTO) return e->o.ahead == FP8_ENGINE_AHEAD_ALWAYS;
+    return fp8_device_place(e->device) == FP8_PLACE_CUDA;
+}
+
 static int joins(const fp8_engine *e) {
     if (e->o.join != FP8_ENGINE_JOIN_AUTO) return e->o.join == FP8_ENGINE_JOIN_ALWAYS;
     return fp8_device_place(e->device) == FP8_PLACE_CUDA;
@@ -210,7 +215,7 @@ static fp8_status create_inputs(fp8_engine *e) {
     const size_t seqs = (size_t)e->o.max_seqs;
     const size_t rest = (3 * seqs + 1 + seqs * (size_t)e->max_pages) * sizeof(int32_t);
     fp8_status st = FP8_OK;
-    void *chosen = NULL, *chosen_host = NULL;
+    void *chosen = NULL;
 
     e->input_bytes = seqs * sizeof(fp8_sample_row) + rest +
                      2 * (size_t)e->o.step_tokens * sizeof(int32_t);
@@ -222,8 +227,12 @@ static fp8_status create_inputs(fp8_engine *e) {
     (void)lay_out(e, &e->on_device, e->place);
     FP8_TRY(fp8_device_alloc(e->device, &chosen, seqs * sizeof *e->chosen));
     e->chosen = chosen;
-    FP8_TRY(fp8_device_alloc_host(e->device, &chosen_host, seqs * sizeof *e->chosen));
-    e->chosen_host = chosen_host;
+    for (int i = 0; i < 2; i++) {
+        void *host = NULL;
+        FP8_TRY(fp8_device_alloc_host(e->device, &host, seqs * sizeof *e->chosen));
+        e->chosen_host[i] = host;
+        FP8_TRY(fp8_event_create(e->device, &e->landed[i]));
+    }
     e->stats.bytes += e->input_bytes + seqs * sizeof *e->chosen;
 done:
     return st;
@@ -402,6 +411,7 @@ fp8_status fp8_engine_create(fp8_engine **out, fp8_model *m, const fp8_engine_op
     e->max_pages = (e->o.max_context + e->o.page_size - 1) / e->o.page_size;
     e->graphs = !e->o.no_graphs && fp8_device_place(m->device) == FP8_PLACE_CUDA &&
                 !m->config.num_experts; /* a mixture waits for the device: nothing to capture */
+    e->ahead = goes_ahead(e);
     FP8_TRY(fp8_rope_extend(m, e->o.max_context));
     FP8_TRY(fp8_rope_fit(m, e->o.max_context));
     FP8_TRY(create_pages(e));
@@ -432,7 +442,10 @@ void fp8_engine_destroy(fp8_engine *e) {
     fp8_device_free(e->device, e->place);
     fp8_device_free(e->device, e->chosen);
     fp8_device_free_host(e->device, e->host);
-    fp8_device_free_host(e->device, e->chosen_host);
+    for (int i = 0; i < 2; i++) {
+        fp8_device_free_host(e->device, e->chosen_host[i]);
+        fp8_event_destroy(e->landed[i]);
+    }
     pthread_mutex_destroy(&e->lock);
     free(e->requests);
     free(e->running);

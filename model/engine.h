@@ -39,6 +39,15 @@ typedef enum fp8_engine_join {
     FP8_ENGINE_JOIN_NEVER
 } fp8_engine_join;
 
+/* Where all that run decode, the next step is sent out before this one's ids are back, so that the
+ * device does not wait for the host; it takes its ids from the device. Ids are the same. A request
+ * that an id ends has been decoded once too often, one that is submitted waits a step longer. */
+typedef enum fp8_engine_ahead {
+    FP8_ENGINE_AHEAD_AUTO, /* on CUDA */
+    FP8_ENGINE_AHEAD_ALWAYS,
+    FP8_ENGINE_AHEAD_NEVER
+} fp8_engine_ahead;
+
 typedef struct fp8_engine_options {
     int64_t max_seqs;    /* sequences that run at once; 0: 64 */
     int64_t step_tokens; /* most tokens of a step, at least max_seqs, at most the model's
@@ -50,6 +59,7 @@ typedef struct fp8_engine_options {
     int64_t max_requests; /* submitted and not yet collected; 0: 4 * max_seqs */
     fp8_engine_kv kv;
     fp8_engine_join join;
+    fp8_engine_ahead ahead;
     int fp8_head;  /* 1: the output layer in E4M3, one scale a row, its input one a token */
     int no_graphs; /* 1: launch every kernel anew */
 } fp8_engine_options;

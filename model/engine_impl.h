@@ -1,5 +1,6 @@
 /* model/engine_impl.h - private: what an engine and a request are, and what its files do for each
- * other: engine.c (life, plans, graphs), engine_requests.c (who is in), engine_step.c (a step). */
+ * other: engine.c (life, plans, graphs), engine_requests.c (who is in), engine_step.c (a step),
+ * engine_flight.c (its way over the device). */
 #ifndef FP8_MODEL_ENGINE_IMPL_H
 #define FP8_MODEL_ENGINE_IMPL_H
 #include <pthread.h>
@@ -48,7 +49,16 @@ typedef struct engine_inputs {
 typedef struct engine_part {
     engine_request *request;
     int64_t tokens; /* of it, in this step */
+    int64_t row;    /* of the step's ids; -1: it makes none */
 } engine_part;
+
+/* A step that was sent out. The parts are the engine's: of two under way they are the same. */
+typedef struct engine_flight {
+    int64_t tokens; /* 0: none */
+    int64_t made, prompt_tokens;
+    int decoding, replayed;
+    int slot; /* where its ids come back to */
+} engine_flight;
 
 enum { ENGINE_MAX_KINDS = 64 };
 
@@ -79,7 +89,10 @@ struct fp8_engine {
     void *host, *place; /* pinned, device: the inputs */
     size_t input_bytes;
     engine_inputs in, on_device;
-    int32_t *chosen, *chosen_host; /* [max_seqs] */
+    int32_t *chosen, *chosen_host[2]; /* [max_seqs] */
+    fp8_event *landed[2]; /* the ids are in chosen_host */
+    int ahead; /* a step that is known is sent out before the ids of the one before are there */
+    engine_flight flight; /* what the next call of step delivers, if it is under way already */
     engine_part *parts; /* [max_seqs] */
     double waited; /* seconds, for the device */
     int64_t num_parts;
@@ -92,6 +105,13 @@ void engine_drop_canceled(fp8_engine *e);
 void engine_end(fp8_engine *e, engine_request *r, fp8_request_state state);
 void engine_fail_all(fp8_engine *e);
 void engine_forget_all(fp8_engine *e);      /* frees every request */
+
+/* A step on its way (engine_flight.c): of the parts; of the same parts, one token later; until its
+ * ids are there. */
+fp8_status engine_launch(fp8_engine *e, engine_flight *f);
+fp8_status engine_launch_next(fp8_engine *e, engine_flight *f);
+fp8_status engine_wait(fp8_engine *e, const engine_flight *f);
+double engine_now(void); /* seconds */
 
 /* The forward of a step's inputs on the device (engine.c); logits of [num_last] rows. */
 fp8_status engine_forward(fp8_engine *e, const engine_kind *k, int64_t tokens, int64_t seqs,

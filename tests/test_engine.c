@@ -91,6 +91,8 @@ static const fp8_engine_options shapes[] = {
     {.max_context = CONTEXT, .max_seqs = 1, .step_tokens = 1, .num_pages = 1,
      .max_requests = PROMPTS},
     {.max_context = CONTEXT, .max_seqs = 4, .step_tokens = 16, .num_pages = 3},
+    {.max_context = CONTEXT, .ahead = FP8_ENGINE_AHEAD_ALWAYS},
+    {.max_context = CONTEXT, .max_seqs = 3, .step_tokens = 20, .ahead = FP8_ENGINE_AHEAD_ALWAYS},
 };
 
 static void test_fixture(const char *name, fp8_compute compute) {
@@ -149,8 +151,9 @@ static int listen_to(void *ctx, int32_t id) {
     return l->count == l->stop_after;
 }
 
-static void test_ends(fp8_model *m, const fixture *f, int32_t want[PROMPTS][NEW]) {
-    const fp8_engine_options o = {.max_context = CONTEXT, .max_seqs = 2};
+static void test_ends(fp8_model *m, const fixture *f, int32_t want[PROMPTS][NEW],
+                      fp8_engine_ahead ahead) {
+    const fp8_engine_options o = {.max_context = CONTEXT, .max_seqs = 2, .ahead = ahead};
     listener heard = {.stop_after = 3};
     fp8_request q = {.max_new = NEW, .ignore_eos = 1, .on = listen_to, .ctx = &heard};
     fp8_engine *e = NULL;
@@ -274,7 +277,8 @@ static void test_llama(void) {
     if (!fixture_open(&f, "llama")) return;
     CHECK_STATUS(fp8_model_load(&m, cpu, f.checkpoint, &options), FP8_OK);
     if (m && alone(m, &f, want)) {
-        test_ends(m, &f, want);
+        test_ends(m, &f, want, FP8_ENGINE_AHEAD_NEVER);
+        test_ends(m, &f, want, FP8_ENGINE_AHEAD_ALWAYS);
         test_refusals(m, &f);
         test_head(m, &f, want);
     }

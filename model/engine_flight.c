@@ -1,0 +1,153 @@
+/* A step on its way: its inputs to the device, the forward, the choice of ids and their way back.
+ * Nothing waits here but engine_wait. */
+#include <string.h>
+#include <time.h>
+
+#include "core/range.h"
+#include "model/engine_impl.h"
+#include "model/inputs_cuda.h"
+
+/* ---- inputs ---------------------------------------------------------------------------------- */
+
+static int makes_id(const engine_part *p) {
+    return p->request->cached + p->tokens == p->request->count;
+}
+
+/* The inputs of the parts; of `seqs` sequences and `tokens` tokens, what is beyond the parts is of
+ * no sequence. Returns how many parts make an id: their rows are the first of `last`. */
+static int64_t fill_inputs(fp8_engine *e, int64_t seqs, int64_t tokens) {
+    const engine_inputs *in = &e->in;
+    int64_t at = 0, made = 0;
+
+    for (int64_t s = 0; s < e->num_parts; s++) {
+        engine_part *p = &e->parts[s];
+        const engine_request *r = p->request;
+        in->q_starts[s] = (int32_t)at;
+        in->kv_lengths[s] = (int32_t)(r->cached + p->tokens);
+        for (int64_t i = 0; i < p->tokens; i++, at++) {
+            in->ids[at] = r->tokens[r->cached + i];
+            in->positions[at] = (int32_t)(r->cached + i);
+        }
+        memcpy(in->table + s * e->max_pages, r->pages, (size_t)r->num_pages * sizeof *r->pages);
+        if (!makes_id(p)) continue;
+        p->row = made;
+        in->last[made] = (int32_t)(at - 1);
+        in->rows[made++] = (fp8_sample_row){r->sampling, r->count};
+    }
+    for (int64_t i = at; i < tokens; i++) in->ids[i] = in->positions[i] = 0;
+    for (int64_t s = e->num_parts; s <= seqs; s++) in->q_starts[s] = (int32_t)at;
+    for (int64_t s = e->num_parts; s < seqs; s++) in->kv_lengths[s] = 0;
+    for (int64_t s = made; s < seqs; s++) in->last[s] = 0;
+    return made;
+}
+
+static fp8_status send(fp8_engine *e) {
+#if FP8_CUDA
+    if (fp8_device_place(e->device) == FP8_PLACE_CUDA)
+        return fp8_inputs_copy_cuda(e->device, (int32_t *)e->place, (int32_t *)e->host,
+                                    e->input_bytes);
+#endif
+    return fp8_device_upload(e->device, e->place, e->host, e->input_bytes);
+}
+
+/* What the next step of the same sequences is given, on the device. */
+static fp8_status advance(fp8_engine *e) {
+    const engine_inputs *in = &e->on_device;
+
+#if FP8_CUDA
+    if (fp8_device_place(e->device) == FP8_PLACE_CUDA)
+        return fp8_inputs_advance_cuda(e->device, in->ids, in->positions, in->kv_lengths, in->rows,
+                                       e->chosen, e->num_parts);
+#endif
+    for (int64_t s = 0; s < e->num_parts; s++) {
+        in->ids[s] = e->chosen[s];
+        in->positions[s]++;
+        in->kv_lengths[s]++;
+        in->rows[s].position++;
+    }
+    return FP8_OK;
+}
+
+/* ---- the forward ----------------------------------------------------------------------------- */
+
+static const engine_kind *kind_for(const fp8_engine *e, int64_t tokens) {
+    const int decoding = tokens == e->num_parts;
+    const engine_kind *k = &e->kinds[decoding ? 0 : e->num_decode_kinds];
+    while (decoding ? k->seqs < e->num_parts : k->tokens < tokens) k++;
+    return k;
+}
+
+static int all_greedy(const fp8_engine *e, int64_t made) {
+    for (int64_t i = 0; i < made; i++)
+        if (e->in.rows[i].how.temperature != 0.0f) return 0;
+    return 1;
+}
+
+/* ids of the first `made` rows of logits, on their way to the flight's place on the host. */
+static fp8_status choose_ids(fp8_engine *e, const fp8_tensor *logits, int64_t made, int slot) {
+    const int64_t vocab = e->m->config.vocab_size;
+    fp8_status st = FP8_OK;
+
+    if (made == 0) return FP8_OK;
+    if (all_greedy(e, made))
+        FP8_TRY(fp8_top_k(e->device, e->chosen, NULL, logits->data, logits->dtype, made, vocab, 0,
+                          1, FP8_LAUNCH_OVERLAP));
+    else
+        FP8_TRY(fp8_sample(e->device, e->chosen, logits->data, e->on_device.rows, made, vocab));
+    FP8_TRY(fp8_device_download_async(e->device, e->chosen_host[slot], e->chosen,
+                                      (size_t)made * sizeof *e->chosen));
+done:
+    return st;
+}
+
+/* From inputs that are on the device, or on their way. */
+static fp8_status run(fp8_engine *e, engine_flight *f, const engine_kind *k) {
+    fp8_tensor logits = k->logits;
+    fp8_status st = FP8_OK;
+
+    f->replayed = k->graph != NULL;
+    if (k->graph) FP8_TRY(FP8_IN_RANGE("forward, replayed", fp8_graph_launch(k->graph)));
+    else
+        FP8_TRY(FP8_IN_RANGE("forward", engine_forward(e, k, f->tokens, e->num_parts, &logits)));
+    FP8_TRY(FP8_IN_RANGE("choice of ids", choose_ids(e, &logits, f->made, f->slot)));
+    FP8_TRY(fp8_event_record(e->landed[f->slot]));
+done:
+    return st;
+}
+
+fp8_status engine_launch(fp8_engine *e, engine_flight *f) {
+    const engine_kind *k = kind_for(e, f->tokens);
+    fp8_status st = FP8_OK;
+
+    f->made = fill_inputs(e, k->graph ? k->seqs : e->num_parts, k->graph ? k->tokens : f->tokens);
+    FP8_TRY(FP8_IN_RANGE("inputs", send(e)));
+    FP8_TRY(run(e, f, k));
+done:
+    return st;
+}
+
+fp8_status engine_launch_next(fp8_engine *e, engine_flight *f) {
+    fp8_status st = FP8_OK;
+
+    f->made = e->num_parts;
+    FP8_TRY(FP8_IN_RANGE("inputs", advance(e)));
+    FP8_TRY(run(e, f, kind_for(e, f->tokens)));
+done:
+    return st;
+}
+
+/* ---- the end --------------------------------------------------------------------------------- */
+
+double engine_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+fp8_status engine_wait(fp8_engine *e, const engine_flight *f) {
+    const double begin = engine_now();
+    const fp8_status st = FP8_IN_RANGE("wait", fp8_event_wait(e->landed[f->slot]));
+
+    e->waited = engine_now() - begin;
+    return st;
+}
