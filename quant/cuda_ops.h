@@ -49,7 +49,7 @@ size_t fp8_cuda_gemm_workspace_size(const fp8_device *d, const fp8_gemm *g);
 fp8_status fp8_cuda_gemm_run(fp8_device *d, const fp8_gemm *g, void *workspace,
                              size_t workspace_bytes);
 fp8_status fp8_cuda_gemm_tune(fp8_device *d, const fp8_gemm *g, void *workspace,
-                              size_t workspace_bytes, fp8_gemm_tuned *tuned);
+                              size_t workspace_bytes, int same_bits, fp8_gemm_tuned *tuned);
 
 #ifdef __cplusplus
 }

@@ -128,16 +128,27 @@ done:
     return st;
 }
 
-fp8_status fp8_gemm_tune(fp8_device *d, const fp8_gemm *g, void *workspace, size_t workspace_bytes,
-                         fp8_gemm_tuned *tuned) {
+static fp8_status tune(fp8_device *d, const fp8_gemm *g, void *workspace, size_t workspace_bytes,
+                       int same_bits, fp8_gemm_tuned *tuned) {
     fp8_gemm_tuned found = {0};
     fp8_status st = FP8_OK;
 
     FP8_TRY(fp8_gemm_check(g));
     if (g->m > 0 && g->n > 0 && FP8_ON_CUDA(d))
-        FP8_TRY(FP8_CUDA_CALL(fp8_cuda_gemm_tune(d, g, workspace, workspace_bytes, &found)));
+        FP8_TRY(FP8_CUDA_CALL(fp8_cuda_gemm_tune(d, g, workspace, workspace_bytes, same_bits,
+                                                 &found)));
 done:
     if (tuned) *tuned = found;
-    (void)workspace, (void)workspace_bytes;
+    (void)workspace, (void)workspace_bytes, (void)same_bits;
     return st;
+}
+
+fp8_status fp8_gemm_tune(fp8_device *d, const fp8_gemm *g, void *workspace, size_t workspace_bytes,
+                         fp8_gemm_tuned *tuned) {
+    return tune(d, g, workspace, workspace_bytes, 0, tuned);
+}
+
+fp8_status fp8_gemm_tune_same_bits(fp8_device *d, const fp8_gemm *g, void *workspace,
+                                   size_t workspace_bytes, fp8_gemm_tuned *tuned) {
+    return tune(d, g, workspace, workspace_bytes, 1, tuned);
 }
