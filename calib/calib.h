@@ -10,6 +10,7 @@
 
 #include "calib/convert.h"
 #include "calib/progress.h"
+#include "calib/warm.h"
 #include "formats/formats.h"
 #include "model/model.h"
 #include "quant/quant.h"

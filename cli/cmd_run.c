@@ -190,6 +190,7 @@ static fp8_status prepare(job *j, const char *model) {
     const options *o = j->o;
     fp8_status st = FP8_OK;
     fp8_model_options model_options = {0};
+    fp8_warm *warm = NULL;
     double seconds = cli_seconds();
     FP8_TRY(check_options(j));
     FP8_TRY(cli_source_open(&j->source, model));
@@ -208,7 +209,11 @@ static fp8_status prepare(job *j, const char *model) {
     model_options.memory_bytes = o->gpu_memory;
     model_options.max_tokens = j->result.seq * o->batch;
     seconds = cli_seconds();
-    FP8_TRY(fp8_model_load(&j->model, j->device, j->source.checkpoint, &model_options));
+    FP8_TRY(fp8_warm_start(&warm, j->device, &j->source.config, model_options.max_tokens,
+                           j->samples.num_ids));
+    st = fp8_model_load(&j->model, j->device, j->source.checkpoint, &model_options);
+    fp8_warm_end(warm);
+    FP8_TRY(st);
     FP8_TRY(fp8_device_sync(j->device));
     j->result.seconds.load = cli_seconds() - seconds;
     j->calib = (fp8_calib_options){
