@@ -121,7 +121,8 @@ static fp8_status search_input(fp8_compensation *j, fp8_point point, int64_t in)
     if (!energy) return FP8_FAIL(FP8_ENOMEM, "scale of %lld inputs", (long long)in);
     for (int64_t i = 0; i < j->weights.count; i++)
         if (takes_part(j, i, point))
-            fp8_compensation_column_energy(energy, &j->weights.data[i]);
+            FP8_TRY(fp8_compensation_column_energy(energy, &j->weights.data[i],
+                                                   fp8_device_pool(j->d)));
     FP8_TRY(fp8_compensation_rows(j, FP8_CODED, &rows, 1, 0));
     FP8_TRY(fp8_search_scale(s, &rows, energy, s->amax, &j->options->recipe,
                              fp8_device_pool(j->d)));
@@ -131,38 +132,14 @@ done:
     return st;
 }
 
-/* What the sums over the tokens say, factored. */
-static fp8_status factor(fp8_compensation *j, int64_t in, fp8_gptq **gptq, fp8_ridge **ridge,
-                         double **cross) {
-    const int aims = j->how->target == FP8_ROUND_TO_OUTPUT;
-    const fp8_gptq_options options = {j->how->damping, j->how->act_order};
-    const size_t n = (size_t)(in * in) * sizeof(double);
-    double *hessian = malloc(n);
-    fp8_status st = FP8_OK;
-
-    if (aims) *cross = malloc(n);
-    if (!hessian || (aims && !*cross)) {
-        st = FP8_FAIL(FP8_ENOMEM, "products of %lld inputs", (long long)in);
-        goto done;
-    }
-    FP8_TRY(fp8_hessian_read(j->hessian, hessian, *cross));
-    FP8_TRY(fp8_gptq_create(gptq, hessian, in, &options, fp8_device_pool(j->d)));
-    if (aims)
-        FP8_TRY(fp8_ridge_create(ridge, hessian, *cross, in,
-                                 j->how->ridge / (double)j->samples->num_ids,
-                                 fp8_device_pool(j->d)));
-done:
-    free(hessian);
-    return st;
-}
-
 /* All Linears of the layer that read `point`. */
 static fp8_status round_point(fp8_compensation *j, fp8_point point) {
     const int32_t slot = fp8_point_slot(j->points.num_layers, (int32_t)j->layer, point);
     const int is_static = j->options->scheme == FP8_SCHEME_TENSOR;
-    fp8_gptq *gptq = NULL;
-    fp8_ridge *ridge = NULL;
-    double *cross = NULL;
+    const fp8_gptq_options options = {j->how->damping, j->how->act_order};
+    const double ridge = j->how->target == FP8_ROUND_TO_OUTPUT
+                             ? j->how->ridge / (double)j->samples->num_ids : 0;
+    fp8_solver *solver = NULL;
     int64_t first = 0, in;
     float descale;
     fp8_status st = FP8_OK;
@@ -174,16 +151,14 @@ static fp8_status round_point(fp8_compensation *j, fp8_point point) {
     descale = is_static ? j->out->scales[slot].descale : 0;
     FP8_TRY(fp8_hessian_begin(j->hessian, in, j->options->scheme, is_static ? descale : 1));
     FP8_TRY(gather(j, point));
-    FP8_TRY(factor(j, in, &gptq, &ridge, &cross));
+    FP8_TRY(fp8_solver_create(&solver, j->d, j->hessian, in, &options, ridge));
     for (int64_t begin = first, end; begin < j->weights.count; begin = end) {
         end = fp8_weights_group_end(&j->weights, begin);
         if (takes_part(j, begin, point))
-            FP8_TRY(fp8_compensation_round(j, begin, end, gptq, ridge, descale));
+            FP8_TRY(fp8_compensation_round(j, begin, end, solver, descale));
     }
 done:
-    fp8_gptq_destroy(gptq);
-    fp8_ridge_destroy(ridge);
-    free(cross);
+    fp8_solver_destroy(solver);
     return st;
 }
 

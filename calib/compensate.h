@@ -3,11 +3,10 @@
 #ifndef FP8_CALIB_COMPENSATE_H
 #define FP8_CALIB_COMPENSATE_H
 #include "calib/calib.h"
-#include "calib/gptq.h"
 #include "calib/hessian.h"
 #include "calib/points.h"
-#include "calib/ridge.h"
 #include "calib/scales.h"
+#include "calib/solver.h"
 #include "calib/weight_stage.h"
 
 /* One weight as it was rounded; codes NULL: it was not, and is to be rounded plainly. */
@@ -73,12 +72,12 @@ FP8_NODISCARD fp8_status fp8_search_scale(fp8_scale *s, const fp8_rows *x, const
                                           float amax, const fp8_recipe *recipe, fp8_pool *pool);
 
 /* energy[c] += sum over w's outputs of w[., c]^2, c an input. */
-void fp8_compensation_column_energy(double *energy, const fp8_weight *w);
-/* Weights [begin, end), one group, into j->out and the quantized model; ridge NULL: rounded as they
- * are. input_descale as fp8_model_set_codes has it. */
+FP8_NODISCARD fp8_status fp8_compensation_column_energy(double *energy, const fp8_weight *w,
+                                                        fp8_pool *pool);
+/* Weights [begin, end), one group, into j->out and the quantized model. input_descale as
+ * fp8_model_set_codes has it. */
 FP8_NODISCARD fp8_status fp8_compensation_round(fp8_compensation *j, int64_t begin, int64_t end,
-                                                const fp8_gptq *gptq, const fp8_ridge *ridge,
-                                                float input_descale);
+                                                fp8_solver *solver, float input_descale);
 
 /* Weights [begin, end), one group, into j->out: rounded to nearest by the scale of least squared
  * error, of amax * 2^(i/16), i = 0 .. 15, each for what shares it. */

@@ -22,22 +22,54 @@ static float element(const fp8_tensor *t, int64_t i) {
     return t->dtype == FP8_DTYPE_BF16 ? fp8_bf16_to_f32(half) : fp8_f16_to_f32(half);
 }
 
-/* w [out, in], however it lies on disk. */
-static void read_weight(float *w, const fp8_weight *from) {
-    for (int64_t r = 0; r < from->rows; r++)
+enum { GRAIN = 16 }; /* rows, or inputs, that a worker takes */
+
+typedef struct read_job {
+    float *w;
+    double *energy;
+    const fp8_weight *from;
+} read_job;
+
+static fp8_status read_rows(void *ctx, int64_t begin, int64_t end, int32_t worker) {
+    const read_job *j = ctx;
+    const fp8_weight *from = j->from;
+
+    (void)worker;
+    for (int64_t r = begin; r < end; r++)
         for (int64_t c = 0; c < from->cols; c++)
-            w[from->in_out ? c * from->rows + r : r * from->cols + c] =
+            j->w[from->in_out ? c * from->rows + r : r * from->cols + c] =
                 element(&from->entry->tensor, r * from->cols + c);
+    return FP8_OK;
+}
+
+/* w [out, in], however it lies on disk. */
+static fp8_status read_weight(float *w, const fp8_weight *from, fp8_pool *pool) {
+    read_job j = {.w = w, .from = from};
+    return fp8_parallel_for(pool, from->rows, GRAIN, read_rows, &j);
 }
 
 static int64_t in_of(const fp8_weight *w) { return w->in_out ? w->rows : w->cols; }
 
-void fp8_compensation_column_energy(double *energy, const fp8_weight *w) {
-    for (int64_t r = 0; r < w->rows; r++)
-        for (int64_t c = 0; c < w->cols; c++) {
-            const double x = (double)element(&w->entry->tensor, r * w->cols + c);
-            energy[w->in_out ? r : c] += x * x;
+/* Inputs [begin, end), each its outputs in their order: the same sums for any number of threads. */
+static fp8_status sum_energy(void *ctx, int64_t begin, int64_t end, int32_t worker) {
+    const read_job *j = ctx;
+    const fp8_weight *w = j->from;
+    const int64_t outs = w->in_out ? w->cols : w->rows;
+
+    (void)worker;
+    for (int64_t out = 0; out < outs; out++)
+        for (int64_t in = begin; in < end; in++) {
+            const int64_t at = w->in_out ? in * w->cols + out : out * w->cols + in;
+            const double x = (double)element(&w->entry->tensor, at);
+            j->energy[in] += x * x;
         }
+    return FP8_OK;
+}
+
+fp8_status fp8_compensation_column_energy(double *energy, const fp8_weight *w, fp8_pool *pool) {
+    enum { INPUTS = 128 }; /* 256 bytes of a BF16 row */
+    read_job j = {.energy = energy, .from = w};
+    return fp8_parallel_for(pool, in_of(w), INPUTS, sum_energy, &j);
 }
 
 /* The turn of this layer's queries and keys, put into the rows of `w` that make them. */
@@ -72,36 +104,79 @@ static void group_free(group *g) {
 
 static fp8_status group_read(group *g, const fp8_compensation *j) {
     const int64_t n = g->end - g->begin;
+    fp8_status st = FP8_OK;
 
     g->w = calloc((size_t)n, sizeof *g->w);
     for (int64_t i = 0; g->w && i < n; i++) {
         const fp8_weight *w = &j->weights.data[g->begin + i];
         g->w[i] = malloc(((size_t)(w->rows * w->cols) + 1) * sizeof **g->w);
         if (!g->w[i]) break;
-        read_weight(g->w[i], w);
+        FP8_TRY(read_weight(g->w[i], w, fp8_device_pool(j->d)));
         turn(j, g->w[i], &j->points.linears[g->begin + i]);
         if (i == n - 1) return FP8_OK;
     }
-    return FP8_FAIL(FP8_ENOMEM, "'%s.weight'", j->weights.data[g->begin].name);
+    st = FP8_FAIL(FP8_ENOMEM, "'%s.weight'", j->weights.data[g->begin].name);
+done:
+    return st;
 }
 
 /* Moves the weights to those that make of the quantized model's input what they made of x. */
-static fp8_status group_aim(group *g, const fp8_compensation *j, const fp8_ridge *ridge) {
+static fp8_status group_aim(group *g, const fp8_compensation *j, fp8_solver *solver) {
     fp8_status st = FP8_OK;
-    for (int64_t i = 0; ridge && i < g->end - g->begin; i++)
-        FP8_TRY(fp8_ridge_solve(g->w[i], ridge, g->w[i], j->weights.data[g->begin + i].channels,
-                                fp8_device_pool(j->d)));
+    for (int64_t i = 0; i < g->end - g->begin; i++)
+        FP8_TRY(fp8_solver_aim(solver, g->w[i], j->weights.data[g->begin + i].channels));
 done:
     return st;
 }
 
 static int64_t spans(int64_t n, int64_t span) { return (n + span - 1) / span; }
 
+typedef struct amax_job {
+    const float *w;
+    float *amax; /* of bands of row_span rows, by pieces of col_span columns */
+    int64_t rows, in, row_span, col_span;
+} amax_job;
+
+static fp8_status find_amax(void *ctx, int64_t begin, int64_t end, int32_t worker) {
+    const amax_job *j = ctx;
+    const int64_t across = spans(j->in, j->col_span);
+
+    (void)worker;
+    for (int64_t r = begin * j->row_span; r < end * j->row_span && r < j->rows; r++)
+        for (int64_t c = 0; c < j->in; c++) {
+            float *amax = &j->amax[r / j->row_span * across + c / j->col_span];
+            const float a = fabsf(j->w[r * j->in + c]);
+            if (a > *amax && isfinite(a)) *amax = a;
+        }
+    return FP8_OK;
+}
+
+/* Of weight i, joined to amax: what a band or square has; TENSOR: one. */
+static fp8_status join_amax(const group *g, const fp8_compensation *j, int64_t i, float *amax) {
+    const int one = g->grid.row_span == 0;
+    const int64_t rows = j->weights.data[g->begin + i].channels;
+    amax_job job = {g->w[i], amax, rows, g->in, one ? GRAIN : g->grid.row_span, g->grid.col_span};
+    const int64_t bands = spans(rows, job.row_span);
+    fp8_status st = FP8_OK;
+
+    if (one) {
+        job.amax = calloc((size_t)bands + 1, sizeof *job.amax);
+        if (!job.amax) return FP8_FAIL(FP8_ENOMEM, "amax of %lld rows", (long long)rows);
+    }
+    FP8_TRY(fp8_parallel_for(fp8_device_pool(j->d), bands, 1, find_amax, &job));
+    for (int64_t k = 0; one && k < bands; k++)
+        if (job.amax[k] > *amax) *amax = job.amax[k];
+done:
+    if (one) free(job.amax);
+    return st;
+}
+
 /* One amax a group of the scheme; weights of the scheme TENSOR share one. */
 static fp8_status group_scale(group *g, const fp8_compensation *j) {
     const fp8_scheme scheme = j->options->scheme;
     const int64_t side = FP8_DIALECT_BLOCK;
     int64_t count = 0, at = 0;
+    fp8_status st = FP8_OK;
 
     g->grid.row_span = scheme == FP8_SCHEME_BLOCK ? side : scheme == FP8_SCHEME_DYNAMIC ? 1 : 0;
     g->grid.col_span = scheme == FP8_SCHEME_BLOCK ? side : g->in;
@@ -113,22 +188,19 @@ static fp8_status group_scale(group *g, const fp8_compensation *j) {
     g->descales = calloc((size_t)count, sizeof *g->descales);
     if (!g->scales || !g->descales) return FP8_FAIL(FP8_ENOMEM, "%lld scales", (long long)count);
     if (!g->grid.row_span) count = 1;
-    for (int64_t i = g->begin; i < g->end; i++) {
-        const int64_t rows = j->weights.data[i].channels, across = spans(g->in, g->grid.col_span);
-        for (int64_t k = 0; k < rows * g->in; k++) {
-            const int64_t r = g->grid.row_span ? k / g->in / g->grid.row_span * across : 0;
-            float *amax = &g->descales[at + r + k % g->in / g->grid.col_span];
-            const float a = fabsf(g->w[i - g->begin][k]);
-            if (a > *amax && isfinite(a)) *amax = a;
-        }
-        if (g->grid.row_span) at += spans(rows, g->grid.row_span) * across;
+    for (int64_t i = 0; i < g->end - g->begin; i++) {
+        FP8_TRY(join_amax(g, j, i, g->descales + at));
+        if (g->grid.row_span)
+            at += spans(j->weights.data[g->begin + i].channels, g->grid.row_span) *
+                  spans(g->in, g->grid.col_span);
     }
     for (int64_t i = 0; i < count; i++) {
         const fp8_scale s = fp8_weight_scale_of(g->descales[i], j->options->ue8m0);
         g->scales[i] = s.scale;
         g->descales[i] = s.descale;
     }
-    return FP8_OK;
+done:
+    return st;
 }
 
 /* Codes [out, in] of weight i into j->out, as the tensor lies on disk. Takes `codes`. */
@@ -167,7 +239,7 @@ static int64_t group_next(const group *g, const fp8_compensation *j, int64_t i, 
 }
 
 /* Weight i of the group into j->out and into the quantized model. */
-static fp8_status group_round(const group *g, fp8_compensation *j, const fp8_gptq *gptq, int64_t i,
+static fp8_status group_round(const group *g, fp8_compensation *j, fp8_solver *solver, int64_t i,
                               int64_t at, float input_descale) {
     const fp8_weight *w = &j->weights.data[g->begin + i];
     const fp8_gptq_scales s = group_scales(g, j, i, at);
@@ -177,7 +249,7 @@ static fp8_status group_round(const group *g, fp8_compensation *j, const fp8_gpt
     fp8_status st = FP8_OK;
 
     if (!codes) return FP8_FAIL(FP8_ENOMEM, "'%s.weight'", w->name);
-    st = fp8_gptq_round(codes, loss, gptq, g->w[i], w->channels, &s, fp8_device_pool(j->d));
+    st = fp8_solver_round(codes, loss, solver, g->w[i], w->channels, &s);
     if (st != FP8_OK) {
         free(codes);
         goto done;
@@ -194,17 +266,16 @@ done:
 }
 
 fp8_status fp8_compensation_round(fp8_compensation *j, int64_t begin, int64_t end,
-                                  const fp8_gptq *gptq, const fp8_ridge *ridge,
-                                  float input_descale) {
+                                  fp8_solver *solver, float input_descale) {
     group g = {.begin = begin, .end = end, .in = in_of(&j->weights.data[begin])};
     int64_t at = 0;
     fp8_status st = FP8_OK;
 
     FP8_TRY(group_read(&g, j));
-    FP8_TRY(group_aim(&g, j, ridge));
+    FP8_TRY(group_aim(&g, j, solver));
     FP8_TRY(group_scale(&g, j));
     for (int64_t i = 0; i < end - begin; i++) {
-        FP8_TRY(group_round(&g, j, gptq, i, at, input_descale));
+        FP8_TRY(group_round(&g, j, solver, i, at, input_descale));
         at = group_next(&g, j, i, at);
     }
 done:

@@ -31,15 +31,15 @@ static int by_diagonal(const void *x, const void *y) {
     return a->input > b->input ? -1 : 1; /* of equal ones the first input is rounded first */
 }
 
-static fp8_status make_order(fp8_gptq *g, const double *hessian, int act_order) {
-    const int64_t n = g->cols;
+fp8_status fp8_gptq_order(int64_t *order, const double *diagonal, int64_t stride, int64_t n,
+                          int act_order) {
     ranked *all = malloc((size_t)(n + 1) * sizeof *all);
 
     if (!all) return FP8_FAIL(FP8_ENOMEM, "order of %lld inputs", (long long)n);
     for (int64_t i = 0; i < n; i++)
-        all[i] = (ranked){act_order ? hessian[i * n + i] : 0, i};
+        all[i] = (ranked){act_order ? diagonal[i * stride] : 0, i};
     qsort(all, (size_t)n, sizeof *all, by_diagonal);
-    for (int64_t i = 0; i < n; i++) g->order[i] = all[i].input;
+    for (int64_t i = 0; i < n; i++) order[i] = all[i].input;
     free(all);
     return FP8_OK;
 }
@@ -71,7 +71,7 @@ fp8_status fp8_gptq_create(fp8_gptq **out, const double *hessian, int64_t cols,
         st = FP8_FAIL(FP8_ENOMEM, "factor of %lld inputs", (long long)cols);
         goto done;
     }
-    FP8_TRY(make_order(g, hessian, options->act_order));
+    FP8_TRY(fp8_gptq_order(g->order, hessian, cols + 1, cols, options->act_order));
     FP8_TRY(fp8_cholesky(a, &damped, hessian, g->order, cols, options->damping, pool));
     keep(g, a);
     *out = g;

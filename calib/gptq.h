@@ -32,6 +32,11 @@ FP8_NODISCARD fp8_status fp8_gptq_create(fp8_gptq **out, const double *hessian, 
                                          const fp8_gptq_options *options, fp8_pool *pool);
 void fp8_gptq_destroy(fp8_gptq *g); /* NULL is fine */
 
+/* order [n]: place k of the factor is input order[k], of the smallest H_kk first (act_order), or
+ * the last input first; diagonal: H_kk, `stride` apart. FP8_ENOMEM. */
+FP8_NODISCARD fp8_status fp8_gptq_order(int64_t *order, const double *diagonal, int64_t stride,
+                                        int64_t n, int act_order);
+
 /* Which scale an element has: number r / row_span * ceil(cols / col_span) + c / col_span. */
 typedef struct fp8_gptq_scales {
     const float *scales, *descales;

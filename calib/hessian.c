@@ -193,6 +193,13 @@ done:
     return st;
 }
 
+void fp8_hessian_sums(const fp8_hessian *h, const float **hessian, const float **cross,
+                      double *factor) {
+    *hessian = h->sums[0];
+    *cross = h->sums[1];
+    *factor = (double)h->descale;
+}
+
 fp8_status fp8_hessian_read(fp8_hessian *h, double *hessian, double *cross) {
     const int64_t n = h->cols;
     const double descale = (double)h->descale;

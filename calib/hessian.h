@@ -28,6 +28,10 @@ FP8_NODISCARD fp8_status fp8_hessian_begin(fp8_hessian *h, int64_t cols, fp8_sch
  * [tokens, cols], place of the device. x NULL: H alone. */
 FP8_NODISCARD fp8_status fp8_hessian_add(fp8_hessian *h, const void *x, const void *q,
                                          int64_t tokens);
+/* The sums as they lie on the device, F32 [cols, cols]: H = *factor^2 * hessian (of its halves the
+ * lower one counts), C = *factor * cross. Until begin or add. */
+void fp8_hessian_sums(const fp8_hessian *h, const float **hessian, const float **cross,
+                      double *factor);
 /* hessian [cols, cols], cross [cols, cols] (row: of q; may be NULL), on the host. */
 FP8_NODISCARD fp8_status fp8_hessian_read(fp8_hessian *h, double *hessian, double *cross);
 
