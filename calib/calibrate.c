@@ -1,4 +1,5 @@
 #include <cjson/cJSON.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 #include <zlib.h>
@@ -126,6 +127,19 @@ done:
     return st;
 }
 
+/* What was collected before a step failed is there to be resumed; the failure stays the one that is
+ * told. */
+static void keep_rows(const run *r, fp8_status why) {
+    char message[512];
+
+    snprintf(message, sizeof message, "%s", fp8_last_message());
+    if (r->record->steps == 0 || !r->options->record_path) return;
+    if (save(r) == FP8_OK)
+        fp8_log(FP8_LOG_INFO, "%s: %lld of %lld steps are kept", r->options->record_path,
+                (long long)r->record->steps, (long long)r->record->steps_total);
+    else (void)FP8_FAIL(why, "%s", message);
+}
+
 /* Two steps in flight, so that the device never waits for the host; a cancelled run keeps the rows
  * of steps that were already launched. */
 static fp8_status run_steps(run *r) {
@@ -151,6 +165,7 @@ static fp8_status run_steps(run *r) {
         st = FP8_FAIL(FP8_ECANCELED, "calibration stopped after %lld of %lld steps",
                       (long long)rec->steps, (long long)rec->steps_total);
 done:
+    if (st != FP8_OK && st != FP8_ECANCELED) keep_rows(r, st);
     return st;
 }
 

@@ -143,6 +143,59 @@ static void test_run(const char *name) {
     fixture_close(&f);
 }
 
+static fp8_status export_plain(const char *out, const char *source, fp8_scheme scheme) {
+    const fp8_export_options options = {.scheme = scheme, .force = 1};
+    fp8_export_result result;
+    fp8_checkpoint *c = NULL;
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_checkpoint_open(&c, source));
+    FP8_TRY(fp8_export(&result, out, c, cpu, NULL, &options));
+done:
+    fp8_checkpoint_close(c);
+    return st;
+}
+
+/* An expert that is not there is named, whoever looks for it; nothing is written. */
+static void test_missing_expert(void) {
+    static const char *const names[][2] = {
+        {"mixtral", "model.layers.1.block_sparse_moe.experts.2.w3.weight"},
+        {"qwen2_moe", "model.layers.0.mlp.experts.5.down_proj.weight"},
+        {"qwen2_moe", "model.layers.1.mlp.shared_expert.up_proj.weight"},
+        {"qwen3_moe", "model.layers.0.mlp.gate.weight"},
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const fp8_model_options options = {.max_tokens = FIXTURE_TOKENS};
+        const char *folder, *out = sample_file("no-expert");
+        fp8_checkpoint *c = NULL;
+        fp8_model *m = NULL;
+        tiny_tensor *x;
+        fixture f;
+        tiny t;
+
+        check_case = names[i][1];
+        if (!fixture_open(&f, names[i][0])) continue;
+        fixture_quantized(&t, &f, TINY_DENSE, "");
+        x = tiny_find(&t, names[i][1]);
+        CHECK(x != NULL);
+        if (x) x->name[0] = 'n'; /* "nodel.layers..." */
+        folder = tiny_write(&t);
+        CHECK_STATUS(fp8_checkpoint_open(&c, folder), FP8_OK);
+        CHECK_STATUS(fp8_model_load(&m, cpu, c, &options), FP8_ENOTFOUND);
+        CHECK(strstr(fp8_last_message(), names[i][1]) != NULL);
+        if (i < 3) {
+            CHECK_STATUS(export_plain(out, folder, FP8_SCHEME_DYNAMIC), FP8_ENOTFOUND);
+            CHECK(strstr(fp8_last_message(), names[i][1]) != NULL);
+            CHECK(!fp8_path_exists(out));
+        }
+        fp8_model_destroy(m);
+        fp8_checkpoint_close(c);
+        tiny_remove(folder);
+        tiny_free(&t);
+        fixture_close(&f);
+    }
+}
+
 /* ---- multimodal ------------------------------------------------------------------------------ */
 
 /* The fixture under other names, with a tower beside it; its config.json inside text_config. */
@@ -215,19 +268,6 @@ static void test_multimodal(void) {
 }
 
 /* ---- schemes without calibration ------------------------------------------------------------- */
-
-static fp8_status export_plain(const char *out, const char *source, fp8_scheme scheme) {
-    const fp8_export_options options = {.scheme = scheme, .force = 1};
-    fp8_export_result result;
-    fp8_checkpoint *c = NULL;
-    fp8_status st = FP8_OK;
-
-    FP8_TRY(fp8_checkpoint_open(&c, source));
-    FP8_TRY(fp8_export(&result, out, c, cpu, NULL, &options));
-done:
-    fp8_checkpoint_close(c);
-    return st;
-}
 
 static void test_schemes(void) {
     static const struct {
@@ -368,6 +408,7 @@ int main(void) {
     sample_begin();
     fp8_log_set(keep_warning, NULL, FP8_LOG_WARNING);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) test_run(names[i]);
+    test_missing_expert();
     test_multimodal();
     test_schemes();
     test_fused_blocks();

@@ -233,7 +233,8 @@ static void poison_embedding(const char *name, void *data, const fp8_st_entry *e
 static void test_nonfinite(void) {
     fp8_samples data = sample_samples(SEQ, 3 * BATCH);
     const char *folder = sample_file("poisoned");
-    fp8_calib_options options = options_for(NULL);
+    const char *record = sample_file("poisoned-record");
+    fp8_calib_options options = options_for(record);
     const int64_t step_1 = data.starts[BATCH];
     int64_t at = step_1;
     sample s;
@@ -250,9 +251,14 @@ static void test_nonfinite(void) {
     CHECK_STATUS(run(folder, 0, &data, &options), FP8_EDATA);
     CHECK(strstr(fp8_last_message(), "model.layers.0.self_attn.q_proj.input") != NULL);
     CHECK(strstr(fp8_last_message(), "step 1") != NULL);
+    CHECK_STATUS(fp8_record_load(&r, record), FP8_OK); /* the step before it is kept */
+    CHECK(r && r->steps == 1 && r->steps_total == 3);
+    fp8_record_destroy(r);
+    r = NULL;
 
     check_case = "non-finite activation, allowed";
     options.allow_nonfinite = 1;
+    options.resume = 1; /* from there */
     s = sample_open(folder, 0, BATCH * SEQ, FP8_COMPUTE_BF16);
     CHECK_STATUS(fp8_calibrate(&r, s.m, s.c, &data, &options), FP8_OK);
     CHECK(r && r->nonfinite[0] == 0 && r->nonfinite[1] > 0);
