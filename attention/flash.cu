@@ -76,7 +76,7 @@
 template <int D, class SHARED>
 static __device__ __forceinline__ void consume(const flash_params &p, SHARED &s, int32_t index) {
     const int32_t thread = threadIdx.x % WARPGROUP;
-    consumer c = {index, index * WG_ROWS + thread / 32 * 16 + thread % 32 / 4, 0.0f, {0, 0}};
+    consumer c = {index, index * WG_ROWS + thread / 32 * 16 + thread % 32 / 4, 0.0f, {0, 0}, 0.0f};
     uint32_t q_parity = 0;
 
     if (D == 256 && index == 1) pass_turn(c); /* the first turn is warpgroup 0's */
@@ -92,11 +92,11 @@ static __device__ __forceinline__ void consume(const flash_params &p, SHARED &s,
 #pragma unroll
         for (int i = 0; i < D / 2; i++) out[i] = 0.0f;
         if (it.num_tiles == 0) release(&s.q_empty);
-        else if constexpr (D == 256) attend_chunked(out, rows, p, s, c, it);
+        else if constexpr (D == 256) attend_chunked<256, 256, false>(out, rows, p, s, c, it);
         else attend_overlapped<D>(out, rows, s, c, it);
         row_result r = {{rows.max[0], rows.max[1]},
                         {rows.sum[0][0] + rows.sum[0][1], rows.sum[1][0] + rows.sum[1][1]},
-                        {}};
+                        {}, {}};
         store_output<D>(out, r, p, it, c.row, P_OFFSET);
     }
 }

@@ -9,6 +9,24 @@
 extern "C" {
 #endif
 
+/* What changes the scores beside scale and visibility, and what joins their sum, for flash_any.cu
+ * and flash16_any.cu: flash_terms.cuh. Scores are base-2 exponents there, and so are the two caps'
+ * factors. */
+typedef struct flash_terms {
+    const uint8_t *mask;       /* nonzero masks out; NULL: none */
+    const void *bias;          /* NULL: none */
+    const float *slopes;       /* ALiBi; NULL: attention_alibi_slope's */
+    const float *sink;         /* [num_heads], natural; NULL: 0 */
+    int64_t mask_seq, mask_head, bias_seq, bias_head; /* elements from one to the next; 0: shared */
+    int32_t changes;           /* 0: scores are as the product and the scale leave them */
+    int32_t bias_dtype;        /* fp8_dtype */
+    int32_t bias_pairs, mask_pairs; /* elements 2 i, 2 i + 1 of a row lie on their alignment */
+    int32_t bias_first;        /* it comes before the cap */
+    int32_t alibi, has_sink;
+    float bias_factor;         /* elements to exponents */
+    float cap;                 /* 0: none */
+} flash_terms;
+
 /* One run. Item i is one tile of queries of one head; a unit is a (sequence, query head). Units are
  * taken in bands, so that the keys and values of a band stay in L2; within a band the last tiles of
  * all units come first: under a causal mask they are the longest.
@@ -43,6 +61,8 @@ typedef struct flash_params {
     int32_t *arrived; /* [blocks, warps of consumers], 0 when the kernel starts */
     float *pieces;    /* [blocks, d / 8 + 1, threads of consumers, 4] */
     float scale;
+    int32_t d_v;       /* flash_any.cu, flash16_any.cu: at most the kernel's */
+    flash_terms terms; /* of these two alone */
 } flash_params;
 
 /* A tile of queries of one head, resolved by the producer. Row r < valid sees the keys from
@@ -82,7 +102,8 @@ typedef struct flash_prologue {
     int32_t *next_item; /* out: 0, as are num_counters in all from there */
     int32_t num_counters;
     float *amax_s, *amax_o; /* out: 0; may be NULL */
-    int32_t d, num_kv_heads, num_descales, granularity;
+    int32_t part; /* columns of a block: all that an operand has, or a part of them */
+    int32_t num_kv_heads, num_descales, granularity;
     int32_t f16;       /* what are no codes is F16, not BF16 */
     int32_t backwards; /* 1 with amax */
 } flash_prologue;
@@ -103,6 +124,17 @@ fp8_status attention_flash_launch(const flash_params *p, int32_t d, int32_t bloc
 fp8_status attention_flash_wide_prepare(int32_t d);
 fp8_status attention_flash_wide_launch(const flash_params *p, int32_t d, int32_t blocks,
                                        fp8_stream stream);
+
+/* The same with terms and for other head sizes (flash_any.cu), V in codes transposed, its map of
+ * boxes (FLASH_BLOCK_N, d.v), those of Q and K of flash_any_row_bytes(d). */
+fp8_status attention_flash_any_prepare(flash_sizes d);
+fp8_status attention_flash_any_launch(const flash_params *p, flash_sizes d, int32_t blocks,
+                                      fp8_stream stream);
+
+/* The same in 16 bits (flash16_any.cu); maps as below, of FLASH16_ANY_KEYS. */
+fp8_status attention_flash16_any_prepare(flash_sizes d, int f16);
+fp8_status attention_flash16_any_launch(const flash_params *p, flash_sizes d, int f16,
+                                        int32_t blocks, fp8_stream stream);
 
 /* The same in BF16 or F16: a 16-bit operand each, V as it lies; maps' boxes are 64 columns by
  * FLASH_BLOCK_M or FLASH16_KEYS(d) tokens. */

@@ -3,29 +3,30 @@
  * Included once, inside the sm_90a guard. */
 #ifndef FP8_ATTENTION_FLASH16_MAINLOOP_CUH
 #define FP8_ATTENTION_FLASH16_MAINLOOP_CUH
+#include "attention/flash16_block.cuh"
 #include "attention/flash16_products.cuh"
-#include "attention/flash_epilogue.cuh"
+#include "attention/flash_terms.cuh"
 
 /* ---- producer -------------------------------------------------------------------------------- */
 
-/* Boxes of `rows` tokens, all columns. */
+/* Boxes of `rows` tokens, all D columns. */
 template <int D>
 static __device__ __forceinline__ void copy_rows(uint16_t *to, const CUtensorMap *map,
                                                  uint64_t *bar, int32_t rows, int32_t head,
                                                  int32_t row, int32_t seq) {
-    for (int b = 0; b < flash16_shape<D>::BLOCKS; b++)
+    for (int b = 0; b < D / COLUMN_BLOCK; b++)
         copy_box_4d(to + b * rows * COLUMN_BLOCK, map, bar, b * COLUMN_BLOCK, head, row, seq);
 }
 
 /* Of a tile of V only `valid` keys are the sequence's: what follows may be anything, NaN too, which
  * p = 0 does not make 0. */
-template <int D>
-static __device__ __forceinline__ void clear_tail(flash16_shared<D> &s, int32_t stage,
+template <class SHAPE>
+static __device__ __forceinline__ void clear_tail(flash16_shared<SHAPE> &s, int32_t stage,
                                                   int32_t valid, uint32_t parity) {
-    constexpr int KEYS = flash16_shape<D>::KEYS;
+    constexpr int KEYS = SHAPE::KEYS;
     constexpr int VECTORS = COLUMN_BLOCK * 2 / 16; /* of a key in a column block */
     barrier_wait(&s.tail, parity);
-    for (int b = 0; b < flash16_shape<D>::BLOCKS; b++) {
+    for (int b = 0; b < SHAPE::D_V / COLUMN_BLOCK; b++) {
         uint4 *to = reinterpret_cast<uint4 *>(s.v[stage] + b * KEYS * COLUMN_BLOCK);
         for (int i = valid * VECTORS + (int)threadIdx.x; i < KEYS * VECTORS; i += 32)
             to[i] = make_uint4(0, 0, 0, 0);
@@ -37,11 +38,11 @@ static __device__ __forceinline__ void clear_tail(flash16_shared<D> &s, int32_t 
 
 /* K and V of an item's tiles from the last to the first. The last tile's V is cleared beyond the
  * sequence when the next tile is under way. tile: count of tiles, place and parity in the rings. */
-template <int D>
-static __device__ __forceinline__ void produce_keys(const flash_params &p, flash16_shared<D> &s,
+template <class SHAPE>
+static __device__ __forceinline__ void produce_keys(const flash_params &p, flash16_shared<SHAPE> &s,
                                                     const flash_item &it, uint32_t &tile,
                                                     uint32_t &tail_parity) {
-    constexpr int KEYS = flash16_shape<D>::KEYS, STAGES = flash16_shape<D>::STAGES;
+    constexpr int KEYS = SHAPE::KEYS, STAGES = SHAPE::STAGES;
 
     for (int32_t i = it.num_tiles - 1; i >= 0; i--, tile++) {
         const int32_t left = it.s_kv - (it.first_tile + it.num_tiles - 1) * KEYS;
@@ -52,14 +53,14 @@ static __device__ __forceinline__ void produce_keys(const flash_params &p, flash
             uint64_t *full = tail ? &s.tail : &s.v_full[stage];
             barrier_wait(&s.k_empty[stage], tile / STAGES % 2 ^ 1);
             barrier_expect(&s.k_full[stage], sizeof s.k[0]);
-            copy_rows<D>(s.k[stage], &p.k_map, &s.k_full[stage], KEYS, it.kv_head, row, seq);
+            copy_rows<SHAPE::D_QK>(s.k[stage], &p.k_map, &s.k_full[stage], KEYS, it.kv_head, row, seq);
             barrier_wait(&s.v_empty[stage], tile / STAGES % 2 ^ 1);
             barrier_expect(full, sizeof s.v[0]);
-            copy_rows<D>(s.v[stage], &p.v_map, full, KEYS, it.kv_head, row, seq);
+            copy_rows<SHAPE::D_V>(s.v[stage], &p.v_map, full, KEYS, it.kv_head, row, seq);
         }
         __syncwarp();
         if (left < KEYS && i == max(it.num_tiles - 2, 0)) {
-            clear_tail<D>(s, (tile - (it.num_tiles > 1)) % STAGES, left, tail_parity);
+            clear_tail<SHAPE>(s, (tile - (it.num_tiles > 1)) % STAGES, left, tail_parity);
             tail_parity ^= 1;
         }
     }
@@ -73,15 +74,15 @@ static __device__ __forceinline__ int32_t next_index(const flash_params &p, int3
 }
 
 /* One warp: for each item Q, then K and V. */
-template <int D>
-static __device__ void produce16(const flash_params &p, flash16_shared<D> &s) {
+template <class SHAPE>
+static __device__ void produce16(const flash_params &p, flash16_shared<SHAPE> &s) {
     uint32_t tile = 0, q_parity = 0, tail_parity = 0;
 
     dependents_launch();
     for (int32_t index = blockIdx.x; index < p.num_items;
          index = next_index(p, index, q_parity ^ 1)) {
         flash_item it;
-        find_item<flash16_shape<D>::ROWS, flash16_shape<D>::KEYS>(it, p, index);
+        find_item<SHAPE::ROWS, SHAPE::KEYS>(it, p, index);
         if (it.rows <= 0) continue;
         if (threadIdx.x == 0) {
             barrier_wait(&s.q_empty, q_parity ^ 1);
@@ -90,12 +91,12 @@ static __device__ void produce16(const flash_params &p, flash16_shared<D> &s) {
                 barrier_arrive(&s.q_full);
             } else {
                 barrier_expect(&s.q_full, sizeof s.q);
-                copy_rows<D>(s.q, &p.q_map, &s.q_full, flash16_shape<D>::ROWS, it.head, it.q_row,
-                             p.q_packed ? 0 : it.seq);
+                copy_rows<SHAPE::D_QK>(s.q, &p.q_map, &s.q_full, SHAPE::ROWS, it.head, it.q_row,
+                                       p.q_packed ? 0 : it.seq);
             }
         }
         __syncwarp();
-        produce_keys<D>(p, s, s.items[q_parity], tile, tail_parity); /* registers are few */
+        produce_keys<SHAPE>(p, s, s.items[q_parity], tile, tail_parity); /* registers are few */
         q_parity ^= 1;
     }
     if (threadIdx.x != 0) return;
@@ -164,14 +165,14 @@ static __device__ __forceinline__ void pack_scores(uint32_t (&prob)[N / 2],
 /* ---- consumers: products --------------------------------------------------------------------- */
 
 /* S = Q K^T over d, issued and committed. */
-template <int D, bool F16, int N>
+template <class SHAPE, bool F16, int N>
 static __device__ __forceinline__ void issue_scores(float (&scores)[N], uint64_t q, uint64_t k) {
     constexpr int STEPS = COLUMN_BLOCK / K_STEP, BLOCK = COLUMN_BLOCK * 2; /* bytes of a row */
     products_begin();
 #pragma unroll
-    for (int i = 0; i < D / K_STEP; i++) {
+    for (int i = 0; i < SHAPE::D_QK / K_STEP; i++) {
         const int block = i / STEPS, within = i % STEPS * K_STEP * 2;
-        const uint64_t q_step = q + (block * flash16_shape<D>::ROWS * BLOCK + within) / 16;
+        const uint64_t q_step = q + (block * SHAPE::ROWS * BLOCK + within) / 16;
         const uint64_t k_step = k + (block * 2 * N * BLOCK + within) / 16;
         if (i == 0) scores_start<F16>(scores, q_step, k_step);
         else scores_add<F16>(scores, q_step, k_step);
@@ -196,42 +197,53 @@ static __device__ __forceinline__ void issue_output(float (&out)[D / 2],
 struct consumer16 {
     int32_t row;   /* of the thread, in a tile of queries */
     uint32_t tile; /* count of tiles of keys: place and parity in the rings, in one register */
+    float slope;   /* flash16_any.cu: of the head */
 };
 
 /* Turns: a warpgroup issues its products of a step while the others have none to issue. */
-template <int D>
 static __device__ __forceinline__ void take_turn(const consumer16 &c) {
     named_sync(TURN_BARRIER + c.row / WG_ROWS, 2 * WARPGROUP);
 }
-template <int D>
+template <class SHAPE>
 static __device__ __forceinline__ void pass_turn(const consumer16 &c) {
-    const int next = c.row / WG_ROWS + 1 == flash16_shape<D>::CONSUMERS ? 0 : c.row / WG_ROWS + 1;
+    const int next = c.row / WG_ROWS + 1 == SHAPE::CONSUMERS ? 0 : c.row / WG_ROWS + 1;
     named_arrive(TURN_BARRIER + next, 2 * WARPGROUP);
+}
+
+/* Terms of a tile's scores, if there are any; BATCH by the registers left. */
+template <class SHAPE, int N>
+static __device__ __forceinline__ void change_scores16(float (&scores)[N], const flash_params &p,
+                                                       const consumer16 &c, const flash_item &it,
+                                                       int32_t first) {
+    constexpr int BATCH = SHAPE::D_V == 256 ? 2 : SHAPE::D_V == 192 ? 4 : 8;
+    if (p.terms.changes) change_scores<BATCH>(scores, p, it, c.slope, c.row, first);
 }
 
 /* S of a tile and P V of the one before it are in flight together. NOTE: between the exponentials
  * and the wait for O stands a loop, the wait for V: without it the compiler moves the wait for O
  * up, before what is to run under it. */
-template <int D, bool F16>
-static __device__ __forceinline__ void attend16(float (&out)[D / 2], row_state16 &rows,
-                                                flash16_shared<D> &s, consumer16 &c,
-                                                const flash_item &it) {
-    constexpr int STAGES = flash16_shape<D>::STAGES, KEYS = flash16_shape<D>::KEYS;
+template <class SHAPE, bool F16>
+static __device__ __forceinline__ void attend16(float (&out)[SHAPE::D_V / 2], row_state16 &rows,
+                                                const flash_params &p, flash16_shared<SHAPE> &s,
+                                                consumer16 &c, const flash_item &it) {
+    constexpr int D = SHAPE::D_V;
+    constexpr int STAGES = SHAPE::STAGES, KEYS = SHAPE::KEYS;
     constexpr int BLOCK_BYTES = KEYS * COLUMN_BLOCK * 2;
     const uint64_t q = operand<128>(s.q + c.row / WG_ROWS * WG_ROWS * COLUMN_BLOCK);
     const int32_t first_tile = it.first_tile, clear_begin = it.clear_begin;
     const int32_t clear_end = it.clear_end;
-    const float factor = it.factor;
+    const float factor = SHAPE::ANY && p.terms.changes ? 1.0f : it.factor;
     float scores[KEYS / 2];
     uint32_t prob[KEYS / 4];
     int32_t tile = first_tile + it.num_tiles - 1;
 
     barrier_wait(&s.k_full[c.tile % STAGES], c.tile / STAGES % 2);
-    issue_scores<D, F16>(scores, q, operand<128>(s.k[c.tile % STAGES]));
+    issue_scores<SHAPE, F16>(scores, q, operand<128>(s.k[c.tile % STAGES]));
     products_wait<0>();
     pin(scores);
     release(&s.k_empty[c.tile % STAGES]);
     if (it.num_tiles == 1) release(&s.q_empty);
+    if constexpr (SHAPE::ANY) change_scores16<SHAPE>(scores, p, c, it, tile * KEYS);
     mask_scores(scores, it, c.row, tile * KEYS);
     raise_maximum(scores, rows, factor);
     exponentials(scores, rows, factor);
@@ -243,14 +255,15 @@ static __device__ __forceinline__ void attend16(float (&out)[D / 2], row_state16
 
         c.tile++;
         barrier_wait(&s.k_full[c.tile % STAGES], c.tile / STAGES % 2);
-        take_turn<D>(c);
-        issue_scores<D, F16>(scores, q, operand<128>(s.k[c.tile % STAGES]));
+        take_turn(c);
+        issue_scores<SHAPE, F16>(scores, q, operand<128>(s.k[c.tile % STAGES]));
         issue_output<D, F16>(out, prob, v);
-        pass_turn<D>(c);
+        pass_turn<SHAPE>(c);
         products_wait<1>(); /* S */
         pin(scores);
         release(&s.k_empty[c.tile % STAGES]);
         if (tile == first_tile) release(&s.q_empty);
+        if constexpr (SHAPE::ANY) change_scores16<SHAPE>(scores, p, c, it, tile * KEYS);
         if (tile < clear_begin || tile >= clear_end) mask_scores(scores, it, c.row, tile * KEYS);
         raise_maximum(scores, rows, factor);
         exponentials(scores, rows, factor);

@@ -12,8 +12,10 @@
 #define REGS32(c, d, i) REGS8(c, d, i), REGS8(c, d, i + 8), REGS8(c, d, i + 16), REGS8(c, d, i + 24)
 #define REGS_32(c, d) REGS32(c, d, 0)
 #define REGS_40(c, d) REGS32(c, d, 0), REGS8(c, d, 32)
+#define REGS_48(c, d) REGS_40(c, d), REGS8(c, d, 40)
 #define REGS_64(c, d) REGS32(c, d, 0), REGS32(c, d, 32)
 #define REGS_88(c, d) REGS_64(c, d), REGS8(c, d, 64), REGS8(c, d, 72), REGS8(c, d, 80)
+#define REGS_96(c, d) REGS_88(c, d), REGS8(c, d, 88)
 #define REGS_128(c, d) REGS_64(c, d), REGS32(c, d, 64), REGS32(c, d, 96)
 
 #define NAMES_32                                                                                   \
@@ -22,6 +24,9 @@
 #define NAMES_40                                                                                   \
     NAMES_32                                                                                       \
     ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define NAMES_48                                                                                   \
+    NAMES_40                                                                                       \
+    ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define NAMES_64                                                                                   \
     NAMES_32                                                                                       \
     ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"             \
@@ -30,6 +35,9 @@
     NAMES_64                                                                                       \
     ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"             \
     ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define NAMES_96                                                                                   \
+    NAMES_88                                                                                       \
+    ", %88, %89, %90, %91, %92, %93, %94, %95"
 #define NAMES_128                                                                                  \
     NAMES_64                                                                                       \
     ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"             \
@@ -79,7 +87,9 @@
 /* d[64, N] = A[64, 16] B[N, 16]^T, or added to it; both in shared memory, contiguous along the 16.
  * Thread t of the warpgroup has rows r = 16 (t / 32) + t % 32 / 4 and r + 8:
  * d[4 j + 2 h + e] = D[r + 8 h][8 j + 2 (t % 4) + e]. */
+SCORES(64, 32, 32, 33, 34)
 SCORES(80, 40, 40, 41, 42)
+SCORES(96, 48, 48, 49, 50)
 SCORES(128, 64, 64, 65, 66)
 SCORES(176, 88, 88, 89, 90)
 
@@ -87,6 +97,7 @@ SCORES(176, 88, 88, 89, 90)
  * e < 2; B in shared memory, contiguous along N (operand_columns). */
 OUTPUT(64, 32, 32, 33, 34, 35, 36)
 OUTPUT(128, 64, 64, 65, 66, 67, 68)
+OUTPUT(192, 96, 96, 97, 98, 99, 100)
 OUTPUT(256, 128, 128, 129, 130, 131, 132)
 
 /* Descriptor of a right-hand operand [k rows][N] that lies as column blocks of 128 bytes,
@@ -102,13 +113,17 @@ SM90 uint64_t operand_columns(const void *p, uint64_t block_bytes) {
 #undef PRODUCT_RS
 #undef NAMES_32
 #undef NAMES_40
+#undef NAMES_48
 #undef NAMES_64
 #undef NAMES_88
+#undef NAMES_96
 #undef NAMES_128
 #undef REGS_32
 #undef REGS_40
+#undef REGS_48
 #undef REGS_64
 #undef REGS_88
+#undef REGS_96
 #undef REGS_128
 #undef REGS32
 #undef REGS8

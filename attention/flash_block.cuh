@@ -21,11 +21,13 @@ enum {
 };
 
 #define P_OFFSET 8.0f /* p is at most 2^8 */
+#define P_LARGEST 256.0f
 
 template <int D>
 struct flash_shape {
     static constexpr int STAGES = D == 256 ? 3 : 4;
-    static constexpr int ROW_BYTES = D < 128 ? D : 128; /* width of a swizzled column block */
+    /* width of a swizzled column block */
+    static constexpr int ROW_BYTES = D % 128 ? 64 : 128;
     static constexpr int COLUMN_BLOCKS = D / ROW_BYTES;
 };
 

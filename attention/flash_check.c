@@ -30,13 +30,17 @@ static fp8_status check_types(const fp8_attention_options *o) {
 static fp8_status check_shape(const fp8_attention_options *o) {
     const int64_t items =
         ceil_div(o->max_q, FLASH_BLOCK_M) * o->num_heads; /* below 2^31 * 2^24: no overflow */
-    const int64_t parts = ceil_div(o->d_v, FLASH_TILE);
+    const int64_t parts = ceil_div(o->d_qk > o->d_v ? o->d_qk : o->d_v, flash_part(o));
     const int64_t q_tiles = o->num_seqs * ceil_div(o->max_q + 1, FLASH_TILE) * parts;
     const int64_t kv_tiles = o->num_seqs * ceil_div(o->max_kv + 1, FLASH_TILE) * parts;
+    const int32_t unit = flash_is_16(o) ? 8 : 16; /* elements of a vector */
 
-    if (o->d_qk != o->d_v || (o->d_qk != 64 && o->d_qk != 128 && o->d_qk != 256))
-        return FP8_FAIL(FP8_EUNSUPPORTED, "d_qk %d, d_v %d, expected both 64, 128 or 256", o->d_qk,
-                        o->d_v);
+    if (o->d_qk > 256 || o->d_v > 256 || o->d_qk % unit || o->d_v % unit)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "d_qk %d, d_v %d, expected multiples of %d up to 256",
+                        o->d_qk, o->d_v, unit);
+    if (o->o_dtype == FP8_DTYPE_E4M3 && o->d_v % FLASH_VECTOR)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "d_v %d, expected a multiple of %d for O in F8_E4M3",
+                        o->d_v, FLASH_VECTOR);
     if (o->max_q > FLASH_MAX_LENGTH || o->max_kv > FLASH_MAX_LENGTH)
         return FP8_FAIL(FP8_EUNSUPPORTED, "lengths up to %lld x %lld, expected up to %d",
                         (long long)o->max_q, (long long)o->max_kv, FLASH_MAX_LENGTH);
@@ -83,10 +87,6 @@ done:
 }
 
 static fp8_status check_formula(const fp8_attention_options *o) {
-    if (o->mask == FP8_MASK_ARBITRARY) return FP8_FAIL(FP8_EUNSUPPORTED, "an arbitrary mask");
-    if (o->bias != FP8_BIAS_NONE) return FP8_FAIL(FP8_EUNSUPPORTED, "a bias");
-    if (o->softcap > 0.0f) return FP8_FAIL(FP8_EUNSUPPORTED, "softcap");
-    if (o->sink != FP8_SINK_NONE) return FP8_FAIL(FP8_EUNSUPPORTED, "a sink");
     if (!(o->scale > 0.0f))
         return FP8_FAIL(FP8_EUNSUPPORTED, "scale %g, expected a positive one", (double)o->scale);
     if (o->promote_keys > 0 && o->promote_keys < FLASH_BLOCK_N)
@@ -106,7 +106,7 @@ fp8_status attention_flash_check(const fp8_attention_options *o, const attention
     FP8_TRY(check_shape(o));
     FP8_TRY(check_all_strides(o));
     FP8_TRY(check_formula(o));
-    snprintf(about, ATTENTION_REASON_BYTES, "sm_90a, d %d, %s", o->d_v,
+    snprintf(about, ATTENTION_REASON_BYTES, "sm_90a, d %d, %s", o->d_qk,
              flash_is_16(o) ? fp8_dtype_name(o->q_dtype) : "F8_E4M3");
 done:
     return st;

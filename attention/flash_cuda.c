@@ -1,6 +1,7 @@
 /* The flash backend: our attention for Hopper. In FP8 a run makes codes of what is in BF16 or F16
  * and writes V transposed, both into the workspace (flash_prologue.cu), then attends (flash.cu,
- * over long sequences flash_wide.cu); in 16 bits it attends (flash16.cu). Lengths are read on the
+ * over long sequences flash_wide.cu); in 16 bits it attends (flash16.cu). Terms of the scores and
+ * other head sizes have kernels of their own (flash_any.cu, flash16_any.cu). Lengths are read on the
  * device; what is fixed here are the tensor maps, which also keep every copy inside the buffers. */
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +33,8 @@ typedef struct flash_state {
     int32_t num_sms;
     int is_16;
     int wide; /* flash_wide.cu */
+    int any;  /* flash_any.cu or flash16_any.cu */
+    flash_sizes sizes; /* of the kernel */
     int is_static; /* items of alike lengths, given out by their index: no launch before */
     flash_places places;
     flash_operands mapped;   /* of the maps in params: those of the last run */
@@ -43,6 +46,7 @@ static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static int32_t rows_of_tile(const fp8_attention_options *o) {
     const int32_t wide = flash_wide_rows(o);
+    if (flash_is_any(o)) return FLASH_BLOCK_M;
     return flash_is_16(o) ? FLASH16_ROWS(o->d_v) : wide > 0 ? wide : FLASH_BLOCK_M;
 }
 
@@ -58,6 +62,25 @@ static int32_t promote_tiles(const fp8_attention_options *o) {
     int32_t tiles = 1;
     while (tiles <= keys / FLASH_BLOCK_N / 2) tiles *= 2;
     return tiles;
+}
+
+/* What of the terms a run does not change. */
+static void fill_terms(flash_terms *t, const fp8_attention_options *o) {
+    const float log2_e = 1.44269504f;
+    const int64_t plane = o->max_q * o->max_kv;
+    const int by_seq[] = {0, 0, 1, 1}, by_head[] = {0, 1, 0, 1}; /* of fp8_attention_bias_shape */
+
+    t->changes = flash_has_terms(o);
+    t->mask_head = by_head[o->mask_shape] ? plane : 0;
+    t->mask_seq = by_seq[o->mask_shape] ? plane * (by_head[o->mask_shape] ? o->num_heads : 1) : 0;
+    t->bias_head = by_head[o->bias_shape] ? plane : 0;
+    t->bias_seq = by_seq[o->bias_shape] ? plane * (by_head[o->bias_shape] ? o->num_heads : 1) : 0;
+    t->bias_dtype = (int32_t)o->bias_dtype;
+    t->bias_first = o->bias == FP8_BIAS_PRE_SCALE;
+    t->bias_factor = t->bias_first ? o->scale * log2_e : log2_e;
+    t->alibi = o->bias == FP8_BIAS_ALIBI;
+    t->has_sink = o->sink != FP8_SINK_NONE;
+    t->cap = o->softcap * log2_e;
 }
 
 static void fill_params(flash_params *a, const fp8_attention_options *o) {
@@ -89,26 +112,28 @@ static void fill_params(flash_params *a, const fp8_attention_options *o) {
     a->o_dtype = (int32_t)o->o_dtype;
     a->promote_mask = o->precision == FP8_ATTENTION_FAST ? INT32_MAX : promote_tiles(o) - 1;
     a->scale = o->scale;
+    a->d_v = o->d_v;
+    fill_terms(&a->terms, o);
 }
 
 /* What the prologue does with one of Q, K, V. */
 static void fill_operand(flash_operand *x, const fp8_attention_options *o, fp8_dtype dtype,
-                         fp8_strides at, int32_t heads, int64_t longest, int transposed) {
+                         fp8_strides at, int32_t heads, int32_t d, int64_t longest,
+                         int transposed) {
     const int64_t pitch = ceil_div(longest > 0 ? longest : 1, FLASH_TILE) * FLASH_TILE;
     x->at = at;
     x->heads = heads;
-    x->d = o->d_v;
+    x->d = d;
     x->longest = (int32_t)longest;
     x->pitch = (int32_t)pitch;
     x->is_codes = dtype == FP8_DTYPE_E4M3;
     x->transposed = transposed;
     if (x->is_codes && !transposed) return;
-    x->blocks = (int32_t)(o->num_seqs * heads * (pitch / FLASH_TILE) *
-                          ceil_div(o->d_v, FLASH_TILE));
+    x->blocks = (int32_t)(o->num_seqs * heads * (pitch / FLASH_TILE) * (d / flash_part(o)));
 }
 
 static void fill_prologue(flash_prologue *p, const fp8_attention_options *o) {
-    p->d = o->d_v;
+    p->part = flash_part(o);
     p->num_kv_heads = o->num_kv_heads;
     p->granularity = (int32_t)o->granularity;
     p->num_descales = o->granularity == FP8_DESCALE_TENSOR ? 1
@@ -118,10 +143,10 @@ static void fill_prologue(flash_prologue *p, const fp8_attention_options *o) {
     p->f16 = o->q_dtype == FP8_DTYPE_F16 || o->kv_dtype == FP8_DTYPE_F16;
     p->backwards = o->quantize == FP8_QUANTIZE_CURRENT;
     if (flash_is_16(o)) return;
-    fill_operand(&p->x[0], o, o->q_dtype, o->q, o->num_heads, o->max_q, 0);
-    fill_operand(&p->x[1], o, o->kv_dtype, o->k, o->num_kv_heads, o->max_kv, 0);
+    fill_operand(&p->x[0], o, o->q_dtype, o->q, o->num_heads, o->d_qk, o->max_q, 0);
+    fill_operand(&p->x[1], o, o->kv_dtype, o->k, o->num_kv_heads, o->d_qk, o->max_kv, 0);
     if (flash_v_as_is(o)) p->x[2].is_codes = 1;
-    else fill_operand(&p->x[2], o, o->kv_dtype, o->v, o->num_kv_heads, o->max_kv, 1);
+    else fill_operand(&p->x[2], o, o->kv_dtype, o->v, o->num_kv_heads, o->d_v, o->max_kv, 1);
 }
 
 static fp8_status add_part(flash_places *w, size_t *at, int64_t count, int64_t size) {
@@ -150,8 +175,7 @@ static fp8_status place_parts(flash_state *f, const fp8_attention_options *o) {
         const int current = !x->is_codes && o->quantize == FP8_QUANTIZE_CURRENT;
         FP8_TRY(add_part(w, &w->amax[i], current ? p->num_descales : 0, sizeof(uint32_t)));
         FP8_TRY(add_part(w, &w->made[i], current ? p->num_descales : 0, sizeof(float)));
-        FP8_TRY(add_part(w, &w->codes[i], x->blocks, /* of TILE tokens by up to TILE columns */
-                         (int64_t)FLASH_TILE * (x->d < FLASH_TILE ? x->d : FLASH_TILE)));
+        FP8_TRY(add_part(w, &w->codes[i], x->blocks, (int64_t)FLASH_TILE * p->part));
     }
     w->bytes += ALIGN; /* to align the start */
 done:
@@ -195,6 +219,16 @@ static void share_items(flash_state *f, const fp8_attention_options *o) {
     f->prologue.num_counters += f->num_sms * rows / 16;
 }
 
+/* Makes room for the kernel that will serve. */
+static fp8_status prepare(const flash_state *f, const fp8_attention_options *o) {
+    const int f16 = o->q_dtype == FP8_DTYPE_F16;
+    if (f->any && f->is_16) return attention_flash16_any_prepare(f->sizes, f16);
+    if (f->any) return attention_flash_any_prepare(f->sizes);
+    if (f->is_16) return attention_flash16_prepare(o->d_v, f16);
+    if (f->wide) return attention_flash_wide_prepare(o->d_v);
+    return attention_flash_prepare(o->d_v, f->params.v_as_is);
+}
+
 static fp8_status flash_open(fp8_attention_plan *p) {
     const fp8_attention_options *o = &p->options;
     flash_state *f = calloc(1, sizeof *f);
@@ -204,6 +238,8 @@ static fp8_status flash_open(fp8_attention_plan *p) {
     p->state = f;
     f->is_16 = flash_is_16(o);
     f->wide = flash_wide_rows(o) > 0;
+    f->any = flash_is_any(o);
+    f->sizes = flash_any_sizes(o);
     fill_params(&f->params, o);
     fill_prologue(&f->prologue, o);
     FP8_TRY_CUDA(cudaSetDevice(fp8_device_index(p->device)));
@@ -213,9 +249,7 @@ static fp8_status flash_open(fp8_attention_plan *p) {
     f->prologue.num_counters = 1;
     if (f->wide) share_items(f, o);
     FP8_TRY(place_parts(f, o));
-    if (f->is_16) FP8_TRY(attention_flash16_prepare(o->d_v, o->q_dtype == FP8_DTYPE_F16));
-    else if (f->wide) FP8_TRY(attention_flash_wide_prepare(o->d_v));
-    else FP8_TRY(attention_flash_prepare(o->d_v, f->params.v_as_is));
+    FP8_TRY(prepare(f, o));
     FP8_TRY(fp8_tensor_map_encoder(&f->encode));
     p->workspace_bytes = f->places.bytes;
 done:
@@ -243,12 +277,13 @@ static cuuint64_t stride_bytes(int64_t size, int64_t stride, int32_t element_byt
     return size > 1 ? (cuuint64_t)stride * (cuuint64_t)element_bytes : FLASH_VECTOR;
 }
 
-/* Boxes of up to SWIZZLE bytes of d by `tokens` of one head. With no tokens nothing will be copied,
- * but a map must describe something: `anything`. */
+/* Boxes of SWIZZLE bytes of d, or half, by `tokens` of one head; beyond d they are 0. With no tokens
+ * nothing will be copied, but a map must describe something: `anything`. */
 static fp8_status map_rows(const flash_state *f, CUtensorMap *map, const rows *x, int32_t tokens,
                            const void *anything) {
     const int nothing = x->seqs == 0 || x->tokens == 0, size = x->element_bytes;
-    const int32_t row = x->d * size, width = row < SWIZZLE ? row : SWIZZLE;
+    const int32_t row = x->d * size;
+    const int32_t width = size == 1 && f->sizes.qk % SWIZZLE ? SWIZZLE / 2 : SWIZZLE;
     const cuuint64_t sizes[4] = {(cuuint64_t)x->d, (cuuint64_t)x->heads,
                                  nothing ? 1 : (cuuint64_t)x->tokens,
                                  nothing ? 1 : (cuuint64_t)x->seqs};
@@ -279,7 +314,7 @@ static fp8_status map_transposed(const flash_state *f, CUtensorMap *map, const f
     const cuuint64_t rows_of_v = (cuuint64_t)num_seqs * (cuuint64_t)v->heads * (cuuint64_t)v->d;
     const cuuint64_t sizes[2] = {(cuuint64_t)v->pitch, rows_of_v};
     const cuuint64_t strides[1] = {(cuuint64_t)v->pitch};
-    const cuuint32_t boxes[2] = {FLASH_BLOCK_N, (cuuint32_t)v->d}, steps[2] = {1, 1};
+    const cuuint32_t boxes[2] = {FLASH_BLOCK_N, (cuuint32_t)f->sizes.v}, steps[2] = {1, 1};
     const CUresult e =
         f->encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, v->codes, sizes, strides, boxes, steps,
                   CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
@@ -311,7 +346,9 @@ static fp8_status fill_maps(const flash_state *f, flash_params *a, const flash_p
                             const fp8_attention_options *o, const fp8_attention_io *io,
                             const void *anything) {
     const int packed = fp8_attention_layout_is_packed(o->layout);
-    const int32_t keys = f->is_16 ? FLASH16_KEYS(o->d_v) : FLASH_BLOCK_N;
+    const int32_t keys = !f->is_16 ? FLASH_BLOCK_N
+                         : f->any  ? FLASH16_ANY_KEYS(f->sizes.v)
+                                   : FLASH16_KEYS(o->d_v);
     rows q = rows_of_io("Q", io->q, o->q, packed, o->num_seqs, o->max_q, io->total_q, o->num_heads,
                         o->d_qk, o->q_dtype);
     rows k = rows_of_io("K", io->k, o->k, packed, o->num_seqs, o->max_kv, io->total_kv,
@@ -379,6 +416,18 @@ static void bind_operand(flash_operand *x, const flash_places *w, int i, uint8_t
     *descale = x->made;
 }
 
+static void bind_terms(flash_terms *t, const fp8_attention_options *o,
+                       const fp8_attention_io *io) {
+    const int has_bias = o->bias == FP8_BIAS_PRE_SCALE || o->bias == FP8_BIAS_POST_SCALE;
+    const int even = o->max_kv % 2 == 0;
+    t->mask = o->mask == FP8_MASK_ARBITRARY ? io->mask : NULL;
+    t->bias = has_bias ? io->bias : NULL;
+    t->slopes = io->alibi_slopes;
+    t->sink = o->sink == FP8_SINK_LEARNABLE ? io->sink : NULL;
+    t->mask_pairs = even && (uintptr_t)t->mask % 2 == 0;
+    t->bias_pairs = even && (uintptr_t)t->bias % (2 * fp8_dtype_size(o->bias_dtype)) == 0;
+}
+
 static void bind_run(const flash_state *f, flash_params *a, flash_prologue *p,
                      const fp8_attention_options *o, const fp8_attention_io *io,
                      uint8_t *workspace) {
@@ -392,6 +441,7 @@ static void bind_run(const flash_state *f, flash_params *a, flash_prologue *p,
     p->next_item = a->next_item = (int32_t *)(void *)(workspace + f->places.counters);
     a->arrived = a->next_item + 1;
     a->pieces = (float *)(void *)(workspace + f->places.pieces);
+    bind_terms(&a->terms, o, io);
     p->x[0].starts = a->q_starts = io->q_starts;
     p->x[0].lengths = a->q_lengths = io->q_lengths;
     p->x[0].total = a->total_q = io->total_q;
@@ -405,6 +455,18 @@ static void bind_run(const flash_state *f, flash_params *a, flash_prologue *p,
     bind_operand(&p->x[0], &f->places, 0, workspace, io->q, &a->q_descale, current);
     bind_operand(&p->x[1], &f->places, 1, workspace, io->k, &a->k_descale, current);
     bind_operand(&p->x[2], &f->places, 2, workspace, io->v, &a->v_descale, current);
+}
+
+static fp8_status attend(const flash_state *f, const fp8_attention_options *o, int32_t blocks,
+                         fp8_stream stream) {
+    const flash_params *a = &f->params;
+    const int f16 = o->q_dtype == FP8_DTYPE_F16;
+    if (f->any && f->is_16)
+        return attention_flash16_any_launch(a, f->sizes, f16, blocks, stream);
+    if (f->any) return attention_flash_any_launch(a, f->sizes, blocks, stream);
+    if (f->is_16) return attention_flash16_launch(a, o->d_v, f16, blocks, stream);
+    if (f->wide) return attention_flash_wide_launch(a, o->d_v, blocks, stream);
+    return attention_flash_launch(a, o->d_v, blocks, stream);
 }
 
 static fp8_status flash_run(fp8_attention_plan *plan, const fp8_attention_io *io,
@@ -427,11 +489,7 @@ static fp8_status flash_run(fp8_attention_plan *plan, const fp8_attention_io *io
     }
     FP8_TRY(refresh_maps(f, &p, o, io, base));
     if (!f->is_static) FP8_TRY(attention_flash_prologue(&p, stream));
-    if (f->is_16)
-        FP8_TRY(attention_flash16_launch(&f->params, o->d_v, o->q_dtype == FP8_DTYPE_F16, blocks,
-                                         stream));
-    else if (f->wide) FP8_TRY(attention_flash_wide_launch(&f->params, o->d_v, blocks, stream));
-    else FP8_TRY(attention_flash_launch(&f->params, o->d_v, blocks, stream));
+    FP8_TRY(attend(f, o, blocks, stream));
 done:
     return st;
 }

@@ -27,6 +27,8 @@ enum {
 /* In 16 bits: keys and query rows of a tile (measured: docs/NOTES.md). */
 #define FLASH16_KEYS(d) ((d) == 256 ? 80 : (d) == 128 ? 176 : 128)
 #define FLASH16_ROWS(d) ((d) == 64 ? 192 : 128)
+/* The same of flash16_any.cu, of 128 rows, by the head size of V. */
+#define FLASH16_ANY_KEYS(v) ((v) == 256 ? 64 : (v) == 192 ? 96 : 128)
 
 /* Q, K and V stay in BF16 or F16. */
 static inline int flash_is_16(const fp8_attention_options *o) {
@@ -34,11 +36,44 @@ static inline int flash_is_16(const fp8_attention_options *o) {
            o->quantize == FP8_QUANTIZE_NOT;
 }
 
+/* What changes scores beside scale and visibility, or joins their sum. */
+static inline int flash_has_terms(const fp8_attention_options *o) {
+    return o->mask == FP8_MASK_ARBITRARY || o->bias != FP8_BIAS_NONE || o->softcap > 0.0f ||
+           o->sink != FP8_SINK_NONE;
+}
+
+/* flash_any.cu or flash16_any.cu serves: those terms, or head sizes beside 64, 128 and 256. */
+static inline int flash_is_any(const fp8_attention_options *o) {
+    const int even = o->d_qk == o->d_v && (o->d_v == 64 || o->d_v == 128 || o->d_v == 256);
+    return !even || flash_has_terms(o);
+}
+
+/* Head sizes of the kernel there that serves: the smallest pair that d_qk and d_v fit into; what is
+ * beyond them is 0 in shared memory and not written. */
+typedef struct flash_sizes {
+    int32_t qk, v;
+} flash_sizes;
+
+static inline flash_sizes flash_any_sizes(const fp8_attention_options *o) {
+    const flash_sizes all[] = {{64, 64}, {128, 128}, {192, 128}, {192, 192}, {256, 256}};
+    int i = 0;
+    while (i < 4 && (o->d_qk > all[i].qk || o->d_v > all[i].v)) i++;
+    return all[i];
+}
+
+/* Columns of a block of the prologue: the most, up to FLASH_TILE, that d_qk and d_v are multiples
+ * of. */
+static inline int32_t flash_part(const fp8_attention_options *o) {
+    int32_t part = FLASH_TILE;
+    while (part > 16 && (o->d_qk % part || o->d_v % part)) part -= 16;
+    return part;
+}
+
 /* Query rows of a tile of flash_wide.cu, 0 when another kernel serves: short sequences, 16 bits, or
  * what it does not do: amax, LSE (its sums are of the rounded p), promotion at d 256. */
 static inline int32_t flash_wide_rows(const fp8_attention_options *o) {
     const int32_t rows = o->d_v == 64 ? 256 : o->d_v == 128 ? 192 : 128;
-    if (flash_is_16(o) || o->want_amax || o->want_lse) return 0;
+    if (flash_is_16(o) || flash_is_any(o) || o->want_amax || o->want_lse) return 0;
     if (o->d_v == 256 && o->precision != FP8_ATTENTION_FAST) return 0;
     if (o->max_q < FLASH_WIDE_QUERIES || o->max_kv < FLASH_WIDE_KEYS) return 0;
     return (o->max_q + rows - 1) / rows * o->num_heads * o->num_seqs < FLASH_WIDE_ITEMS ? 0 : rows;
@@ -48,7 +83,7 @@ static inline int32_t flash_wide_rows(const fp8_attention_options *o) {
  * causal mask by half of the queries. */
 static inline int flash_v_as_is(const fp8_attention_options *o) {
     const int halved = o->mask == FP8_MASK_CAUSAL || o->mask == FP8_MASK_CAUSAL_BOTTOM_RIGHT;
-    return o->kv_dtype == FP8_DTYPE_E4M3 && flash_wide_rows(o) == 0 &&
+    return o->kv_dtype == FP8_DTYPE_E4M3 && flash_wide_rows(o) == 0 && !flash_is_any(o) &&
            (o->max_q + FLASH_BLOCK_M - 1) / FLASH_BLOCK_M * (o->num_heads / o->num_kv_heads) <=
                (halved ? 2 : 1) * FLASH_AS_IS_READS;
 }

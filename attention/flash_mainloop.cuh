@@ -3,6 +3,7 @@
 #ifndef FP8_ATTENTION_FLASH_MAINLOOP_CUH
 #define FP8_ATTENTION_FLASH_MAINLOOP_CUH
 #include "attention/flash_softmax.cuh"
+#include "attention/flash_terms.cuh"
 
 /* ---- consumers: products --------------------------------------------------------------------- */
 
@@ -57,6 +58,7 @@ struct consumer {
     int32_t row;      /* of the thread, in a tile of queries */
     float factor;     /* S to base-2 exponent */
     ring_place place; /* of the next tile */
+    float slope;      /* flash_any.cu: of the head */
 };
 
 /* d 64 and 128: S of a tile and T of the one before it are in flight together. NOTE: between the
@@ -117,7 +119,7 @@ static __device__ __forceinline__ void attend_overlapped(float (&out)[D / 2], ro
     c.place = next_place<STAGES>(c.place);
 }
 
-/* Turns at d 256: a warpgroup issues its products of a step while the other has none to issue. */
+/* Turns where T comes in chunks: a warpgroup issues its products of a step while the other has none to issue. */
 static __device__ void take_turn(const consumer &c) {
     named_sync(TURN_BARRIER + c.index, CONSUMERS * WARPGROUP);
 }
@@ -125,55 +127,55 @@ static __device__ void pass_turn(const consumer &c) {
     named_arrive(TURN_BARRIER + 1 - c.index, CONSUMERS * WARPGROUP);
 }
 
-/* d 256: T in chunks of 64 columns, two of them in flight, each added to O when it is there. */
-static __device__ __forceinline__ void add_output(float (&out)[128], uint32_t (&prob)[16],
+/* d 256, and flash_any.cu: T in chunks of 64 columns, two of them in flight, each added to O when
+ * it is there. */
+template <int V>
+static __device__ __forceinline__ void add_output(float (&out)[V / 2], uint32_t (&prob)[16],
                                                   uint64_t v, const float (&alpha)[2], int never) {
-    constexpr int CHUNK = 64 * BLOCK_N / 16;
-    float even[32], odd[32];
+    constexpr int CHUNK = 64 * BLOCK_N / 16, CHUNKS = V / 64;
+    float sum[2][32];
 
-    issue_output(even, prob, v);
-    issue_output(odd, prob, v + CHUNK);
-    products_wait<1>();
-    pin(even);
-    promote(out, even, alpha);
-    issue_output_again(even, prob, v + 2 * CHUNK, never);
-    products_wait<1>();
-    pin(odd);
-    promote(out + 32, odd, alpha);
-    issue_output_again(odd, prob, v + 3 * CHUNK, never);
-    products_wait<1>();
-    pin(even);
-    promote(out + 64, even, alpha);
-    products_wait<0>();
-    pin(odd);
-    pin(prob);
-    promote(out + 96, odd, alpha);
+    issue_output(sum[0], prob, v);
+    if constexpr (CHUNKS > 1) issue_output(sum[1], prob, v + CHUNK);
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++) {
+        if (i + 1 < CHUNKS) products_wait<1>();
+        else products_wait<0>();
+        pin(sum[i % 2]);
+        if (i + 1 == CHUNKS) pin(prob);
+        promote(out + 32 * i, sum[i % 2], alpha);
+        if (i + 2 < CHUNKS) issue_output_again(sum[i % 2], prob, v + (i + 2) * CHUNK, never);
+    }
 }
 
-/* d 256: a turn is T of a tile, then S of the next. */
-template <class SHARED>
-static __device__ __forceinline__ void attend_chunked(float (&out)[128], row_state &rows,
+/* d 256, and flash_any.cu (ANY): a turn is T of a tile, then S of the next. */
+template <int QK, int V, bool ANY, class SHARED>
+static __device__ __forceinline__ void attend_chunked(float (&out)[V / 2], row_state &rows,
                                                       const flash_params &p, SHARED &s,
                                                       consumer &c, const flash_item &it) {
-    constexpr int STAGES = SHARED::STAGES;
-    const uint64_t q = operand<128>(s.q + c.index * WG_ROWS * 128);
+    constexpr int STAGES = SHARED::STAGES, ROW_BYTES = flash_shape<QK>::ROW_BYTES;
+    const uint64_t q = operand<ROW_BYTES>(s.q + c.index * WG_ROWS * ROW_BYTES);
     float scores[64];
     uint32_t prob[16];
 
     take_turn(c);
     for (int32_t i = it.num_tiles - 1; i >= 0; i--) {
         barrier_wait(&s.k_full[c.place.stage], c.place.parity);
-        issue_scores<256>(scores, q, operand<128>(s.k[c.place.stage]));
+        issue_scores<QK>(scores, q, operand<ROW_BYTES>(s.k[c.place.stage]));
         pass_turn(c);
         products_wait<0>();
         pin(scores);
         release(&s.k_empty[c.place.stage]);
         if (i == 0) release(&s.q_empty);
+        if constexpr (ANY)
+            if (p.terms.changes)
+                change_scores<V == 256 ? 2 : V == 192 ? 4 : 8>(scores, p, it, c.slope, c.row,
+                                                (it.first_tile + i) * BLOCK_N);
         mask_scores(scores, it, c.row, (it.first_tile + i) * BLOCK_N);
         softmax_step(prob, scores, rows, c.factor);
         barrier_wait(&s.v_full[c.place.stage], c.place.parity);
         take_turn(c);
-        add_output(out, prob, operand<128>(s.v[c.place.stage]), rows.alpha, p.num_items < 0);
+        add_output<V>(out, prob, operand<128>(s.v[c.place.stage]), rows.alpha, p.num_items < 0);
         release(&s.v_empty[c.place.stage]);
         c.place = next_place<STAGES>(c.place);
     }

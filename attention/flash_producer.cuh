@@ -17,8 +17,9 @@ static __device__ __forceinline__ flash_item &coming_item(SHARED &s, flash_item 
 }
 
 /* One thread: for each item of ROWS queries that WALK gives, Q, then K and V of its tiles from the
- * last to the first. AS_IS: V is copied like K, for turn_tiles. */
-template <int D, int ROWS, bool AS_IS, class WALK, class SHARED>
+ * last to the first. D: of Q and K as they are copied. AS_IS: V is copied like K, for turn_tiles.
+ * ANY: d_v of V is given by the run. */
+template <int D, int ROWS, bool AS_IS, class WALK, bool ANY = false, class SHARED>
 static __device__ void produce(const flash_params &p, SHARED &s) {
     constexpr int ROW_BYTES = flash_shape<D>::ROW_BYTES, BLOCKS = flash_shape<D>::COLUMN_BLOCKS;
     constexpr int STAGES = SHARED::STAGES;
@@ -44,7 +45,7 @@ static __device__ void produce(const flash_params &p, SHARED &s) {
                             it.head, it.q_row, p.q_packed ? 0 : it.seq);
         }
         if (!more) break;
-        const int32_t v_row = (it.seq * p.num_kv_heads + it.kv_head) * D;
+        const int32_t v_row = (it.seq * p.num_kv_heads + it.kv_head) * (ANY ? p.d_v : D);
 #pragma unroll 1 /* unrolled it needs more registers than there are */
         for (int32_t i = it.num_tiles - 1; i >= 0; i--) {
             const int32_t key = (it.first_tile + i) * BLOCK_N;

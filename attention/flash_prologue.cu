@@ -12,7 +12,8 @@
  *            the same registers.
  *            amax      of the finite |x| of each group of heads that shares a descale; descale =
  *                      amax / 448, 1 where amax is 0
- * Shapes     rows [num_seqs, heads, pitch, d], columns [num_seqs, heads, d, pitch]; d 64, 128, 256
+ * Shapes     rows [num_seqs, heads, pitch, d], columns [num_seqs, heads, d, pitch]; d up to
+ *            256, multiples of 16
  * Bound      memory: 24 heads of 4608 x 128, Q, K and V in BF16: 85 MB in, 42 MB out: 30 us at 4.27
  *            TB/s; the amax of them 19 us at 4.55 TB/s
  * Tiling     a block takes TILE tokens by up to 128 columns of one head. Rows: 8 elements a load.
@@ -65,11 +66,11 @@ struct tile {
     int64_t begin;                       /* token 0 of the sequence */
 };
 
-static __device__ tile find_tile(const flash_operand &x, int32_t index) {
-    const int32_t parts = (x.d + MAX_COLUMNS - 1) / MAX_COLUMNS;
+static __device__ tile find_tile(const flash_prologue &p, const flash_operand &x, int32_t index) {
+    const int32_t parts = x.d / p.part;
     const int32_t tiles = x.pitch / TILE;
     tile t;
-    t.column = index % parts * MAX_COLUMNS;
+    t.column = index % parts * p.part;
     index /= parts;
     t.first = index % tiles * TILE;
     index /= tiles;
@@ -301,8 +302,8 @@ observe_kernel(const __grid_constant__ flash_prologue p) {
         index -= observed;
     }
     const flash_operand &x = p.x[which];
-    const tile t = find_tile(x, index);
-    if (t.first < t.s) observe_tile<F16>(p, x, t, min(x.d, (int32_t)MAX_COLUMNS));
+    const tile t = find_tile(p, x, index);
+    if (t.first < t.s) observe_tile<F16>(p, x, t, p.part);
 #endif
 }
 
@@ -319,8 +320,8 @@ prologue_kernel(const __grid_constant__ flash_prologue p) {
     if (blockIdx.x == 0 && !p.backwards) begin_run(p);
     for (; which < 2 && index >= p.x[which].blocks; which++) index -= p.x[which].blocks;
     const flash_operand &x = p.x[KIND == ALL_CODES ? 2 : which];
-    const int32_t width = min(x.d, (int32_t)MAX_COLUMNS);
-    const tile t = find_tile(x, index);
+    const int32_t width = p.part;
+    const tile t = find_tile(p, x, index);
     if (KIND != ALL_CODES && x.amax && t.first == 0 && t.s == 0) (void)scale_of(p, x, t);
     if (t.first >= t.s) return;
     if (KIND == ALL_CODES || x.transposed) transpose_columns<KIND>(p, x, t, width);
@@ -338,7 +339,7 @@ extern "C" fp8_status attention_flash_prologue(const flash_prologue *p, fp8_stre
     const prologue_entry make = codes    ? prologue_kernel<ALL_CODES>
                                 : p->f16 ? prologue_kernel<WITH_F16>
                                          : prologue_kernel<WITH_BF16>;
-    const unsigned threads = (p->d < MAX_COLUMNS ? p->d : MAX_COLUMNS) / COLUMNS * GROUPS;
+    const unsigned threads = (unsigned)p->part / COLUMNS * GROUPS;
     int64_t blocks = 0, observed = 0;
     fp8_status st = FP8_OK;
 

@@ -9,7 +9,7 @@ typedef struct flash_source {
     const void *data;
     fp8_dtype dtype;
     fp8_strides strides;
-    int64_t group;
+    int64_t group, d;
     float *descales; /* owned; NULL: none */
     int rounded;
 } flash_source;
@@ -42,7 +42,7 @@ static inline void flash_measure(const flash_rows *f, flash_source *x, int kv) {
             const int64_t h = i % heads, t = i / heads;
             const int64_t at = attention_offset(x->strides, s, begin + t, h);
             float *amax = &x->descales[attention_descale_index(o, s, h / x->group)];
-            for (int64_t c = 0; c < o->d_v; c++) {
+            for (int64_t c = 0; c < x->d; c++) {
                 const float a = fabsf(sweep_load(x->data, x->dtype, at + c));
                 if (isfinite(a) && a > *amax) *amax = a;
             }
@@ -54,9 +54,9 @@ static inline void flash_measure(const flash_rows *f, flash_source *x, int kv) {
 
 static inline void flash_open_source(flash_rows *f, flash_source *x, const void *data,
                                      fp8_dtype dtype, fp8_strides strides, int64_t group,
-                                     const float *given, int kv) {
+                                     int64_t d, const float *given, int kv) {
     const int64_t n = flash_descales(&f->o);
-    *x = (flash_source){data, dtype, strides, group, NULL, dtype != FP8_DTYPE_E4M3};
+    *x = (flash_source){data, dtype, strides, group, d, NULL, dtype != FP8_DTYPE_E4M3};
     if (x->rounded && f->o.quantize == FP8_QUANTIZE_NOT) return;
     x->descales = calloc((size_t)n + 1, sizeof *x->descales);
     if (!x->descales) abort();
@@ -71,9 +71,9 @@ static inline void flash_rows_open(flash_rows *f, const sweep_case *c) {
         attention_resolve_io(&f->io, &f->o, &io) != FP8_OK)
         abort();
     flash_open_source(f, &f->q, f->io.q, f->o.q_dtype, f->o.q,
-                      f->o.num_heads / f->o.num_kv_heads, f->io.q_descale, 0);
-    flash_open_source(f, &f->k, f->io.k, f->o.kv_dtype, f->o.k, 1, f->io.k_descale, 1);
-    flash_open_source(f, &f->v, f->io.v, f->o.kv_dtype, f->o.v, 1, f->io.v_descale, 1);
+                      f->o.num_heads / f->o.num_kv_heads, f->o.d_qk, f->io.q_descale, 0);
+    flash_open_source(f, &f->k, f->io.k, f->o.kv_dtype, f->o.k, 1, f->o.d_qk, f->io.k_descale, 1);
+    flash_open_source(f, &f->v, f->io.v, f->o.kv_dtype, f->o.v, 1, f->o.d_v, f->io.v_descale, 1);
 }
 
 static inline void flash_rows_close(flash_rows *f) {
@@ -87,7 +87,7 @@ static inline void flash_load(const flash_rows *f, const flash_source *x, float 
     const int64_t at = attention_offset(x->strides, seq, token, head);
     const float descale =
         x->descales ? x->descales[attention_descale_index(&f->o, seq, head / x->group)] : 1.0f;
-    for (int64_t i = 0; i < f->o.d_v; i++) {
+    for (int64_t i = 0; i < x->d; i++) {
         float a = sweep_load(x->data, x->dtype, at + i);
         if (x->descales && x->rounded)
             a = fp8_to_f32(FP8_DTYPE_E4M3, fp8_from_f32(FP8_DTYPE_E4M3, a * (1.0f / descale)));
@@ -97,14 +97,38 @@ static inline void flash_load(const flash_rows *f, const flash_source *x, float 
 
 /* ---- one row --------------------------------------------------------------------------------- */
 
+/* S of key j from scale * q.k, with every term; -Inf where the mask hides it. */
+static inline double flash_score(const flash_rows *f, double s, int64_t seq, int64_t head,
+                                 int64_t token, int64_t j, int64_t diagonal) {
+    const fp8_attention_options *o = &f->o;
+    const int64_t bias_at = attention_bias_offset(o, o->bias_shape, seq, head, token, j);
+    const double cap = (double)o->softcap;
+
+    if (o->mask == FP8_MASK_ARBITRARY &&
+        f->io.mask[attention_bias_offset(o, o->mask_shape, seq, head, token, j)])
+        return -INFINITY;
+    if (o->bias == FP8_BIAS_PRE_SCALE)
+        s += (double)o->scale * (double)sweep_load(f->io.bias, o->bias_dtype, bias_at);
+    if (cap > 0) s = cap * tanh(s / cap);
+    if (o->bias == FP8_BIAS_POST_SCALE) s += (double)sweep_load(f->io.bias, o->bias_dtype, bias_at);
+    if (o->bias == FP8_BIAS_ALIBI)
+        s += (double)(f->io.alibi_slopes ? f->io.alibi_slopes[head]
+                                         : attention_alibi_slope((int32_t)head, o->num_heads)) *
+             (double)(j - diagonal);
+    return s;
+}
+
 /* O [d], *lse and the largest P of a row that is there. */
 static inline void flash_row(const flash_rows *f, double *out, double *lse, double *top_p,
                              int64_t seq, int64_t token, int64_t head, int64_t q_begin,
                              int64_t s_q, int64_t kv_begin, int64_t s_kv) {
     const fp8_attention_options *o = &f->o;
     const int64_t kv_head = head / f->q.group;
+    const int64_t diagonal = attention_diagonal(o, token, s_q, s_kv);
+    const double sink = o->sink == FP8_SINK_LEARNABLE ? (double)f->io.sink[head]
+                        : o->sink == FP8_SINK_OFF_BY_ONE ? 0.0 : -INFINITY;
     float q[256], x[256];
-    double *p = malloc((size_t)(s_kv + 1) * sizeof *p), max = -INFINITY, sum = 0;
+    double *p = malloc((size_t)(s_kv + 1) * sizeof *p), max = -INFINITY, sum = 0, whole;
     int64_t lo, hi;
 
     if (!p) abort();
@@ -114,19 +138,22 @@ static inline void flash_row(const flash_rows *f, double *out, double *lse, doub
         double s = 0;
         flash_load(f, &f->k, x, seq, kv_begin + j, kv_head);
         for (int64_t i = 0; i < o->d_qk; i++) s += (double)q[i] * (double)x[i];
-        p[j] = s * (double)o->scale;
+        p[j] = flash_score(f, s * (double)o->scale, seq, head, token, j, diagonal);
         if (p[j] > max) max = p[j];
     }
     for (int64_t i = 0; i < o->d_v; i++) out[i] = 0;
-    for (int64_t j = lo; j < hi; j++) {
+    for (int64_t j = lo; j < hi && max > -INFINITY; j++) {
         p[j] = exp(p[j] - max);
         sum += p[j];
         flash_load(f, &f->v, x, seq, kv_begin + j, kv_head);
         for (int64_t i = 0; i < o->d_v; i++) out[i] += p[j] * (double)x[i];
     }
-    for (int64_t i = 0; i < o->d_v && sum > 0; i++) out[i] /= sum;
     *lse = sum > 0 ? log(sum) + max : -INFINITY;
-    *top_p = sum > 0 ? 1 / sum : 0;
+    if (sink > -INFINITY) /* the larger of the two exponents out of the logarithm */
+        *lse = fmax(*lse, sink) + log1p(exp(-fabs(*lse - sink)));
+    whole = sum > 0 ? exp(*lse - max) : 1;
+    for (int64_t i = 0; i < o->d_v; i++) out[i] /= whole;
+    *top_p = sum > 0 ? 1 / whole : 0;
     free(p);
 }
 
@@ -171,7 +198,7 @@ static inline void flash_compare_row(const flash_rows *f, flash_sums *v, double 
         const double got = flash_got(f, at + i);
         v->error += (got - want[i]) * (got - want[i]);
         v->norm += want[i] * want[i];
-        v->wrong += lse == -INFINITY && got != 0;
+        v->wrong += top_p == 0 && got != 0;
     }
     if (top_p > v->top_p) v->top_p = top_p;
     v->rows++;

@@ -384,7 +384,7 @@ static void bench_one(fp8_device *d, const bench_shape *x) {
                               .k_descale = (float *)all[4] + 1, .v_descale = (float *)all[4] + 2};
     r.transpose.next_item = r.workspace;
     r.transpose.num_counters = 1;
-    r.transpose.d = x->d;
+    r.transpose.part = x->d < FLASH_TILE ? x->d : FLASH_TILE;
     r.transpose.num_kv_heads = x->h_kv;
     r.transpose.x[2] = (flash_operand){
         .from = all[2], .at = {0, x->h_kv * x->d, x->d}, .starts = all[3], .total = rows,
