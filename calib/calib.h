@@ -51,6 +51,7 @@ typedef struct fp8_calib_options {
     int allow_nonfinite;
     const char *record_path; /* where an interrupted or finished history is saved; NULL: nowhere */
     int histograms; /* gather them into the record: a pass over every observed tensor */
+    int kv_heads; /* the amax of K and V also a head at a time: points "...self_attn.k.0" ... */
     int resume;              /* go on from record_path where it exists */
     const char *data_name;   /* goes into the recipe, with a CRC32 of the ids */
     fp8_progress progress;
@@ -110,6 +111,7 @@ typedef struct fp8_export_options {
     int ue8m0;                    /* BLOCK: descales rounded up to powers of two */
     int bf16_scales;              /* weights as compressed-tensors makes them: below */
     int kv_fp8;                   /* write k and v descales */
+    int kv_per_head;              /* one a head; the record has their points (kv_heads) */
     fp8_attention_mode attention; /* not NONE: q descales too, and kv_fp8 is implied */
     fp8_fp8_format format;        /* HYBRID is E4M3 in the forward: noted in the metadata */
     fp8_recipe recipe;            /* of activations; weights take their amax without a margin */

@@ -94,8 +94,11 @@ static fp8_status launch(run *r, int64_t step) {
 
 _Static_assert((int)FP8_RECORD_BINS == (int)FP8_ERROR_BINS, "a record keeps the bins as counted");
 
+/* Heads have none of their own. */
 static void add_counts(const run *r, const fp8_magnitudes *slots) {
-    for (int64_t i = 0; i < r->points.count; i++) {
+    const int32_t end = (int32_t)fp8_num_slots(r->points.num_layers);
+
+    for (int64_t i = 0; i < r->points.count && r->points.slots[i] < end; i++) {
         const uint64_t *bins = slots[r->points.slots[i]].bins;
         int64_t *sums = r->record->histograms + i * FP8_RECORD_BINS;
         for (int64_t b = 0; b < FP8_RECORD_BINS; b++) sums[b] += (int64_t)bins[b];
@@ -275,6 +278,8 @@ fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8_checkpoint *s
     FP8_TRY(fp8_steps_check(samples, options));
     FP8_TRY(make_recipe(&recipe, samples, options, fp8_model_compute(m)));
     FP8_TRY(fp8_points_create(&r.points, fp8_model_get_config(m), source));
+    if (options->kv_heads)
+        FP8_TRY(fp8_points_add_heads(&r.points, fp8_model_get_config(m)->num_kv_heads));
     FP8_TRY(fp8_record_create(&r.record, r.points.names, r.points.count,
                               fp8_steps_count(samples, options->batch), recipe));
     if (options->histograms) FP8_TRY(fp8_record_add_histograms(r.record));
@@ -287,7 +292,7 @@ fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8_checkpoint *s
     }
     wave = wave_of(&r);
     FP8_TRY(fp8_observer_create(&r.observer, fp8_model_device(m), r.points.num_layers,
-                                fp8_model_compute(m), options->batch * options->seq,
+                                r.points.kv_heads, fp8_model_compute(m), options->batch * options->seq,
                                 wave ? wave : FP8_OBSERVER_DEPTH, options->histograms));
     FP8_TRY(wave ? run_waves(&r, wave) : run_steps(&r));
     note_experts(m);

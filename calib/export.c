@@ -21,6 +21,7 @@ struct fp8_export_job {
     fp8_model_config config;
     fp8_points points;
     fp8_scale *scales; /* [num_slots]: the plan points into them, the record fills them */
+    float *heads;      /* likewise the descales of heads */
     fp8_weights weights;
     fp8_export_plan plan;
     fp8_quant_config quant;
@@ -54,6 +55,9 @@ static fp8_status check_options(const job *j) {
     if (o->bf16_scales && (o->ue8m0 || o->rounding || o->scheme == FP8_SCHEME_MX))
         return FP8_FAIL(FP8_EINVAL, "BF16 scales do not go with powers of two, nor with codes that "
                         "were rounded with compensation");
+    if (o->kv_per_head && (!o->kv_fp8 || o->rounding || !j->config_path))
+        return FP8_FAIL(FP8_EINVAL, "KV scales by head need FP8 keys and values of a model, rounded "
+                        "to nearest");
     if (wants_record && !j->has_record)
         return FP8_FAIL(FP8_EINVAL, "static scales (scheme tensor, FP8 keys and values, FP8 "
                         "attention) need a calibration record; without one: scheme dynamic or "
@@ -114,17 +118,20 @@ static fp8_status decide(job *j, const fp8_model *m) {
         FP8_TRY(fp8_weights_of_file(&j->weights, j->source, o));
     }
     FP8_TRY(fp8_weights_keep(&j->weights, o->keep, o->num_keep));
+    if (o->kv_per_head) FP8_TRY(fp8_points_add_heads(&j->points, j->config.num_kv_heads));
     if (m && j->config_path) fp8_weights_find_resident(&j->weights, &j->points, m);
     if (o->scheme == FP8_SCHEME_NONE) fp8_weights_ignore_all(&j->weights);
-    j->scales = calloc(fp8_num_slots(j->points.num_layers), sizeof *j->scales);
-    if (!j->scales) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "scales"));
+    j->scales = calloc(fp8_points_num_slots(&j->points), sizeof *j->scales);
+    j->heads = calloc(fp8_points_num_slots(&j->points), sizeof *j->heads);
+    if (!j->scales || !j->heads) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "scales"));
     j->quant = (fp8_quant_config){
         .dialect = o->dialect, .scheme = o->scheme, .ue8m0 = o->ue8m0,
         .bf16_scales = o->bf16_scales,
-        .kv_fp8 = o->kv_fp8 || o->attention != FP8_ATTENTION_NONE, .attention = o->attention,
+        .kv_fp8 = o->kv_fp8 || o->attention != FP8_ATTENTION_NONE,
+        .kv_per_head = o->kv_per_head, .attention = o->attention,
         .format = o->format, .ignore = j->weights.ignore, .num_ignore = j->weights.num_ignore};
     FP8_TRY(fp8_export_plan_create(&j->plan, j->source, &j->weights, &j->points, j->scales,
-                                   &j->quant));
+                                   j->heads, &j->quant));
     FP8_TRY(place_rounded(j));
     FP8_TRY(fp8_quant_config_print(&value, &j->quant));
 done:
@@ -255,6 +262,7 @@ done:
 
 /* The record's scales to where the plan points. */
 static fp8_status take_record(job *j, const fp8_record *record) {
+    const size_t base = fp8_num_slots(j->points.num_layers);
     fp8_scale *scales = NULL;
     fp8_status st = FP8_OK;
 
@@ -264,8 +272,10 @@ static fp8_status take_record(job *j, const fp8_record *record) {
     j->record = record;
     FP8_TRY(fp8_scales_create(&scales, record, j->source, &j->points, &j->options.recipe,
                               j->options.clip));
-    memcpy(j->scales, j->options.rounding ? j->options.rounding->scales : scales,
-           fp8_num_slots(j->points.num_layers) * sizeof *scales);
+    memcpy(j->scales, scales, fp8_points_num_slots(&j->points) * sizeof *scales);
+    if (j->options.rounding) memcpy(j->scales, j->options.rounding->scales, base * sizeof *scales);
+    for (size_t i = base; i < fp8_points_num_slots(&j->points); i++)
+        j->heads[i - base] = scales[i].descale;
 done:
     free(scales);
     return st;
@@ -300,6 +310,7 @@ void fp8_export_abort(fp8_export_job *j) {
     fp8_points_free(&j->points);
     fp8_file_unmap(&j->config_text);
     free(j->scales);
+    free(j->heads);
     free(j->config_path);
     free(j->out);
     free(j);

@@ -8,6 +8,7 @@ typedef struct maker {
     const fp8_dialect_row *dialect;
     const fp8_points *points;
     const fp8_scale *scales;
+    const float *heads;
     const fp8_quant_config *quant;
 } maker;
 
@@ -56,11 +57,17 @@ static fp8_status add_attention(maker *m, int32_t layer, int64_t group) {
         {m->dialect->v_descale, FP8_POINT_V, 1},
         {m->dialect->q_descale, FP8_POINT_Q, m->quant->attention != FP8_ATTENTION_NONE}};
     const char *module = m->points->modules[layer];
+    const int64_t layers = m->points->num_layers, heads = m->points->kv_heads;
+    const int64_t by_head[] = {heads, 1, 1};
     fp8_status st = FP8_OK;
 
     for (size_t i = 0; i < sizeof seen / sizeof *seen; i++) {
-        const int32_t slot = fp8_point_slot(m->points->num_layers, layer, seen[i].point);
-        if (seen[i].wanted)
+        const int32_t slot = fp8_point_slot(layers, layer, seen[i].point);
+        const int32_t head = fp8_point_head_slot(layers, heads, layer, seen[i].point, 0);
+        if (heads && seen[i].point != FP8_POINT_Q)
+            FP8_TRY(add_descale(m, seen[i].pattern, module, 3, by_head,
+                                m->heads + head - (int32_t)fp8_num_slots(layers), group));
+        else if (seen[i].wanted)
             FP8_TRY(add_descale(m, seen[i].pattern, module, m->dialect->one_ndim, ones,
                                 &m->scales[slot].descale, group));
     }
@@ -109,10 +116,11 @@ static fp8_status reserve(fp8_export_plan *p, int64_t num_tensors, int64_t num_w
 
 fp8_status fp8_export_plan_create(fp8_export_plan *out, const fp8_checkpoint *source,
                                   const fp8_weights *weights, const fp8_points *points,
-                                  const fp8_scale *scales, const fp8_quant_config *quant) {
+                                  const fp8_scale *scales, const float *heads,
+                                  const fp8_quant_config *quant) {
     const int64_t count = fp8_checkpoint_count(source);
     maker m = {.dialect = fp8_dialect_get(quant->dialect), .points = points, .scales = scales,
-               .quant = quant};
+               .heads = heads, .quant = quant};
     int64_t *weight_of = NULL; /* [count]: index of a tensor's weight, -1: it is copied */
     fp8_status st = FP8_OK;
 

@@ -21,10 +21,12 @@ typedef struct fp8_export_plan {
 
 /* Source tensors in their order, each weight replaced by its codes, weight descale, input descale
  * (with the TENSOR scheme) and, beside the K weight, its layer's k, v and q descales. scales [slot]
- * may be NULL where none of theirs is written. Points into all of its arguments but `quant`. */
+ * may be NULL where none of theirs is written; heads [slots of heads]: the descales that stand for
+ * them, with KV scales by head. Points into all of its arguments but `quant`. */
 FP8_NODISCARD fp8_status fp8_export_plan_create(fp8_export_plan *out, const fp8_checkpoint *source,
                                                 const fp8_weights *weights,
                                                 const fp8_points *points, const fp8_scale *scales,
+                                                const float *heads,
                                                 const fp8_quant_config *quant);
 void fp8_export_plan_free(fp8_export_plan *p); /* {0} is fine */
 

@@ -19,7 +19,8 @@ typedef struct stage {
 
 struct fp8_observer {
     fp8_device *d;
-    int64_t num_layers, max_tokens;
+    int64_t num_layers, kv_heads, max_tokens;
+    size_t num_slots; /* with those of heads */
     int64_t depth;
     int rounds; /* the compute type is BF16 */
     int64_t opened, sent, collected;
@@ -42,9 +43,10 @@ done:
 }
 
 fp8_status fp8_observer_create(fp8_observer **out, fp8_device *d, int64_t num_layers,
-                               fp8_compute compute, int64_t max_tokens, int64_t depth,
-                               int histograms) {
-    const size_t row_bytes = fp8_num_slots(num_layers) * sizeof(fp8_amax_slot);
+                               int64_t kv_heads, fp8_compute compute, int64_t max_tokens,
+                               int64_t depth, int histograms) {
+    const size_t num_slots = fp8_num_slots(num_layers) + (size_t)(2 * kv_heads * num_layers);
+    const size_t row_bytes = num_slots * sizeof(fp8_amax_slot);
     fp8_status st = FP8_OK;
     fp8_observer *o = calloc(1, sizeof *o);
 
@@ -52,6 +54,8 @@ fp8_status fp8_observer_create(fp8_observer **out, fp8_device *d, int64_t num_la
     if (!o) return FP8_FAIL(FP8_ENOMEM, "observer");
     o->d = d;
     o->num_layers = num_layers;
+    o->kv_heads = kv_heads;
+    o->num_slots = num_slots;
     o->max_tokens = max_tokens;
     o->depth = depth;
     o->rounds = compute == FP8_COMPUTE_BF16;
@@ -95,12 +99,17 @@ void fp8_observer_destroy(fp8_observer *o) {
     free(o);
 }
 
-/* Without histograms, which need the values. */
+/* K and V are looked at once more, a head at a time. */
+static int has_heads(const fp8_observer *o, fp8_point point) {
+    return o->kv_heads > 0 && (point == FP8_POINT_K || point == FP8_POINT_V);
+}
+
+/* Without histograms and heads, which need the values. */
 static fp8_amax_slot *slot_of(void *ctx, int32_t layer, fp8_point point, const uint8_t **first) {
     const stage *s = ctx;
     const int32_t slot = fp8_point_slot(s->owner->num_layers, layer, point);
 
-    if (slot < 0 || s->counts) return NULL;
+    if (slot < 0 || s->counts || has_heads(s->owner, point)) return NULL;
     s->joined[slot] = 1;
     *first = s->first;
     return s->slots + slot;
@@ -120,6 +129,21 @@ static void round_joined(const fp8_observer *o, const stage *s) {
     }
 }
 
+static fp8_status observe_heads(const stage *s, int32_t layer, fp8_point point,
+                                const fp8_tensor *x) {
+    const fp8_observer *o = s->owner;
+    const int64_t rows = x->shape[0], cols = fp8_tensor_count(x) / rows, dim = cols / o->kv_heads;
+    fp8_status st = FP8_OK;
+
+    for (int64_t h = 0; h < o->kv_heads; h++) {
+        const int32_t slot = fp8_point_head_slot(o->num_layers, o->kv_heads, layer, point, h);
+        const char *from = (const char *)x->data + (size_t)(h * dim) * fp8_dtype_size(x->dtype);
+        FP8_TRY(fp8_observe(o->d, s->slots + slot, from, x->dtype, rows, dim, cols, s->first));
+    }
+done:
+    return st;
+}
+
 static fp8_status observe(void *ctx, int32_t layer, fp8_point point, const fp8_tensor *x) {
     const stage *s = ctx;
     const fp8_observer *o = s->owner;
@@ -132,12 +156,13 @@ static fp8_status observe(void *ctx, int32_t layer, fp8_point point, const fp8_t
     else
         FP8_TRY(fp8_observe_magnitudes(o->d, s->slots + slot, s->counts + slot, x->data, x->dtype,
                                        rows, cols, cols, s->first));
+    if (has_heads(o, point)) FP8_TRY(observe_heads(s, layer, point, x));
 done:
     return st;
 }
 
 fp8_status fp8_observer_open(fp8_observer *o, fp8_tap *tap, const fp8_batch *batch) {
-    const size_t row_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_amax_slot);
+    const size_t row_bytes = o->num_slots * sizeof(fp8_amax_slot);
     const size_t bins_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_magnitudes);
     stage *s = &o->stages[o->opened % o->depth];
     fp8_status st = FP8_OK;
@@ -161,7 +186,7 @@ done:
 }
 
 fp8_status fp8_observer_send(fp8_observer *o) {
-    const size_t row_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_amax_slot);
+    const size_t row_bytes = o->num_slots * sizeof(fp8_amax_slot);
     const size_t bins_bytes = fp8_num_slots(o->num_layers) * sizeof(fp8_magnitudes);
     const stage *s = &o->stages[o->sent % o->depth];
     fp8_status st = FP8_OK;

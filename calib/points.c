@@ -14,6 +14,16 @@ int32_t fp8_point_slot(int64_t num_layers, int32_t layer, fp8_point point) {
     return layer * SLOTS_A_LAYER + (int32_t)(point - FP8_POINT_QKV_INPUT);
 }
 
+size_t fp8_points_num_slots(const fp8_points *p) {
+    return fp8_num_slots(p->num_layers) + (size_t)(2 * p->kv_heads * p->num_layers);
+}
+
+int32_t fp8_point_head_slot(int64_t num_layers, int64_t kv_heads, int32_t layer, fp8_point point,
+                            int64_t head) {
+    const int64_t plane = 2 * layer + (point == FP8_POINT_V);
+    return (int32_t)((int64_t)fp8_num_slots(num_layers) + plane * kv_heads + head);
+}
+
 const char *fp8_points_slot_name(const fp8_points *p, int32_t slot) {
     for (int64_t i = 0; i < p->count; i++)
         if (p->slots[i] == slot) return p->names[i];
@@ -82,6 +92,33 @@ fp8_status fp8_points_create(fp8_points *out, const fp8_model_config *config,
     p = (fp8_points){0};
 done:
     fp8_points_free(&p);
+    return st;
+}
+
+fp8_status fp8_points_add_heads(fp8_points *p, int64_t kv_heads) {
+    const int64_t count = p->count, more = 2 * kv_heads * p->num_layers;
+    const char **names = fp8_arena_alloc(&p->arena, (size_t)(count + more) * sizeof *names);
+    int32_t *slots = fp8_arena_alloc(&p->arena, (size_t)(count + more) * sizeof *slots);
+    fp8_status st = FP8_OK;
+
+    if (!names || !slots)
+        return FP8_FAIL(FP8_ENOMEM, "%lld calibration points", (long long)(count + more));
+    memcpy(names, p->names, (size_t)count * sizeof *names);
+    memcpy(slots, p->slots, (size_t)count * sizeof *slots);
+    p->names = names;
+    p->slots = slots;
+    p->kv_heads = kv_heads;
+    for (int64_t i = 0; i < more; i++) {
+        const int32_t layer = (int32_t)(i / (2 * kv_heads));
+        const int is_value = i / kv_heads % 2 != 0;
+        char suffix[32];
+        snprintf(suffix, sizeof suffix, ".%c.%lld", is_value ? 'v' : 'k',
+                 (long long)(i % kv_heads));
+        FP8_TRY(add(p, p->modules[layer], suffix,
+                    fp8_point_head_slot(p->num_layers, kv_heads, layer,
+                                        is_value ? FP8_POINT_V : FP8_POINT_K, i % kv_heads)));
+    }
+done:
     return st;
 }
 

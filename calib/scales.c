@@ -94,7 +94,8 @@ fp8_status fp8_scale_of_point(fp8_scale *out, const fp8_record *record, int64_t 
 fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
                              const fp8_checkpoint *source, const fp8_points *points,
                              const fp8_recipe *recipe, fp8_clip clip) {
-    fp8_scale *scales = calloc(fp8_num_slots(points->num_layers), sizeof *scales);
+    fp8_scale *scales = calloc(fp8_points_num_slots(points), sizeof *scales);
+    const int32_t heads = (int32_t)fp8_num_slots(points->num_layers);
     fp8_status st = FP8_OK;
 
     *out = NULL;
@@ -103,10 +104,13 @@ fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
     for (int64_t i = 0; i < points->count; i++) {
         const int64_t at = find_point(record, points->names[i], i);
         if (at < 0) {
-            st = FP8_FAIL(FP8_EDATA, "calibration record: no point '%s'", points->names[i]);
+            st = FP8_FAIL(FP8_EDATA, "calibration record: no point '%s'%s", points->names[i],
+                          points->slots[i] < heads ? ""
+                          : ": calibrate with 'run --kv-heads' for scales by head");
             goto done;
         }
-        FP8_TRY(fp8_scale_of_point(&scales[points->slots[i]], record, at, recipe, clip));
+        FP8_TRY(fp8_scale_of_point(&scales[points->slots[i]], record, at, recipe,
+                                   points->slots[i] < heads ? clip : (fp8_clip){0}));
     }
     *out = scales;
     scales = NULL;

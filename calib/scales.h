@@ -9,7 +9,8 @@
 extern "C" {
 #endif
 
-/* (*out)[slot] for every slot; free(). Linears that share an input share its scale. FP8_EDATA: the
+/* (*out)[slot] for every slot, with those of heads where points has them (which clip nothing);
+ * free(). Linears that share an input share its scale. FP8_EDATA: the
  * record is unfinished, of another source, or lacks a point (named). Else as fp8_scale_of_point. */
 FP8_NODISCARD fp8_status fp8_scales_create(fp8_scale **out, const fp8_record *record,
                                            const fp8_checkpoint *source, const fp8_points *points,

@@ -38,7 +38,8 @@ static const cli_option table[] = {
      "ue8m0: blocks have scales rounded up to powers of two; bf16: weights and scales are, bit for "
      "bit, what compressed-tensors makes of a BF16 model (for comparison)"},
     {"--kv-scales", 0, CLI_CHOICE, offsetof(options, kv_scales), "keep|none|tensor|head", 0, 0,
-     "of an FP8 checkpoint: leave its KV scales out, or have one a layer or one a head"},
+     "of an FP8 checkpoint: leave its KV scales out, or have one a layer or one a head; of a BF16 "
+     "model with --record: head, where the record has them (run --kv-heads)"},
     {"--record", 0, CLI_TEXT, offsetof(options, record), "FILE", 1, 0,
      "the calibration.safetensors of an earlier run of this model: static scales come from it, and "
      "the model need not run again"},
@@ -97,6 +98,7 @@ static fp8_status check_options(fp8_export_options *out, const options *o) {
         .max_shard_bytes = o->max_shard,
         .force = o->force,
         .allow_nonfinite = o->allow_nonfinite,
+        .kv_per_head = strcmp(o->kv_scales, "head") == 0,
         .include = o->include.items,
         .num_include = o->include.count,
         .exclude = o->exclude.items,

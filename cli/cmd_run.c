@@ -15,7 +15,7 @@ typedef struct options {
     const char *scheme;
     int64_t samples, seq, batch, eval_windows;
     size_t max_shard, gpu_memory;
-    int histograms, resume, force, no_sync, allow_nonfinite, no_eval;
+    int histograms, kv_heads, resume, force, no_sync, allow_nonfinite, no_eval;
 } options;
 static const options defaults = {
     .common = CLI_COMMON_DEFAULTS,
@@ -51,6 +51,9 @@ static const cli_option table[] = {
     {"--histograms", 0, CLI_FLAG, offsetof(options, histograms), NULL, 0, 0,
      "keep histograms in the record, for other calibrators later ('fp8calib help scales'); "
      "--calibrator percentile, mse and entropy do, too"},
+    {"--kv-heads", 0, CLI_FLAG, offsetof(options, kv_heads), NULL, 0, 0,
+     "keep the amax of keys and values a head at a time in the record, too: 'fp8calib convert "
+     "--record --kv-scales head' writes them (OUT itself has one scale a layer)"},
     {"--max-shard-size", 0, CLI_BYTES, offsetof(options, max_shard), "SIZE", 1, 0,
      "split the weights into files of at most SIZE (500MB, 5GB, 4GiB); default: one file"},
     {"--gpu-memory", 0, CLI_BYTES, offsetof(options, gpu_memory), "SIZE", 1, 0,
@@ -220,6 +223,7 @@ static fp8_status prepare(job *j, const char *model) {
         .batch = o->batch,
         .seq = j->result.seq,
         .allow_nonfinite = o->allow_nonfinite,
+        .kv_heads = o->kv_heads,
         .histograms = o->histograms || j->export.clip.rule != FP8_CLIP_NONE,
         .record_path = j->record_path,
         .resume = o->resume,
