@@ -292,7 +292,8 @@ fp8_status fp8_calibrate(fp8_record **out, fp8_model *m, const fp8_checkpoint *s
     }
     wave = wave_of(&r);
     FP8_TRY(fp8_observer_create(&r.observer, fp8_model_device(m), r.points.num_layers,
-                                r.points.kv_heads, fp8_model_compute(m), options->batch * options->seq,
+                                r.points.kv_heads, fp8_model_compute(m),
+                                options->batch * options->seq,
                                 wave ? wave : FP8_OBSERVER_DEPTH, options->histograms));
     FP8_TRY(wave ? run_waves(&r, wave) : run_steps(&r));
     note_experts(m);

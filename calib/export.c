@@ -56,8 +56,8 @@ static fp8_status check_options(const job *j) {
         return FP8_FAIL(FP8_EINVAL, "BF16 scales do not go with powers of two, nor with codes that "
                         "were rounded with compensation");
     if (o->kv_per_head && (!o->kv_fp8 || o->rounding || !j->config_path))
-        return FP8_FAIL(FP8_EINVAL, "KV scales by head need FP8 keys and values of a model, rounded "
-                        "to nearest");
+        return FP8_FAIL(FP8_EINVAL, "KV scales by head need FP8 keys and values of a model, "
+                        "rounded to nearest");
     if (wants_record && !j->has_record)
         return FP8_FAIL(FP8_EINVAL, "static scales (scheme tensor, FP8 keys and values, FP8 "
                         "attention) need a calibration record; without one: scheme dynamic or "

@@ -1,5 +1,5 @@
-/* tests/kv_heads_check.h - scales of keys and values by head, on any device: the record against what
- * a tap sees, the checkpoint against the record. */
+/* tests/kv_heads_check.h - scales of keys and values by head, on any device: the record against
+ * what a tap sees, the checkpoint against the record. */
 #ifndef FP8_TESTS_KV_HEADS_CHECK_H
 #define FP8_TESTS_KV_HEADS_CHECK_H
 #include "tests/model_fixture.h"

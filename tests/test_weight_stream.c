@@ -224,7 +224,8 @@ static void test_ship(const char *source) {
             CHECK_STATUS(export(file("streamed"), source, 2, &o), FP8_OK);
             CHECK_STATUS(fp8_checkpoint_open(&c, source), FP8_OK);
             CHECK_STATUS(fp8_weights_of_file(&weights, c, &o), FP8_OK);
-            CHECK_STATUS(fp8_export_plan_create(&plan, c, &weights, &points, NULL, NULL, &quant), FP8_OK);
+            CHECK_STATUS(fp8_export_plan_create(&plan, c, &weights, &points, NULL, NULL, &quant),
+                         FP8_OK);
             CHECK_STATUS(fp8_checkpoint_writer_create(&s.writer, file("shipped"), plan.specs,
                                                       plan.groups, plan.count, NULL, 0, &how),
                          FP8_OK);
