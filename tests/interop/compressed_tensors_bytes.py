@@ -4,8 +4,9 @@
 
 Every Linear of a BF16 model through compressed-tensors (calculate_qparams, then its compressor)
 with its presets FP8 (weights), FP8_DYNAMIC, FP8_BLOCK and MXFP8, against `fp8calib convert --scales
-bf16` (MXFP8: as it is): weight and weight_scale must have the same bytes. Beside it what our own F32
-scales do: SQNR of all weights of the model, dB, which may not be lower than theirs by more than 0.005.
+bf16` (MXFP8: as it is): weight and weight_scale must have the same bytes, and read back by theirs
+they are code * scale. Beside it what our own F32 scales do: SQNR of all weights of the model, dB,
+which may not be lower than theirs by more than 0.005.
 quantization_config: what we write is accepted by their model of it, and every argument that says
 how numbers are to be read equals that of their preset.
 
@@ -75,10 +76,13 @@ def ranges(w, args):
     return blocks.amin((1, 3)), blocks.amax((1, 3))
 
 
+def compressor_of(mx):
+    return MXFP8QuantizationCompressor if mx else NaiveQuantizationCompressor
+
+
 def theirs(w, scheme, mx):
     scale, _ = calculate_qparams(*ranges(w, scheme.weights), scheme.weights)
-    compressor = MXFP8QuantizationCompressor if mx else NaiveQuantizationCompressor
-    made = compressor.compress({"weight": w, "weight_scale": scale}, scheme)
+    made = compressor_of(mx).compress({"weight": w, "weight_scale": scale}, scheme)
     return made["weight"], made["weight_scale"]
 
 
@@ -111,6 +115,10 @@ def judge_weights(name, source, ours, default, scheme):
         check(same_bytes(codes, want), f"{name}: {key}: "
               f"{(codes.view(torch.uint8) != want.view(torch.uint8)).sum()} codes")
         check(same_bytes(ours[key + "_scale"], scale), f"{name}: {key}_scale")
+        read = compressor_of(mx).decompress({"weight": codes, "weight_scale": ours[key + "_scale"]},
+                                            scheme)["weight"]
+        check(torch.equal(read.double(), values(codes, scale, mx).to(read.dtype).double()),
+              f"{name}: {key}: read back")
         signal += w.double().square().sum().item()
         for i, (c, s) in enumerate(((want, scale), (default[key], default[key + "_scale"]))):
             noise[i] += (w.double() - values(c, s, mx)).square().sum().item()
@@ -137,9 +145,10 @@ def judge_json(name, folder, scheme):
     wanted = QuantizationConfig(config_groups={"group_0": scheme}, format=written["format"],
                                 ignore=["lm_head"], quantization_status="compressed").to_dict()
     known = set(wanted["config_groups"]["group_0"]["weights"])
-    check(set(written["config_groups"]["group_0"]["weights"]) <= known, f"{name}: unknown arguments")
+    arguments = set(written["config_groups"]["group_0"]["weights"])
+    check(arguments <= known, f"{name}: unknown arguments")
     check(set(written) <= set(wanted), f"{name}: keys {set(written) - set(wanted)}")
-    left_out = known - set(written["config_groups"]["group_0"]["weights"])
+    left_out = known - arguments
     print(f"{name}: keys of theirs that we leave out: {sorted(set(wanted) - set(written))}, of a "
           f"kind of tensor {sorted(left_out)}")
 
