@@ -69,7 +69,7 @@ static void test_cases(void) {
         decode_problem_init(&p, c, (uint64_t)i + 77);
         check_oracle(&p);
         CHECK_STATUS(decode_problem_run(&r, device, &p, FP8_DECODE_CPU), FP8_OK);
-        if (r.o) decode_check(&r, &p, p.o.o_dtype == E4M3 ? 2e-4 : 2e-5, relative_of(p.o.o_dtype));
+        if (r.o) decode_check(&r, &p, 0, p.o.o_dtype == E4M3 ? 2e-4 : 2e-5, relative_of(p.o.o_dtype));
         decode_result_free(&r);
         decode_problem_free(&p);
     }
@@ -85,7 +85,7 @@ static void test_f32(void) {
     decode_problem_init(&p, &c, 5);
     check_oracle(&p);
     CHECK_STATUS(decode_problem_run(&r, device, &p, FP8_DECODE_AUTO), FP8_OK);
-    if (r.o) decode_check(&r, &p, 2e-5, 1e-5);
+    if (r.o) decode_check(&r, &p, 0, 2e-5, 1e-5);
     decode_result_free(&r);
     decode_problem_free(&p);
 }
@@ -137,7 +137,7 @@ static void test_hostile(void) {
     bad.batch.page_table = table;
     bad.batch.max_pages = 3;
     CHECK_STATUS(decode_problem_run(&r, device, &bad, FP8_DECODE_CPU), FP8_OK);
-    if (r.o) decode_check(&r, &bad, 2e-5, 0x1p-8);
+    if (r.o) decode_check(&r, &bad, 0, 2e-5, 0x1p-8);
     decode_result_free(&r);
     setenv("FP8_SYNC", "1", 1);
     CHECK_STATUS(decode_problem_run(&r, device, &bad, FP8_DECODE_CPU), FP8_EINVAL);
