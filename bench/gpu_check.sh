@@ -61,8 +61,11 @@ gpu_attention_masks
 gpu_attention_runs
 gpu_calibrate_fixtures
 gpu_cast
+gpu_decode everything
+gpu_decode_pages few
 gpu_export
 gpu_flash_options quick
+gpu_kv_append few
 gpu_ops few
 gpu_produce
 gpu_skinny few

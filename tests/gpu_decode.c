@@ -1,6 +1,6 @@
 /* Attention over pages on the GPU, each backend that serves: the table of cases against the oracle,
  * the same bytes twice and in other company, lengths and tables that lie, and a captured graph
- * replayed with other lengths, pages and scales. FP8_DECODE_ONLY=NAME leaves one case. */
+ * replayed with other lengths, pages and scales. `gpu_decode CASE` leaves one case. */
 #include <cuda_runtime_api.h>
 
 #include "decode_cases.h"
@@ -25,8 +25,7 @@ static int run_or_say(decode_result *r, const decode_problem *p, fp8_decode_back
     return st == FP8_OK;
 }
 
-static void test_cases(void) {
-    const char *only = getenv("FP8_DECODE_ONLY");
+static void test_cases(const char *only) {
     for (int i = 0; i < NUM_DECODE_CASES; i++) {
         const decode_case *c = &decode_cases[i];
         const double codes = c->o.o_dtype == E4M3 ? 0x1p-4 : 0.0;
@@ -190,11 +189,12 @@ static int case_named(const char *name) {
     abort();
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    const char *only = argc > 1 ? argv[1] : NULL;
     gpu = check_gpu();
     if (!gpu) return TEST_SKIP;
-    test_cases();
-    for (int b = 0; b < NUM_BACKENDS && !getenv("FP8_DECODE_ONLY"); b++) {
+    test_cases(only);
+    for (int b = 0; b < NUM_BACKENDS && !only; b++) {
         test_long(backends[b]);
         test_company(backends[b]);
         test_hostile(backends[b]);
