@@ -43,7 +43,7 @@ typedef struct fp8_solver_weight {
     int64_t row_span, col_span, across;
     float *w;                      /* [rows, n] in that order */
     uint8_t *codes[2];             /* [rows, n]: plain, compensated */
-    float *errors;                 /* [rows, n] of plain rounding, then [rows, PANEL] */
+    float *errors;                 /* [rows, n] of plain rounding, then [rows, PANEL]: for both */
     float *moved;                  /* [rows, n]: what errors ask of a place */
     double *losses[2];             /* [rows]: plain, compensated */
 } fp8_solver_weight;

@@ -146,7 +146,6 @@ def judge_json(name, folder, scheme):
                                 ignore=["lm_head"], quantization_status="compressed").to_dict()
     known = set(wanted["config_groups"]["group_0"]["weights"])
     arguments = set(written["config_groups"]["group_0"]["weights"])
-    check(arguments <= known, f"{name}: unknown arguments")
     check(set(written) <= set(wanted), f"{name}: keys {set(written) - set(wanted)}")
     left_out = known - arguments
     print(f"{name}: keys of theirs that we leave out: {sorted(set(wanted) - set(written))}, of a "
