@@ -279,14 +279,12 @@ def peer(a, out, sync=False):
 
 
 def layers(a, p, out):
-    whole = out + "-whole"
-    if os.path.exists(out):
-        os.rename(out, whole)
-    ours(a, p, out, ["--gpu-memory", a.gpu_memory])
-    if os.path.exists(whole):
-        subprocess.run(f"cmp {out}/model.safetensors {whole}/model.safetensors "
+    streamed = out + "-streamed"
+    ours(a, p, streamed, ["--gpu-memory", a.gpu_memory])
+    if os.path.exists(f"{out}/config.json"):  # of `ours`, not the script's
+        subprocess.run(f"cmp {out}/model.safetensors {streamed}/model.safetensors "
                        "&& echo the same bytes", shell=True, check=False)
-    shutil.rmtree(whole, ignore_errors=True)
+    shutil.rmtree(streamed)
 
 
 def histograms(a, p, out):
