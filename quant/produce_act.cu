@@ -222,6 +222,12 @@ static fp8_status launch_mode(fp8_device *d, const act_args<T> &a, const sink_ar
             return a.up ? launch_sink<T, false, N, MANY, GEGLU_ERF>(d, a, s, sink, how)
                         : launch_sink<T, false, N, MANY, GELU_ERF>(d, a, s, sink, how);
     }
+    if constexpr (is_bf16<T>() && !CAST && N == 4) {
+        if (is_observed(s) && a.act == FP8_ACT_SILU && a.up)
+            return launch_known<T, false, N, SWIGLU + MODE_OBSERVED>(d, a, s, how);
+        if (is_observed(s) && a.act == FP8_ACT_GELU_TANH && a.up)
+            return launch_known<T, false, N, GEGLU + MODE_OBSERVED>(d, a, s, how);
+    }
     if (s.scaling != FP8_SINK_TOKEN)
         return launch_known<T, CAST, (N == 1 ? 1 : 2), ANY_MODE>(d, a, s, how);
     if (MANY > 1 && a.cols > SEGMENT_THREADS * MANY * PIECE)

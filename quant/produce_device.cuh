@@ -220,10 +220,23 @@ template <typename T> static sink_args<T> sink_of(const fp8_sink *s) {
             code == FP8_DTYPE_E5M2};
 }
 
-/* What a kernel was compiled for: a BF16 sink of one output, E4M3 or values, without amax, and an
- * operation (whose numbers are multiples of NUM_SINK_MODES); or ANY_MODE, where everything is asked
- * when it runs. The code of what is not asked for took more time than the memory. */
-enum { ANY_MODE = -1, MODE_ONE_SCALE = 0, MODE_TOKEN, MODE_GROUP, MODE_VALUES, NUM_SINK_MODES };
+/* What a kernel was compiled for: a BF16 sink of one output, E4M3 or values, without amax, or
+ * (OBSERVED, what a calibration's forward has) values with amax; and an operation (whose numbers
+ * are multiples of NUM_SINK_MODES). Or ANY_MODE, where everything is asked when it runs: the code
+ * of what is not asked for took more time than the memory. */
+enum {
+    ANY_MODE = -1,
+    MODE_ONE_SCALE = 0,
+    MODE_TOKEN,
+    MODE_GROUP,
+    MODE_VALUES,
+    MODE_OBSERVED,
+    NUM_SINK_MODES = 8 /* a power of two: operations are bits above */
+};
+
+template <typename T> static bool is_observed(const sink_args<T> &s) {
+    return is_bf16<T>() && s.amax && s.dense && !s.codes && !s.e5m2;
+}
 
 template <typename T> static int sink_mode(const sink_args<T> &s) {
     if (!is_bf16<T>()) return ANY_MODE;
@@ -317,7 +330,7 @@ template <bool KEEP_NAN_SIGN, int MODE, int N, typename T>
 static __device__ __forceinline__ void store_pieces(const sink_args<T> &s, const share &mine,
                                                     int first, const float (&v)[N][PIECE],
                                                     const float (&scale)[N]) {
-    const bool codes = MODE == ANY_MODE ? s.codes != nullptr : MODE % NUM_SINK_MODES != MODE_VALUES;
+    const bool codes = MODE == ANY_MODE ? s.codes != nullptr : MODE % NUM_SINK_MODES < MODE_VALUES;
     const bool dense = MODE == ANY_MODE ? s.dense != nullptr : !codes;
     const bool e5m2 = MODE == ANY_MODE && s.e5m2;
 
@@ -386,13 +399,14 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
         float v[STEP][PIECE], scale[STEP];
         op.values(v, held, mine, first);
         if (sink == MODE_GROUP) scale_groups<whole>(s, mine, first, v, scale, &most, &others);
-        else if (!known && s.amax) most = max(most, finite_amax<STEP * PIECE>(v[0], &others));
+        else if (sink == MODE_OBSERVED || (!known && s.amax))
+            most = max(most, finite_amax<STEP * PIECE>(v[0], &others));
 #pragma unroll
         for (int i = 0; i < STEP; i++)
             if (sink != MODE_GROUP) scale[i] = one;
         store_pieces<Op::KEEP_NAN_SIGN, MODE>(s, mine, first, v, scale);
     }
-    if (!known && s.amax)
+    if (sink == MODE_OBSERVED || (!known && s.amax))
         join_amax(s.amax, most, others, mine.end > 0 && s.first && s.first[row] != 0);
 }
 

@@ -258,6 +258,9 @@ static fp8_status launch_mode(fp8_device *d, const norm_args<T> &a, const sink_a
             return a.residual ? launch_sink<T, N, ADD_MODE>(d, a, s, sink, how)
                               : launch_sink<T, N, 0>(d, a, s, sink, how);
     }
+    if constexpr (is_bf16<T>() && N == 4)
+        if (is_observed(s) && a.kind != FP8_NORM_LAYER && a.residual)
+            return launch_known<T, N, ADD_MODE + MODE_OBSERVED>(d, a, s, how);
     return launch_known<T, (N == 1 ? 1 : 2), ANY_MODE>(d, a, s, how);
 }
 

@@ -16,6 +16,7 @@ static const sink_shape sink_shapes[] = {
     {"group, all outputs", FP8_SINK_GROUP, FP8_DTYPE_E5M2, 1, 1, 1, 1, 0},
     {"values only", FP8_SINK_STATIC, FP8_NUM_DTYPES, 1, 0, 0, 0, 0},
     {"amax only", FP8_SINK_STATIC, FP8_NUM_DTYPES, 0, 1, 1, 0, 0},
+    {"values and amax", FP8_SINK_STATIC, FP8_NUM_DTYPES, 1, 1, 1, 0, 0},
 };
 enum { NUM_SINK_SHAPES = sizeof sink_shapes / sizeof *sink_shapes };
 
