@@ -11,7 +11,7 @@ in WORK_DIR, reads all of it once, and times in the order of --parts
     torch         a process that loads the BF16 tensors, runs the forward with a hook on every
                   Linear that keeps max |x|, quantizes the weights and saves: no report, no fsync
     ours-synced, torch-synced     once each, with fsync, the output in the folder of --disk
-    histograms    the first 64 sequences without and with --histograms, twice
+    histograms    the first 64 sequences (small: all) without and with --histograms, twice
 Memory is the largest RssAnon seen. TFLOP/s: products of Linears over the time of `calibrate`.
 Needs numpy; torch's script needs torch, safetensors and transformers."""
 import argparse
@@ -35,10 +35,10 @@ PRESETS = {
     "llama-8b": {"model": "llama", "layers": 32, "hidden": 4096, "heads": 32, "kv_heads": 8,
                  "dim": 128, "ffn": 14336, "vocab": 128256, "shards": 4, "seq": 2048,
                  "tied": False, "hidden_act": "silu", "rope_theta": 500000.0},
-    "small": {**GEMMA, "layers": 3, "vocab": 32000, "shards": 2},
+    "small": {**GEMMA, "layers": 3, "vocab": 32000, "shards": 2, "few": 512},
 }
 CLASSES = {"gemma": "GemmaForCausalLM", "llama": "LlamaForCausalLM"}
-SAMPLES, BATCH, FEW_SAMPLES = 512, 8, 64
+SAMPLES, BATCH = 512, 8
 
 
 # ---- the checkpoint ------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def histograms(a, p, out):
     times = {"": [], "--histograms": []}
     for _ in range(2):
         for more, seconds in times.items():
-            seconds.append(ours(a, p, out, more.split(), samples=FEW_SAMPLES))
+            seconds.append(ours(a, p, out, more.split(), samples=p.get("few", 64)))
     without, with_them = (min(t) for t in times.values())
     print(f"histograms: calibrate {without:.2f} -> {with_them:.2f} s, "
           f"{100 * (with_them / without - 1):+.1f} %", flush=True)
