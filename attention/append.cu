@@ -9,7 +9,7 @@
  *            that follow each other; `lanes` threads, a power of two, make a head, 32 / lanes heads
  *            of one part a warp. Longer runs: a warp keeps its heads for eight tokens, the next
  *            loaded before the last is done; V by tiles in blocks of their own (append_values.cuh),
- *            which come first. Decoding: a warp has one token; of V 64 columns, stored one by one:
+ *            which come last: they are shorter, and fill the last wave. Decoding: a warp has one token; of V 64 columns, stored one by one:
  *            each is a sector of its own, so they are spread over all multiprocessors. What is not
  *            in units of 16: append_any.cu
  * Numerics   F32; the rotation is not contracted, as on the CPU; sums in a fixed order
@@ -289,17 +289,17 @@ append_once_kernel(const __grid_constant__ append_args g, const __grid_constant_
     else append_heads_once<T>(g, s, row, chunk - s.value_warps);
 }
 
-/* T: of x; C, Q: an element of V's pages, and four. grid: tiles of V, then the rest. */
+/* T: of x; C, Q: an element of V's pages, and four. grid: runs of q and k, then tiles of V. */
 template <typename T, typename C, typename Q>
 __global__ void __launch_bounds__(TILE_THREADS, 3)
 append_runs_kernel(const __grid_constant__ append_args g, const __grid_constant__ append_shape s) {
     __shared__ value_tile<Q> tile;
-    const int index = (int)blockIdx.x - s.tiles;
-    const int64_t task = (int64_t)index * (TILE_THREADS / WARP) + threadIdx.x / WARP;
+    const int runs = (int)gridDim.x - s.tiles, block = (int)blockIdx.x;
+    const int64_t task = (int64_t)block * (TILE_THREADS / WARP) + threadIdx.x / WARP;
 
     fp8::wait_for_previous();
     fp8::let_next_start();
-    if (index < 0) append_values<T, C>(g, &tile, (int)blockIdx.x, s.slabs);
+    if (block >= runs) append_values<T, C>(g, &tile, block - runs, s.slabs);
     else if (task < s.tasks) append_run<T>(g, s, task);
 }
 
