@@ -223,10 +223,10 @@ static __device__ __forceinline__ void settle(const decode_pages_args &p, int32_
                                               finish_memory<T> &f) {
     constexpr int STRIPS = T::D_V / STRIP<T>;
     const int32_t i = threadIdx.x;
-    __threadfence();
     consumers_sync<T>();
     if (i < count) {
         int32_t *arrived = p.arrived + f.pending[i].item;
+        __threadfence(); /* of all that the block wrote before the barrier */
         const bool last = atomicAdd(arrived, 1) == f.pending[i].parts - 1;
         if (last) *arrived = 0;
         f.last[i] = last;

@@ -186,6 +186,7 @@ decode_pages_kernel_of(const __grid_constant__ decode_pages_args p) {
     decode_control<T> &c =
         *reinterpret_cast<decode_control<T> *>(data + T::STAGES * T::STAGE_BYTES);
 
+    dependents_launch();
     if (threadIdx.x == 0) {
         for (int i = 0; i < T::STAGES; i++) {
             barrier_init(c.full + i, 1);
