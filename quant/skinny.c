@@ -95,10 +95,13 @@ static int take_measured(skinny_tile *t, int64_t n, int64_t k) {
 }
 
 /* Up to 32 tokens the chains took 3.35 to 4.04 TB/s, cuBLASLt's 3.15 to 3.41; at 64 and 128 it
- * depends on the sizes. The smallest Linear in them has 12.6 MB. */
+ * depends on the sizes. The smallest Linear in them has 12.6 MB. An output layer of 786 MB at 64
+ * tokens: 223 us against 265 (docs/NOTES.md, An engine that serves). */
 int skinny_pays(int64_t m, int64_t n, int64_t k) {
     const int64_t most_tokens = 32, least_bytes = 12000000;
-    return m <= most_tokens && n * k >= least_bytes;
+    const int64_t head_tokens = 64, head_bytes = 500000000;
+    return (m <= most_tokens && n * k >= least_bytes) ||
+           (m <= head_tokens && n * k >= head_bytes);
 }
 
 skinny_tile skinny_choose(int64_t m, int64_t n, int64_t k, int32_t num_sms) {

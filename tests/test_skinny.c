@@ -57,6 +57,7 @@ static void test_pays(void) {
     check_case = "pays";
     CHECK(skinny_pays(1, 3072, 4096) && skinny_pays(32, 28672, 4096));
     CHECK(!skinny_pays(33, 28672, 4096) && !skinny_pays(1, 1024, 1024));
+    CHECK(skinny_pays(64, 256000, 3072) && !skinny_pays(65, 256000, 3072));
 }
 
 int main(void) {
