@@ -69,7 +69,9 @@ static void test_cases(void) {
         decode_problem_init(&p, c, (uint64_t)i + 77);
         check_oracle(&p);
         CHECK_STATUS(decode_problem_run(&r, device, &p, FP8_DECODE_CPU), FP8_OK);
-        if (r.o) decode_check(&r, &p, 0, p.o.o_dtype == E4M3 ? 2e-4 : 2e-5, relative_of(p.o.o_dtype));
+        if (r.o)
+            decode_check(&r, &p, 0, p.o.o_dtype == E4M3 ? 2e-4 : 2e-5,
+                         relative_of(p.o.o_dtype));
         decode_result_free(&r);
         decode_problem_free(&p);
     }
