@@ -54,6 +54,12 @@ static fp8_status check_types(const fp8_attention_options *o) {
     if (!q_codes && !kv_codes && o->q_dtype != o->kv_dtype)
         return FP8_FAIL(FP8_EINVAL, "attention: q_dtype %s, kv_dtype %s, expected one type",
                         fp8_dtype_name(o->q_dtype), fp8_dtype_name(o->kv_dtype));
+    if (o->hadamard && (o->quantize == FP8_QUANTIZE_NOT || q_codes || kv_codes))
+        return FP8_FAIL(FP8_EINVAL,
+                        "attention: hadamard rotates Q and K before they are quantized; q_dtype "
+                        "%s, kv_dtype %s, quantize %d",
+                        fp8_dtype_name(o->q_dtype), fp8_dtype_name(o->kv_dtype),
+                        (int)o->quantize);
     if (o->quantize != FP8_QUANTIZE_NOT && q_codes && kv_codes)
         return FP8_FAIL(FP8_EINVAL, "attention: quantize is set, but Q, K and V are E4M3 already");
     return FP8_OK;

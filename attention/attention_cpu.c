@@ -327,9 +327,10 @@ static fp8_status cpu_run(fp8_attention_plan *p, const fp8_attention_io *io, voi
 
 static fp8_status cpu_check(const fp8_attention_options *o, const attention_target *t,
                             char about[ATTENTION_REASON_BYTES]) {
-    (void)o;
     if (t->place != FP8_PLACE_CPU)
         return FP8_FAIL(FP8_EUNSUPPORTED, "the data is on %s", t->name);
+    if (o->hadamard)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "hadamard: Q and K are not rotated here");
     snprintf(about, ATTENTION_REASON_BYTES, "%s, %s", t->name, attention_tile_kernels_at(0)->name);
     return FP8_OK;
 }

@@ -148,6 +148,13 @@ ATTENTION_INLINE float attention_descale_of(float amax) {
     return descale > FLT_MIN ? descale : FLT_MIN;
 }
 
+/* Columns of a block of options.hadamard. */
+ATTENTION_INLINE int32_t attention_hadamard_block(int32_t d_qk) {
+    int32_t block = 1;
+    while (block < 128 && d_qk % (2 * block) == 0) block *= 2;
+    return block;
+}
+
 /* Row of a sequence's query token in LSE [num_seqs, num_heads, max_q], packed [num_heads, total_q];
  * `begin` as attention_sequence gave it. */
 ATTENTION_INLINE int64_t attention_lse_offset(const fp8_attention_options *o,

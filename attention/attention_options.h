@@ -92,6 +92,11 @@ typedef struct fp8_attention_options {
                                   * are not E4M3 of one type */
     fp8_dtype o_dtype;    /* BF16, F16, F32, or E4M3 with io.o_scale */
     fp8_attention_quantize quantize; /* of Q, K, V that are not E4M3 (fp8_dpa) */
+    int hadamard; /* 1: Q and K, both quantized here, are rotated before, which spreads outliers:
+                   * in each block of B columns r[c] = sum_i (-1)^popcount(i & c) x[i] / sqrt(B),
+                   * B the largest power of two that divides d_qk, at most 128. S stays what it is;
+                   * descales of Q and K, given or current, are those of r. flash: d_qk a multiple
+                   * of 32 */
     fp8_attention_granularity granularity; /* of the three descales */
     int quantize_p; /* 1: P is rounded to E4M3 with a 2^8 offset before P V, as FP8 kernels do;
                      * flash and fused always do for FP8 operands and serve only with it */

@@ -82,6 +82,8 @@ static void put_precision(text_out *out, const fp8_attention_options *o) {
 
     put(out, "\nin: Q %s, K and V %s%s", fp8_dtype_name(o->q_dtype), fp8_dtype_name(o->kv_dtype),
         quantize_names[o->quantize]);
+    if (o->hadamard)
+        put(out, ", Q and K rotated in blocks of %d", attention_hadamard_block(o->d_qk));
     if (q_codes || kv_codes) put(out, "; descales %s", granularity_names[o->granularity]);
     put(out, "\nout: O %s%s%s", fp8_dtype_name(o->o_dtype), o->want_lse ? ", LSE" : "",
         o->want_amax ? ", amax of P and O" : "");

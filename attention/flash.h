@@ -116,6 +116,10 @@ fp8_status attention_flash_prepare(int32_t d, int v_as_is);
  * block, when there is nothing to make. Asynchronous. */
 fp8_status attention_flash_prologue(const flash_prologue *p, fp8_stream stream);
 
+/* Q and K alone, both in blocks of p->part columns (32, 64 or 128), rotated within them: their amax
+ * (observe), or their codes. One launch. Asynchronous. */
+fp8_status attention_flash_rotate(const flash_prologue *p, int observe, fp8_stream stream);
+
 /* The attention itself, on `blocks` persistent blocks, after the prologue. Asynchronous. */
 fp8_status attention_flash_launch(const flash_params *p, int32_t d, int32_t blocks,
                                   fp8_stream stream);

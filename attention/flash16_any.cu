@@ -1,7 +1,7 @@
-/* attention/flash16_any.cu - flash16.cu for what that one leaves out: terms of the scores (arbitrary
- * mask, biases, ALiBi, softcap, sink: flash_terms.cuh), and head sizes beside 64, 128 and 256, d_qk
- * apart from d_v. One kernel for a pair of sizes and a type: what a run has of the terms are
- * switches.
+/* attention/flash16_any.cu - flash16.cu for what that one leaves out: terms of the scores
+ * (arbitrary mask, biases, ALiBi, softcap, sink: flash_terms.cuh), and head sizes beside 64, 128
+ * and 256, d_qk apart from d_v. One kernel for a pair of sizes and a type: what a run has of the
+ * terms are switches.
  *
  * Computes   as flash16.cu, with scores changed by flash_terms.cuh
  * Shapes     d_qk and d_v multiples of 8 up to the kernel's; columns that are not there come as 0

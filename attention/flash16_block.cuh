@@ -1,5 +1,5 @@
-/* attention/flash16_block.cuh - private: a block of flash16.cu and flash16_any.cu: constants, shapes,
- * shared memory. */
+/* attention/flash16_block.cuh - private: a block of flash16.cu and flash16_any.cu: constants,
+ * shapes, shared memory. */
 #ifndef FP8_ATTENTION_FLASH16_BLOCK_CUH
 #define FP8_ATTENTION_FLASH16_BLOCK_CUH
 #include "attention/flash.h"

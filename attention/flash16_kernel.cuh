@@ -91,7 +91,7 @@ flash16_kernel(const __grid_constant__ flash_params p) {
 #endif
 }
 
-/* ---- host ------------------------------------------------------------------------------------- */
+/* ---- host ------------------------------------------------------------------------------------ */
 
 /* One of the kernels, and what its launch needs. */
 struct flash16_entry {

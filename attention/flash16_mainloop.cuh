@@ -53,7 +53,8 @@ static __device__ __forceinline__ void produce_keys(const flash_params &p, flash
             uint64_t *full = tail ? &s.tail : &s.v_full[stage];
             barrier_wait(&s.k_empty[stage], tile / STAGES % 2 ^ 1);
             barrier_expect(&s.k_full[stage], sizeof s.k[0]);
-            copy_rows<SHAPE::D_QK>(s.k[stage], &p.k_map, &s.k_full[stage], KEYS, it.kv_head, row, seq);
+            copy_rows<SHAPE::D_QK>(s.k[stage], &p.k_map, &s.k_full[stage], KEYS, it.kv_head, row,
+                                   seq);
             barrier_wait(&s.v_empty[stage], tile / STAGES % 2 ^ 1);
             barrier_expect(full, sizeof s.v[0]);
             copy_rows<SHAPE::D_V>(s.v[stage], &p.v_map, full, KEYS, it.kv_head, row, seq);

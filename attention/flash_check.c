@@ -89,6 +89,9 @@ done:
 static fp8_status check_formula(const fp8_attention_options *o) {
     if (!(o->scale > 0.0f))
         return FP8_FAIL(FP8_EUNSUPPORTED, "scale %g, expected a positive one", (double)o->scale);
+    if (o->hadamard && o->d_qk % 32)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "hadamard over d_qk %d, expected a multiple of 32",
+                        o->d_qk);
     if (o->promote_keys > 0 && o->promote_keys < FLASH_BLOCK_N)
         return FP8_FAIL(FP8_EUNSUPPORTED, "promote_keys %d, expected 0 or at least %d",
                         o->promote_keys, FLASH_BLOCK_N);
@@ -112,8 +115,15 @@ done:
     return st;
 }
 
-/* Long sequences of head size 256 in 16 bits: 3.1 ms against 2.95 at 1, 8, 8, 256, 16384 (H200;
- * docs/NOTES.md). */
+/* Where cuDNN was the faster one, if it serves (H200; docs/NOTES.md): long sequences of head size
+ * 256 in 16 bits; there too the terms but for ALiBi and biases in F32, and head sizes of flash_any
+ * but for values narrower than keys; in FP8 head sizes between 64 and 128. */
 int attention_flash_yields(const fp8_attention_options *o) {
-    return flash_is_16(o) && o->d_v == 256 && o->max_q > FLASH16_YIELDS;
+    const int alibi = o->bias == FP8_BIAS_ALIBI;
+    const int f32 = o->bias != FP8_BIAS_NONE && !alibi && o->bias_dtype == FP8_DTYPE_F32;
+
+    if (!flash_is_any(o)) return flash_is_16(o) && o->d_v == 256 && o->max_q > FLASH16_YIELDS;
+    if (!flash_is_16(o)) return o->d_qk == o->d_v && o->d_v > 64 && o->d_v < 128;
+    if (o->softcap > 0.0f || o->sink != FP8_SINK_NONE) return 1;
+    return !alibi && !f32 && o->d_v >= o->d_qk;
 }

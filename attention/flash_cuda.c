@@ -1,8 +1,9 @@
 /* The flash backend: our attention for Hopper. In FP8 a run makes codes of what is in BF16 or F16
  * and writes V transposed, both into the workspace (flash_prologue.cu), then attends (flash.cu,
  * over long sequences flash_wide.cu); in 16 bits it attends (flash16.cu). Terms of the scores and
- * other head sizes have kernels of their own (flash_any.cu, flash16_any.cu). Lengths are read on the
- * device; what is fixed here are the tensor maps, which also keep every copy inside the buffers. */
+ * other head sizes have kernels of their own (flash_any.cu, flash16_any.cu). Lengths are read on
+ * the device; what is fixed here are the tensor maps, which also keep every copy inside the
+ * buffers. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -277,8 +278,8 @@ static cuuint64_t stride_bytes(int64_t size, int64_t stride, int32_t element_byt
     return size > 1 ? (cuuint64_t)stride * (cuuint64_t)element_bytes : FLASH_VECTOR;
 }
 
-/* Boxes of SWIZZLE bytes of d, or half, by `tokens` of one head; beyond d they are 0. With no tokens
- * nothing will be copied, but a map must describe something: `anything`. */
+/* Boxes of SWIZZLE bytes of d, or half, by `tokens` of one head; beyond d they are 0. With no
+ * tokens nothing will be copied, but a map must describe something: `anything`. */
 static fp8_status map_rows(const flash_state *f, CUtensorMap *map, const rows *x, int32_t tokens,
                            const void *anything) {
     const int nothing = x->seqs == 0 || x->tokens == 0, size = x->element_bytes;
@@ -457,6 +458,26 @@ static void bind_run(const flash_state *f, flash_params *a, flash_prologue *p,
     bind_operand(&p->x[2], &f->places, 2, workspace, io->v, &a->v_descale, current);
 }
 
+/* Codes, V transposed, and what the attention starts from. Rotated Q and K have launches of their
+ * own, after the one that clears their amax. */
+static fp8_status prepare_operands(flash_prologue *p, const fp8_attention_options *o,
+                                   fp8_stream stream) {
+    flash_prologue rotated = *p;
+    fp8_status st;
+
+    if (!o->hadamard) return attention_flash_prologue(p, stream);
+    rotated.part = attention_hadamard_block(o->d_qk);
+    for (int i = 0; i < 2; i++) {
+        rotated.x[i].blocks = p->x[i].blocks * p->part / rotated.part;
+        p->x[i].blocks = 0;
+    }
+    FP8_TRY(attention_flash_prologue(p, stream));
+    if (p->backwards) FP8_TRY(attention_flash_rotate(&rotated, 1, stream));
+    FP8_TRY(attention_flash_rotate(&rotated, 0, stream));
+done:
+    return st;
+}
+
 static fp8_status attend(const flash_state *f, const fp8_attention_options *o, int32_t blocks,
                          fp8_stream stream) {
     const flash_params *a = &f->params;
@@ -488,7 +509,7 @@ static fp8_status flash_run(fp8_attention_plan *plan, const fp8_attention_io *io
         return attention_flash_prologue(&p, stream);
     }
     FP8_TRY(refresh_maps(f, &p, o, io, base));
-    if (!f->is_static) FP8_TRY(attention_flash_prologue(&p, stream));
+    if (!f->is_static) FP8_TRY(prepare_operands(&p, o, stream));
     FP8_TRY(attend(f, o, blocks, stream));
 done:
     return st;

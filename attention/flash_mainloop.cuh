@@ -119,7 +119,8 @@ static __device__ __forceinline__ void attend_overlapped(float (&out)[D / 2], ro
     c.place = next_place<STAGES>(c.place);
 }
 
-/* Turns where T comes in chunks: a warpgroup issues its products of a step while the other has none to issue. */
+/* Turns where T comes in chunks: a warpgroup issues its products of a step while the other has none
+ * to issue. */
 static __device__ void take_turn(const consumer &c) {
     named_sync(TURN_BARRIER + c.index, CONSUMERS * WARPGROUP);
 }

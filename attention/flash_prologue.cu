@@ -30,6 +30,7 @@
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define FLASH_SM90 1
+#include "attention/flash_tile.cuh"
 #include "core/sm90.cuh"
 #else
 #define FLASH_SM90 0
@@ -59,38 +60,6 @@ enum operands { ALL_CODES, WITH_BF16, WITH_F16 };
 #if FLASH_SM90
 
 /* ---- device helpers -------------------------------------------------------------------------- */
-
-/* A block's share of an operand. */
-struct tile {
-    int32_t seq, head, first, column, s; /* s: tokens of the sequence */
-    int64_t begin;                       /* token 0 of the sequence */
-};
-
-static __device__ tile find_tile(const flash_prologue &p, const flash_operand &x, int32_t index) {
-    const int32_t parts = x.d / p.part;
-    const int32_t tiles = x.pitch / TILE;
-    tile t;
-    t.column = index % parts * p.part;
-    index /= parts;
-    t.first = index % tiles * TILE;
-    index /= tiles;
-    t.head = index % x.heads;
-    t.seq = index / x.heads;
-    t.s = (int32_t)attention_sequence(x.starts, x.lengths, t.seq, x.total, x.longest, &t.begin);
-    return t;
-}
-
-static __device__ int32_t descale_index(const flash_prologue &p, const flash_operand &x,
-                                        const tile &t) {
-    const int32_t kv_head = t.head / (x.heads / p.num_kv_heads);
-    if (p.granularity == FP8_DESCALE_TENSOR) return 0;
-    return p.granularity == FP8_DESCALE_HEAD ? kv_head : t.seq * p.num_kv_heads + kv_head;
-}
-
-/* Elements (token `row`, column) of the tile's head on. */
-static __device__ int64_t element(const flash_operand &x, const tile &t, int32_t row) {
-    return attention_offset(x.at, t.seq, t.begin + row, t.head) + t.column;
-}
 
 template <bool F16>
 static __device__ __forceinline__ float2 widen(uint32_t pair) {
@@ -122,17 +91,6 @@ static __device__ void begin_run(const flash_prologue &p) {
     if (threadIdx.x != 0) return;
     if (p.amax_s) *p.amax_s = 0.0f;
     if (p.amax_o) *p.amax_o = 0.0f;
-}
-
-/* 1 / descale of a tile; of current scaling, the first tile of a group writes the descale. */
-static __device__ float scale_of(const flash_prologue &p, const flash_operand &x, const tile &t) {
-    const int32_t i = descale_index(p, x, t);
-    float descale;
-
-    if (!x.amax) return 1.0f / x.descale[i];
-    descale = attention_descale_of(__uint_as_float(x.amax[i]));
-    if (t.first == 0 && t.column == 0 && threadIdx.x == 0) x.made[i] = descale;
-    return 1.0f / descale;
 }
 
 /* ---- tiles ----------------------------------------------------------------------------------- */

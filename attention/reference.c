@@ -15,6 +15,7 @@ typedef struct source {
     int64_t d, group; /* group: heads that share a KV head */
     int quantize;
     const float *descales; /* NULL: values are as they stand */
+    float *rotated;        /* owned, NULL without: [rows, heads, d], of options.hadamard */
     float *current;        /* owned: those of FP8_QUANTIZE_CURRENT */
     const int32_t *starts, *lengths;
     int64_t total, longest;
@@ -49,14 +50,58 @@ static float round_e4m3(float x) {
     return fp8_to_f32(FP8_DTYPE_E4M3, fp8_from_f32(FP8_DTYPE_E4M3, x));
 }
 
+/* Rows of [tokens of all sequences] by heads. */
+static int64_t rotated_row(const oracle *a, const source *x, int64_t seq, int64_t token,
+                           int64_t head) {
+    return (x->starts ? token : seq * x->longest + token) * a->o->num_kv_heads * x->group + head;
+}
+
+/* An element as it is before its descale. */
+static float raw_value(const oracle *a, const source *x, int64_t seq, int64_t token, int64_t head,
+                       int64_t c) {
+    if (x->rotated) return x->rotated[rotated_row(a, x, seq, token, head) * x->d + c];
+    return load(x->data, x->dtype, attention_offset(x->strides, seq, token, head) + c);
+}
+
 static double value(const oracle *a, const source *x, int64_t seq, int64_t token, int64_t head,
                     int64_t c) {
-    const int64_t at = attention_offset(x->strides, seq, token, head) + c;
-    float f = load(x->data, x->dtype, at), descale;
+    float f = raw_value(a, x, seq, token, head, c), descale;
     if (!x->descales) return (double)f;
     descale = x->descales[attention_descale_index(a->o, seq, head / x->group)];
     if (x->quantize) f = round_e4m3(f * (1.0f / descale));
     return (double)f * (double)descale;
+}
+
+/* Element c of a row in blocks, rotated. */
+static float rotated_value(const source *x, int64_t row, int64_t c) {
+    const int64_t block = attention_hadamard_block((int32_t)x->d), first = c / block * block;
+    double sum = 0;
+    for (int64_t i = 0; i < block; i++) {
+        const double f = (double)load(x->data, x->dtype, row + first + i);
+        sum += __builtin_popcountll((unsigned long long)(i & (c - first))) % 2 ? -f : f;
+    }
+    return (float)(sum / sqrt((double)block));
+}
+
+/* Every row of every sequence. */
+static fp8_status rotate(const oracle *a, source *x) {
+    const fp8_attention_options *o = a->o;
+    const int64_t heads = o->num_kv_heads * x->group;
+    const int64_t rows = x->starts ? x->total : o->num_seqs * x->longest;
+
+    x->rotated = calloc((size_t)(rows * heads * x->d) + 1, sizeof *x->rotated);
+    if (!x->rotated) return FP8_FAIL(FP8_ENOMEM, "attention oracle");
+    for (int64_t s = 0; s < o->num_seqs; s++) {
+        int64_t begin, tokens = attention_sequence(x->starts, x->lengths, s, x->total, x->longest,
+                                                   &begin);
+        for (int64_t i = 0; i < tokens * heads; i++) {
+            const int64_t token = begin + i / heads, h = i % heads;
+            const int64_t row = attention_offset(x->strides, s, token, h);
+            float *to = x->rotated + rotated_row(a, x, s, token, h) * x->d;
+            for (int64_t c = 0; c < x->d; c++) to[c] = rotated_value(x, row, c);
+        }
+    }
+    return FP8_OK;
 }
 
 /* Descales from the finite values of every sequence. */
@@ -67,10 +112,9 @@ static void measure(const oracle *a, source *x, int64_t count) {
                                                    &begin);
         for (int64_t t = begin; t < begin + tokens; t++)
             for (int64_t h = 0; h < o->num_kv_heads * x->group; h++) {
-                const int64_t row = attention_offset(x->strides, s, t, h);
                 float *amax = &x->current[attention_descale_index(o, s, h / x->group)];
                 for (int64_t c = 0; c < x->d; c++) {
-                    const float f = fabsf(load(x->data, x->dtype, row + c));
+                    const float f = fabsf(raw_value(a, x, s, t, h, c));
                     if (isfinite(f) && f > *amax) *amax = f;
                 }
             }
@@ -84,14 +128,18 @@ static fp8_status open_source(const oracle *a, source *x, const float *descales)
     const int64_t count = o->granularity == FP8_DESCALE_TENSOR ? 1
                           : o->granularity == FP8_DESCALE_HEAD ? o->num_kv_heads
                                                                : o->num_seqs * o->num_kv_heads;
+    fp8_status st = FP8_OK;
+
     if (x->dtype != FP8_DTYPE_E4M3 && o->quantize == FP8_QUANTIZE_NOT) return FP8_OK;
     x->quantize = x->dtype != FP8_DTYPE_E4M3;
     x->descales = descales;
+    if (o->hadamard && x != &a->v) FP8_TRY(rotate(a, x));
     if (!x->quantize || o->quantize == FP8_QUANTIZE_GIVEN) return FP8_OK;
     x->current = calloc((size_t)count + 1, sizeof *x->current);
     if (!x->current) return FP8_FAIL(FP8_ENOMEM, "attention oracle");
     measure(a, x, count);
-    return FP8_OK;
+done:
+    return st;
 }
 
 static fp8_status open_sources(oracle *a) {
@@ -245,6 +293,8 @@ fp8_status fp8_attention_reference(double *o, double *lse, double *amax,
         amax[1] = a.amax_o;
     }
 done:
+    free(a.q.rotated);
+    free(a.k.rotated);
     free(a.q.current);
     free(a.k.current);
     free(a.v.current);

@@ -12,6 +12,8 @@ fp8_status attention_unfused_check(const fp8_attention_options *o, const attenti
     if (t->capability < MIN_CAPABILITY)
         return FP8_FAIL(FP8_EUNSUPPORTED, "compute capability %d.%d, expected 7.5 or newer",
                         t->capability / 10, t->capability % 10);
+    if (o->hadamard)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "hadamard: Q and K are not rotated here");
     if (o->max_q > INT32_MAX / group)
         return FP8_FAIL(FP8_EUNSUPPORTED, "%lld queries by %lld heads to a KV head, 2^31 or more",
                         (long long)o->max_q, (long long)group);

@@ -11,7 +11,7 @@ typedef struct options {
     cli_common common;
     const char *shape, *layout, *mask, *mask_shape, *window, *bias, *bias_shape, *softcap, *sink;
     const char *dtype, *kv_dtype, *quantize, *granularity, *out, *backend;
-    int padding, exact_p, fast, lse, amax;
+    int padding, hadamard, exact_p, fast, lse, amax;
 } options;
 static const options defaults = {
     .common = CLI_COMMON_DEFAULTS, .layout = "bshd_bshd_bshd", .mask = "none",
@@ -51,6 +51,7 @@ static const cli_option table[] = {
     CHOICE("--dtype", dtype, DTYPES, "of Q, and of K and V"),
     CHOICE("--kv-dtype", kv_dtype, DTYPES, "of K and V, where it is another one"),
     CHOICE("--quantize", quantize, QUANTIZES, "Q, K, V to E4M3 inside, by given or own descales"),
+    FLAG("--hadamard", hadamard, "Q and K rotated before they are quantized"),
     CHOICE("--granularity", granularity, GRANULARITIES, "of the descales"),
     CHOICE("--out", out, DTYPES, "of O"),
     FLAG("--exact-p", exact_p, "P is not rounded to E4M3, as FP8 kernels do"),
@@ -146,6 +147,7 @@ static fp8_status read_options(fp8_attention_options *a, const options *o) {
     a->kv_dtype = dtype_of(o->kv_dtype ? o->kv_dtype : o->dtype);
     a->o_dtype = dtype_of(o->out);
     a->quantize = (fp8_attention_quantize)choice(QUANTIZES, o->quantize);
+    a->hadamard = o->hadamard;
     a->granularity = (fp8_attention_granularity)choice(GRANULARITIES, o->granularity);
     a->quantize_p = !o->exact_p && (a->kv_dtype == FP8_DTYPE_E4M3 || a->quantize);
     a->precision = o->fast ? FP8_ATTENTION_FAST : FP8_ATTENTION_EXACT;

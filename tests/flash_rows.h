@@ -11,7 +11,7 @@ typedef struct flash_source {
     fp8_strides strides;
     int64_t group, d;
     float *descales; /* owned; NULL: none */
-    int rounded;
+    int rounded, rotated;
 } flash_source;
 
 typedef struct flash_rows {
@@ -29,6 +29,20 @@ static inline int64_t flash_descales(const fp8_attention_options *o) {
                                                 : o->num_seqs * o->num_kv_heads;
 }
 
+/* The row of d elements from `at` on, rotated by options.hadamard if the source is. */
+static inline void flash_raw(const flash_source *x, float *to, int64_t at) {
+    const int64_t block = x->rotated ? attention_hadamard_block((int32_t)x->d) : 1;
+    for (int64_t i = 0; i < x->d; i++) to[i] = sweep_load(x->data, x->dtype, at + i);
+    for (int64_t step = 1; step < block; step *= 2)
+        for (int64_t i = 0; i < x->d; i++)
+            if (!(i & step)) {
+                const float a = to[i], b = to[i + step];
+                to[i] = a + b;
+                to[i + step] = a - b;
+            }
+    for (int64_t i = 0; i < x->d && block > 1; i++) to[i] *= 1.0f / sqrtf((float)block);
+}
+
 static inline void flash_measure(const flash_rows *f, flash_source *x, int kv) {
     const fp8_attention_options *o = &f->o;
     const fp8_attention_io *io = &f->io;
@@ -42,10 +56,10 @@ static inline void flash_measure(const flash_rows *f, flash_source *x, int kv) {
             const int64_t h = i % heads, t = i / heads;
             const int64_t at = attention_offset(x->strides, s, begin + t, h);
             float *amax = &x->descales[attention_descale_index(o, s, h / x->group)];
-            for (int64_t c = 0; c < x->d; c++) {
-                const float a = fabsf(sweep_load(x->data, x->dtype, at + c));
-                if (isfinite(a) && a > *amax) *amax = a;
-            }
+            float raw[256];
+            flash_raw(x, raw, at);
+            for (int64_t c = 0; c < x->d; c++)
+                if (isfinite(raw[c]) && fabsf(raw[c]) > *amax) *amax = fabsf(raw[c]);
         }
     }
     for (int64_t i = 0; i < flash_descales(o); i++)
@@ -56,7 +70,8 @@ static inline void flash_open_source(flash_rows *f, flash_source *x, const void 
                                      fp8_dtype dtype, fp8_strides strides, int64_t group,
                                      int64_t d, const float *given, int kv) {
     const int64_t n = flash_descales(&f->o);
-    *x = (flash_source){data, dtype, strides, group, d, NULL, dtype != FP8_DTYPE_E4M3};
+    *x = (flash_source){data, dtype, strides, group, d, NULL, dtype != FP8_DTYPE_E4M3, 0};
+    x->rotated = f->o.hadamard && x != &f->v;
     if (x->rounded && f->o.quantize == FP8_QUANTIZE_NOT) return;
     x->descales = calloc((size_t)n + 1, sizeof *x->descales);
     if (!x->descales) abort();
@@ -87,8 +102,9 @@ static inline void flash_load(const flash_rows *f, const flash_source *x, float 
     const int64_t at = attention_offset(x->strides, seq, token, head);
     const float descale =
         x->descales ? x->descales[attention_descale_index(&f->o, seq, head / x->group)] : 1.0f;
+    flash_raw(x, to, at);
     for (int64_t i = 0; i < x->d; i++) {
-        float a = sweep_load(x->data, x->dtype, at + i);
+        float a = to[i];
         if (x->descales && x->rounded)
             a = fp8_to_f32(FP8_DTYPE_E4M3, fp8_from_f32(FP8_DTYPE_E4M3, a * (1.0f / descale)));
         to[i] = a * descale;

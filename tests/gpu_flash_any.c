@@ -1,8 +1,8 @@
-/* The flash backend with terms of the scores (arbitrary mask, biases, ALiBi, softcap, sink) and with
- * head sizes of every kind, FP8 and 16 bits, against the formula in double on sampled rows: cells
- * drawn until every value of every option has come up with every kernel; caps, slopes and sinks
- * that are far from 1; masks that leave nothing. Operands hold NaN outside the sequences, biases
- * behind what is seen. Skipped off sm_90. */
+/* The flash backend with terms of the scores (arbitrary mask, biases, ALiBi, softcap, sink) and
+ * with head sizes of every kind, FP8 and 16 bits, Q and K rotated or not, against the formula in
+ * double on sampled rows: cells drawn at random; caps and sinks that are far from 1; masks that
+ * leave nothing. Operands hold NaN outside the sequences, biases where no row looks. Skipped off
+ * sm_90. */
 #include "flash_cases.h"
 
 #define BF16 FP8_DTYPE_BF16
@@ -36,6 +36,7 @@ static void draw_types(fp8_attention_options *o, int codes, uint64_t *s) {
     o->granularity = (fp8_attention_granularity)sweep_below(s, 3);
     o->quantize = (fp8_attention_quantize)sweep_below(s, 3);
     if (o->quantize == FP8_QUANTIZE_NOT) o->q_dtype = o->kv_dtype = E4M3;
+    else o->hadamard = o->d_qk % 32 == 0 && sweep_below(s, 2);
 }
 
 static fp8_attention_options draw_cell(int i, uint64_t *s) {
@@ -132,7 +133,8 @@ static void test_extremes(fp8_device *gpu) {
         o.mask = i / 10 % 3 == 1 ? FP8_MASK_CAUSAL_BOTTOM_RIGHT : FP8_MASK_NONE;
         check_case = "extremes";
         case_open(&c, &o, seed);
-        for (int h = 0; h < 2; h++) ((float *)c.buffer[SWEEP_SINK].data)[h] = sinks[(i / 10 + h) % 5];
+        for (int h = 0; h < 2; h++)
+            ((float *)c.buffer[SWEEP_SINK].data)[h] = sinks[(i / 10 + h) % 5];
         (void)check_run(gpu, &c, seed);
         sweep_free(&c);
     }

@@ -30,6 +30,7 @@ static fp8_attention_options base(column_kind kind) {
 
 static void head_64(fp8_attention_options *o) { o->d_qk = o->d_v = 64; }
 static void head_72(fp8_attention_options *o) { o->d_qk = o->d_v = 72; }
+static void head_96(fp8_attention_options *o) { o->d_qk = o->d_v = 96; }
 static void head_192(fp8_attention_options *o) { o->d_qk = o->d_v = 192; }
 static void head_256(fp8_attention_options *o) { o->d_qk = o->d_v = 256; }
 static void head_mla(fp8_attention_options *o) { o->d_qk = 192; }
@@ -116,6 +117,10 @@ static void current(fp8_attention_options *o) {
     o->q_dtype = o->kv_dtype = FP8_DTYPE_BF16;
     o->quantize = FP8_QUANTIZE_CURRENT;
 }
+static void rotated(fp8_attention_options *o) {
+    current(o);
+    o->hadamard = 1;
+}
 static void by_head(fp8_attention_options *o) { o->granularity = FP8_DESCALE_HEAD; }
 static void by_batch_head(fp8_attention_options *o) { o->granularity = FP8_DESCALE_BATCH_HEAD; }
 static void fast(fp8_attention_options *o) { o->precision = FP8_ATTENTION_FAST; }
@@ -131,6 +136,7 @@ static const row rows[] = {
     {"as it stands", NULL, 0},
     {"head size 64", head_64, 0},
     {"head size 72", head_72, 0},
+    {"head size 96", head_96, 0},
     {"head size 192", head_192, 0},
     {"head size 256", head_256, 0},
     {"head size 192, values 128", head_mla, 0},
@@ -166,6 +172,7 @@ static const row rows[] = {
     {"BF16 queries, E4M3 keys and values", bf16_queries, 1},
     {"BF16 in, quantized by given descales", given, 1},
     {"BF16 in, quantized by current descales", current, 1},
+    {"the same, Q and K rotated (Hadamard)", rotated, 1},
     {"descales a KV head", by_head, 1},
     {"descales a sequence and KV head", by_batch_head, 1},
     {"fast sums", fast, 1},
