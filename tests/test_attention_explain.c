@@ -53,6 +53,54 @@ static void test_narrow_heads(void) {
     }
 }
 
+/* Which comes first on Hopper: the one that measured faster. */
+static void test_order(void) {
+    const fp8_attention_target hopper = {FP8_PLACE_CUDA, 90, 91900, "NVIDIA H200"};
+    static const struct {
+        const char *name;
+        int codes; /* 2: with E4M3 out and fast sums, as cuDNN has it */
+        int32_t d_qk, d_v;
+        fp8_attention_bias bias;
+        fp8_dtype bias_dtype;
+        float softcap;
+        fp8_attention_sink sink;
+        fp8_attention_backend want;
+    } cases[] = {
+        {"plain", 0, 128, 128, 0, FP8_DTYPE_F32, 0, 0, FP8_BACKEND_FLASH},
+        {"softcap", 0, 128, 128, 0, FP8_DTYPE_F32, 30, 0, FP8_BACKEND_FUSED},
+        {"sink", 0, 128, 128, 0, FP8_DTYPE_F32, 0, FP8_SINK_LEARNABLE, FP8_BACKEND_FUSED},
+        {"ALiBi", 0, 128, 128, FP8_BIAS_ALIBI, FP8_DTYPE_F32, 0, 0, FP8_BACKEND_FLASH},
+        {"bias, F32", 0, 128, 128, FP8_BIAS_POST_SCALE, FP8_DTYPE_F32, 0, 0, FP8_BACKEND_FLASH},
+        {"bias, BF16", 0, 128, 128, FP8_BIAS_POST_SCALE, FP8_DTYPE_BF16, 0, 0, FP8_BACKEND_FUSED},
+        {"pre-scale", 0, 128, 128, FP8_BIAS_PRE_SCALE, FP8_DTYPE_BF16, 0, 0, FP8_BACKEND_FLASH},
+        {"d 96", 0, 96, 96, 0, FP8_DTYPE_F32, 0, 0, FP8_BACKEND_FUSED},
+        {"192/128", 0, 192, 128, 0, FP8_DTYPE_F32, 0, 0, FP8_BACKEND_FLASH},
+        {"codes, bias", 1, 128, 128, FP8_BIAS_POST_SCALE, FP8_DTYPE_BF16, 0, 0, FP8_BACKEND_FLASH},
+        {"codes, softcap", 1, 128, 128, 0, FP8_DTYPE_F32, 30, 0, FP8_BACKEND_FLASH},
+        {"codes, d 96", 1, 96, 96, 0, FP8_DTYPE_F32, 0, 0, FP8_BACKEND_FLASH},
+        {"codes, d 96, fast", 2, 96, 96, 0, FP8_DTYPE_F32, 0, 0, FP8_BACKEND_FUSED},
+        {"codes, d 192, fast", 2, 192, 192, 0, FP8_DTYPE_F32, 0, 0, FP8_BACKEND_FLASH},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        fp8_attention_verdict v[FP8_ATTENTION_BACKENDS];
+        fp8_attention_options o = plain_options();
+        fp8_attention_backend chosen;
+        check_case = cases[i].name;
+        o.d_qk = cases[i].d_qk;
+        o.d_v = cases[i].d_v;
+        o.bias = cases[i].bias;
+        o.bias_dtype = cases[i].bias_dtype;
+        o.softcap = cases[i].softcap;
+        o.sink = cases[i].sink;
+        if (cases[i].codes) o.q_dtype = o.kv_dtype = FP8_DTYPE_E4M3;
+        o.quantize_p = cases[i].codes > 0;
+        if (cases[i].codes == 2) o.o_dtype = FP8_DTYPE_E4M3;
+        if (cases[i].codes == 2) o.precision = FP8_ATTENTION_FAST;
+        CHECK_STATUS(fp8_attention_explain(&chosen, v, NULL, &hopper, &o), FP8_OK);
+        CHECK(chosen == cases[i].want);
+    }
+}
+
 static void test_described(void) {
     const fp8_attention_target hopper = {FP8_PLACE_CUDA, 90, 91900, "NVIDIA H200"};
     const fp8_attention_target turing = {FP8_PLACE_CUDA, 75, 91900, "NVIDIA T4"};
@@ -291,6 +339,7 @@ int main(void) {
     CHECK_STATUS(fp8_device_create(&cpu, "cpu", 1), FP8_OK);
     if (!cpu) return 1;
     test_narrow_heads();
+    test_order();
     test_described();
     test_here();
     test_bad_questions();
