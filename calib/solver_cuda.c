@@ -394,7 +394,7 @@ static fp8_status open_weight(const fp8_solver_cuda *s, fp8_solver_weight *w, ch
                               const fp8_gptq_scales *grid) {
     const size_t count = (size_t)(w->rows * s->n), align = 256;
     const size_t num_scales = (size_t)((w->rows + grid->row_span - 1) / grid->row_span * w->across);
-    const size_t panel = (size_t)(w->rows * PANEL); /* a panel's errors are PANEL wide whatever n is */
+    const size_t panel = (size_t)(w->rows * PANEL); /* a panel's errors, however narrow n is */
     const size_t errors = count > panel ? count : panel;
     const size_t bytes[] = {count * sizeof(float), errors * sizeof(float), count * sizeof(float),
                             count, count, (size_t)w->rows * 2 * sizeof(double),
