@@ -194,6 +194,7 @@ static fp8_status prepare(job *j, const char *model) {
     fp8_status st = FP8_OK;
     fp8_model_options model_options = {0};
     fp8_warm *warm = NULL;
+    int warmed;
     double seconds = cli_seconds();
     FP8_TRY(check_options(j));
     FP8_TRY(cli_source_open(&j->source, model));
@@ -215,7 +216,10 @@ static fp8_status prepare(job *j, const char *model) {
     FP8_TRY(fp8_warm_start(&warm, j->device, &j->source.config, model_options.max_tokens,
                            j->samples.num_ids));
     st = fp8_model_load(&j->model, j->device, j->source.checkpoint, &model_options);
+    warmed = warm != NULL;
     fp8_warm_end(warm);
+    if (st == FP8_ENOMEM && warmed) /* what it took may have been what was missing */
+        st = fp8_model_load(&j->model, j->device, j->source.checkpoint, &model_options);
     FP8_TRY(st);
     FP8_TRY(fp8_device_sync(j->device));
     j->result.seconds.load = cli_seconds() - seconds;
