@@ -6,14 +6,19 @@
  *            at the H200's copy rate of 4.27 TB/s 69 us. SiLU takes some 25 instructions an element
  *            of the 35 that the memory leaves time for
  * Tiling     four pieces of eight elements a thread, few rows one; a row is cut into segments of
- *            equal size, a block each. With one scale a token a block has the row in registers,
- *            eight pieces a thread. Rows too long for that or not in pieces: a block each, an
- *            element at a time, made twice
+ *            equal size, a block each. With one scale a token the row is in registers: of blocks
+ *            a block, up to eight pieces a thread; with FP8_PRODUCER_RINGS=1 of blocks that stay,
+ *            the next rows on their way (many rows, quant/produce_ring.cuh), or of a cluster of two
+ *            (few long ones). Rows too long for that or not in pieces: a block each, an element at
+ *            a time, made twice
  * Numerics   F32. Exponentials and reciprocals by the special-function unit (ex2.approx,
  *            rcp.approx: 2 units in the last place, subnormals kept): e^y is off by 2^-22 + |y|
- *            2^-23, far below half a step of E4M3 or BF16. erff is the accurate one
+ *            2^-23, far below half a step of E4M3 or BF16. erf by a polynomial, see normal_mass
  */
-#include "quant/produce_device.cuh"
+#include <stdlib.h>
+#include <string.h>
+
+#include "quant/produce_ring.cuh"
 
 using namespace fp8;
 
@@ -21,7 +26,8 @@ using namespace fp8;
 
 enum {
     SEGMENT_THREADS = 256, /* at most, of a block that has a segment */
-    FEW_PIECES = 1024      /* a multiprocessor: up to here latency counts, not bytes */
+    SPREAD_PIECES = 1280,  /* of a row, from which two blocks for it pay */
+    FEW_PIECES = 1536      /* a multiprocessor: up to here latency counts, not bytes */
 };
 
 /* Modes, beside those of the sink: 1 + the activation, or a cast. */
@@ -36,12 +42,32 @@ template <typename T> struct act_args {
     bool rounded;
 };
 
-/* x / (1 + 2^z) */
+/* x / (1 + 2^z). A quarter of the sum is inverted, so that no reciprocal is subnormal, which the
+ * instruction alone would flush and four more keep. */
 static __device__ __forceinline__ float gate(float x, float z) {
     float e, r;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(z)); /* what is lost is lost in 1 + e */
-    asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(1.0f + e));
-    return x * r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(fmaf(e, 0.25f, 0.25f)));
+    return x * 0.25f * r;
+}
+
+/* The normal distribution's mass below x: y = |x| / sqrt 2, erfc(y) / 2 = t p(t) e^(-y^2) with
+ * t = 1 / (1 + 0.4 y), p fitted over y in 0 .. 5 to 0.23 * 2^-24; 3 * 2^-24 with the roundings, 2
+ * more with those of the approximate instructions. A branch less than erff, and a third of its
+ * instructions. */
+static __device__ __forceinline__ float normal_mass(float x) {
+    const float log2e = 1.44269504088896341f;
+    float t, e, p = -0.10012818f;
+    asm("rcp.approx.ftz.f32 %0, %1;"
+        : "=f"(t)
+        : "f"(fmaf(fabsf(x), 0.4f * 0.70710678118654752f, 1.0f)));
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(-0.5f * log2e * x * x));
+    p = fmaf(t, p, 0.35456793f);
+    p = fmaf(t, p, -0.18544490f);
+    p = fmaf(t, p, 0.23412996f);
+    p = fmaf(t, p, 0.080914557f);
+    p = fmaf(t, p, 0.11596062f);
+    return 0.5f + copysignf(0.5f - p * t * e, x);
 }
 
 /* The forms of core/mathfn.h: no cancellation near -1, -0 and NaN kept. */
@@ -62,7 +88,7 @@ static __device__ __forceinline__ void activate(float *v, fp8_activation act) {
         return;
     case FP8_ACT_GELU_ERF:
 #pragma unroll
-        for (int k = 0; k < N; k++) v[k] *= 0.5f * (1.0f + erff(v[k] * 0.70710678118654752f));
+        for (int k = 0; k < N; k++) v[k] *= normal_mass(v[k]);
         return;
     case FP8_ACT_RELU:
 #pragma unroll
@@ -89,9 +115,13 @@ template <typename T, bool CAST, int N, int KNOWN> struct act_op {
         KEEP_NAN_SIGN = CAST,
         SEGMENT = MODE != ANY_MODE && MODE % NUM_SINK_MODES != MODE_TOKEN,
         THREADS = N < BATCH ? 1024 : SEGMENT || MODE == ANY_MODE ? SEGMENT_THREADS : 512,
-        BLOCKS = N == 4 && SEGMENT ? 3 : 1,
+        /* 4 blocks where it is little memory that each asks for, or much to compute */
+        MORE = MODE >= PLAIN_MODE || MODE / NUM_SINK_MODES == 1 + FP8_ACT_GELU_ERF,
+        BLOCKS = N == 4 && SEGMENT ? 3 + MORE : 1,
         STEP = N < BATCH ? N : BATCH,
-        AT_ONCE = MODE == ANY_MODE && N > 2 ? 2 : STEP
+        AT_ONCE = MODE == ANY_MODE && N > 2 ? 2 : STEP,
+        RING_THREADS = 1024,
+        INPUTS = CAST || MODE >= PLAIN_MODE ? 1 : 2
     };
     act_args<T> a;
 
@@ -127,6 +157,27 @@ template <typename T, bool CAST, int N, int KNOWN> struct act_op {
                 widen_piece(w, q[i]);
                 act_values<T, PIECE>(k.v[first + i], w, a, act(), gated());
             }
+        }
+    }
+
+    /* For ring_kernel. */
+    __device__ __forceinline__ const T *input(int i, int64_t row) const {
+        return i ? a.up + row * a.up_stride : a.x + row * a.x_stride;
+    }
+    __device__ __forceinline__ void take(float (&v)[N][PIECE], const share &mine,
+                                         const T *slot) const {
+#pragma unroll
+        for (int i = 0; i < N; i++) {
+            piece<T> p = {}, q = {};
+            float w[PIECE];
+            if (mine.has(i)) {
+                p = load_piece(slot, mine.at(i));
+                if (INPUTS == 2) q = load_piece(slot, mine.end + mine.at(i));
+            }
+            widen_piece(v[i], p);
+            if (CAST) continue;
+            widen_piece(w, q);
+            act_values<T, PIECE>(v[i], w, a, act(), gated());
         }
     }
 
@@ -185,21 +236,55 @@ static fp8_status launch_known(fp8_device *d, const act_args<T> &a, const sink_a
     return launch_rows(names[CAST], d, how, op{a}, s, t);
 }
 
+/* Timed, but its bytes were not compared yet: on request. */
+static bool rings_wanted(void) {
+    const char *wanted = getenv("FP8_PRODUCER_RINGS");
+    return wanted && strcmp(wanted, "1") == 0;
+}
+
+/* One scale a token, where the whole row in one block is not the best: many rows by blocks that
+ * stay, few long ones by two blocks each. *taken 0: it is, or they were not asked for. */
+template <typename T, int MODE>
+static fp8_status launch_token(fp8_device *d, const act_args<T> &a, const sink_args<T> &s, int sms,
+                               fp8_launch how, int *taken) {
+    typedef act_op<T, false, 4, MODE> many;
+    typedef act_op<T, false, 2, MODE> few;
+    const int64_t n_pieces = a.cols / PIECE;
+    const ring_tile r = ring_of<T>(a.rows, n_pieces, (int)(n_pieces + 127) / 128 * 32, many::INPUTS,
+                                   many::RING_THREADS, sms);
+
+    *taken = fp8_device_capability(d) >= 90 && rings_wanted();
+    if (*taken && r.stages)
+        return launch_ring(names[0], token_ring_kernel<many>, sms, r, d, how, many{a}, s, r);
+    *taken = *taken && a.rows * 2 <= sms && n_pieces >= SPREAD_PIECES;
+    if (!*taken) return FP8_OK;
+    const row_tile t = tile_of(a.rows, n_pieces, few::PIECES, 2, SEGMENT_THREADS, true);
+    return launch_clusters(names[0], rows_kernel<few>, 2, dim3((unsigned)a.rows * 2),
+                           dim3((unsigned)t.threads), 0, d, how, few{a}, s, t);
+}
+
 /* The ways that occur in models by their own kernel, all else by one that asks as it runs. MANY:
  * pieces a thread with one scale a token. */
 template <typename T, bool CAST, int N, int MANY, int OP>
 static fp8_status launch_sink(fp8_device *d, const act_args<T> &a, const sink_args<T> &s, int sink,
-                              fp8_launch how) {
+                              int sms, fp8_launch how) {
+    int taken = 0;
+
     switch (sink) {
     case MODE_ONE_SCALE: return launch_known<T, CAST, N, OP + MODE_ONE_SCALE>(d, a, s, how);
-    case MODE_TOKEN: return launch_known<T, CAST, MANY, OP + MODE_TOKEN>(d, a, s, how);
+    case MODE_TOKEN:
+        if constexpr (!CAST && MANY > 1) {
+            const fp8_status st = launch_token<T, OP + MODE_TOKEN>(d, a, s, sms, how, &taken);
+            if (taken || st != FP8_OK) return st;
+        }
+        return launch_known<T, CAST, MANY, OP + MODE_TOKEN>(d, a, s, how);
     case MODE_GROUP: return launch_known<T, CAST, N, OP + MODE_GROUP>(d, a, s, how);
     default: return launch_known<T, CAST, N, OP + MODE_VALUES>(d, a, s, how);
     }
 }
 
 template <typename T, bool CAST, int N, int MANY>
-static fp8_status launch_mode(fp8_device *d, const act_args<T> &a, const sink_args<T> &s,
+static fp8_status launch_mode(fp8_device *d, const act_args<T> &a, const sink_args<T> &s, int sms,
                               fp8_launch how) {
     const int sink = a.cols < 32 * PIECE ? ANY_MODE : sink_mode(s);
     enum {
@@ -212,15 +297,15 @@ static fp8_status launch_mode(fp8_device *d, const act_args<T> &a, const sink_ar
 
     if constexpr (is_bf16<T>()) {
         if (sink != ANY_MODE && CAST)
-            return launch_sink<T, true, N, MANY, CAST_MODE>(d, a, s, sink, how);
+            return launch_sink<T, true, N, MANY, CAST_MODE>(d, a, s, sink, sms, how);
         if (sink != ANY_MODE && a.act == FP8_ACT_SILU && a.up)
-            return launch_sink<T, false, N, MANY, SWIGLU>(d, a, s, sink, how);
+            return launch_sink<T, false, N, MANY, SWIGLU>(d, a, s, sink, sms, how);
         if (sink != ANY_MODE && a.act == FP8_ACT_GELU_TANH)
-            return a.up ? launch_sink<T, false, N, MANY, GEGLU>(d, a, s, sink, how)
-                        : launch_sink<T, false, N, MANY, GELU>(d, a, s, sink, how);
+            return a.up ? launch_sink<T, false, N, MANY, GEGLU>(d, a, s, sink, sms, how)
+                        : launch_sink<T, false, N, MANY, GELU>(d, a, s, sink, sms, how);
         if (sink != ANY_MODE && a.act == FP8_ACT_GELU_ERF)
-            return a.up ? launch_sink<T, false, N, MANY, GEGLU_ERF>(d, a, s, sink, how)
-                        : launch_sink<T, false, N, MANY, GELU_ERF>(d, a, s, sink, how);
+            return a.up ? launch_sink<T, false, N, MANY, GEGLU_ERF>(d, a, s, sink, sms, how)
+                        : launch_sink<T, false, N, MANY, GELU_ERF>(d, a, s, sink, sms, how);
     }
     if constexpr (is_bf16<T>() && !CAST && N == 4) {
         if (is_observed(s) && a.act == FP8_ACT_SILU && a.up)
@@ -253,11 +338,11 @@ static fp8_status launch_act(fp8_device *d, const fp8_sink *out, const act_args<
     if (!fits || (whole && n_pieces > 512 * 8))
         st = launch_long<T, CAST>(d, a, s, how);
     else if (n_pieces < 32 || (few && (!whole || n_pieces <= 1024)))
-        st = launch_mode<T, CAST, 1, 1>(d, a, s, how);
+        st = launch_mode<T, CAST, 1, 1>(d, a, s, sms, how);
     else if (few && n_pieces <= 512 * 4)
-        st = launch_mode<T, CAST, 1, 4>(d, a, s, how);
+        st = launch_mode<T, CAST, 1, 2>(d, a, s, sms, how);
     else
-        st = launch_mode<T, CAST, 4, 8>(d, a, s, how);
+        st = launch_mode<T, CAST, 4, 8>(d, a, s, sms, how);
 done:
     return st;
 }

@@ -109,6 +109,7 @@ struct share {
 struct team_scratch {
     float first[MAX_WARPS], second[MAX_WARPS];
     uint32_t most[MAX_WARPS];
+    uint32_t peers[8];
 };
 
 /* join(...) of v over a team, in a fixed order, in every thread. WHOLE: teams are whole warps. */
@@ -140,6 +141,33 @@ static __device__ __forceinline__ float team_sum(float v, int team, float *scrat
 template <bool WHOLE>
 static __device__ __forceinline__ uint32_t team_max(uint32_t v, int team, uint32_t *scratch) {
     return team_join<WHOLE>(v, team, scratch, [](uint32_t a, uint32_t b) { return max(a, b); });
+}
+
+/* The largest `most` of the blocks of a cluster, whose start all have announced. */
+static __device__ __forceinline__ uint32_t cluster_most(uint32_t most, uint32_t *peers, int rank,
+                                                        int blocks) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+    if ((int)threadIdx.x < blocks) {
+        uint32_t at;
+        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                     : "=r"(at)
+                     : "r"((uint32_t)__cvta_generic_to_shared(peers + rank)), "r"(threadIdx.x));
+        asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(at), "r"(most) : "memory");
+    }
+    __syncwarp();
+    cluster_sync();
+    for (int i = 0; i < blocks; i++) most = max(most, peers[i]);
+#else
+    (void)peers, (void)rank, (void)blocks;
+#endif
+    return most;
+}
+
+static __device__ __forceinline__ void cluster_started() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
 }
 
 /* ---- amax ------------------------------------------------------------------------------------ */
@@ -278,11 +306,13 @@ static __device__ __forceinline__ void group_scales(float (&scale)[N], float (&d
         scale[0] = own_scale(most[0], q_max, &descale[0]);
     } else {
         const int mine = (int)threadIdx.x % (2 * N);
-        uint32_t bits = most[0];
+        uint32_t bits = mine & 2 ? most[1] : most[0]; /* no loop: it would become a table */
         float quotient;
-#pragma unroll
-        for (int i = 1; i < N; i++)
-            if (mine / 2 == i) bits = most[i];
+        static_assert(N == 2 || N == 4, "pieces at once");
+        if (N == 4) {
+            const uint32_t later = mine & 2 ? most[N - 1] : most[N - 2];
+            bits = mine & 4 ? later : bits;
+        }
         quotient = mine % 2 ? fp8_scale_quotient(__uint_as_float(bits), q_max)
                             : fp8_scale_quotient(q_max, __uint_as_float(bits));
         if (bits == 0) quotient = 1.0f;
@@ -375,6 +405,7 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
     uint32_t most = 0, others = 0;
     float one = 1.0f;
 
+    if (known && sink == MODE_TOKEN && t.segments > 1) cluster_started();
     op.ask(held, mine);
     wait_for_previous();
     let_next_start();
@@ -390,7 +421,10 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
             most = max(most, finite_amax<STEP * PIECE>(v[0], &ignored));
         }
         most = team_max<whole>(most, t.team, scratch.most);
-        one = own_scale(most, s.q_max, lane == 0 && mine.end > 0 ? s.descale + row : nullptr);
+        if (known && t.segments > 1)
+            most = cluster_most(most, scratch.peers, segment, t.segments);
+        one = own_scale(most, s.q_max,
+                        lane == 0 && mine.end > 0 && segment == 0 ? s.descale + row : nullptr);
         most = 0;
         op.forget(held);
     }

@@ -9,113 +9,30 @@
  * Tiling     a thread has 16 elements of a head: eight and the eight half a rotation later, or 16
  *            that do not turn; `lanes` threads, a power of two, make a head, a warp 32 / lanes
  *            heads of one part. It goes through a token's heads (with few tokens: some of them)
- *            with its cos and sin in registers. Heads that are not multiples of 16 or not aligned:
- *            a warp a head, an element at a time
+ *            with its cos and sin in registers, the next head asked for beside each. Many tokens
+ *            to codes alone: blocks that stay (quant/qkv_ring.cuh). Heads that are not multiples of
+ *            16 or not aligned: a warp a head, an element at a time
  * Numerics   F32; the rotation is not contracted, as on the CPU; sums in a fixed order
  */
-#include "quant/produce_device.cuh"
+#include "quant/qkv_ring.cuh"
 
 using namespace fp8;
 
 /* ---- constants ------------------------------------------------------------------------------ */
 
 enum {
-    UNIT = 2 * PIECE, /* elements a thread */
-    PARTS = 3,
     THREADS = 256,
     BLOCKS_PER_SM = 3 /* at up to 80 registers */
 };
 
+/* Blocks an SM: as many as their registers allow without spilling. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define QKV_BLOCKS 2
+#else
+#define QKV_BLOCKS (is_bf16<T>() ? BLOCKS_PER_SM : 2)
+#endif
+
 /* ---- device helpers ------------------------------------------------------------------------- */
-
-template <typename T> struct heads_args {
-    const T *x, *weight;
-    T *dense;
-    uint8_t *codes;
-    const float *scale;
-    fp8_amax_slot *amax;
-    int64_t x_token, x_head, dense_token, dense_head, codes_token, codes_head, codes_dim;
-    int heads, padded, scale_stride; /* padded: heads, up to whole warps */
-};
-
-template <typename T> struct qkv_args {
-    heads_args<T> part[PARTS];
-    const float *cos, *sin;
-    const int32_t *positions;
-    const uint8_t *first;
-    int dim, rotary;
-    fp8_norm_kind norm;
-    float eps;
-    bool rounded, e5m2;
-};
-
-template <typename T>
-static __device__ __forceinline__ float norm_one(const qkv_args<T> &a, float x, float rstd,
-                                                 float w) {
-    float v = __fmul_rn(x, rstd);
-    if (a.norm == FP8_NORM_RMS_PLUS) v = __fmul_rn(v, __fadd_rn(1.0f, w));
-    else v = __fmul_rn(a.rounded ? round_to<T>(v) : v, w);
-    return a.rounded ? round_to<T>(v) : v;
-}
-
-static __device__ __forceinline__ void rotate(float *a, float *b, float cos, float sin) {
-    const float u = *a, v = *b;
-    *a = __fsub_rn(__fmul_rn(u, cos), __fmul_rn(v, sin));
-    *b = __fadd_rn(__fmul_rn(v, cos), __fmul_rn(u, sin));
-}
-
-/* Eight codes, dim_stride apart. */
-static __device__ __forceinline__ void store_codes(uint8_t *to, int64_t dim_stride,
-                                                   const float v[PIECE], float scale, bool e5m2) {
-    const uint2 codes = {encode4<false>(v, scale, e5m2), encode4<false>(v + 4, scale, e5m2)};
-
-    if (dim_stride == 1) {
-        *reinterpret_cast<uint2 *>(to) = codes;
-        return;
-    }
-#pragma unroll
-    for (int k = 0; k < PIECE; k++)
-        to[k * dim_stride] = (uint8_t)((k < 4 ? codes.x : codes.y) >> (k % 4 * 8));
-}
-
-/* What a thread holds of every head: elements at low .. low + 7 and high .. high + 7. */
-struct unit {
-    int low, high;
-    bool there, turns;
-};
-
-template <typename T>
-static __device__ __forceinline__ unit unit_of(const qkv_args<T> &a, int slot) {
-    const int turning = a.rotary / UNIT;
-    unit u = {slot * PIECE, slot * PIECE + a.rotary / 2, slot * UNIT < a.dim, slot < turning};
-    if (!u.turns) {
-        u.low = slot * UNIT;
-        u.high = u.low + PIECE;
-    }
-    return u;
-}
-
-/* RMS norm of a head over its lanes. */
-template <typename T>
-static __device__ __forceinline__ void norm_unit(float (&v)[2][PIECE], const qkv_args<T> &a,
-                                                 const T *weight, const unit &u, int lanes) {
-    float sum = 0.0f, rstd, w[2][PIECE] = {};
-
-    if (u.there) {
-        widen_piece(w[0], load_piece(weight + u.low, 0));
-        widen_piece(w[1], load_piece(weight + u.high, 0));
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int k = 0; k < PIECE; k++) sum += v[i][k] * v[i][k];
-    for (int off = lanes / 2; off > 0; off /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, off);
-    rstd = 1.0f / sqrtf(sum / (float)a.dim + a.eps);
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int k = 0; k < PIECE; k++) v[i][k] = norm_one(a, v[i][k], rstd, w[i][k]);
-}
 
 /* Where a warp's heads begin: 32 / lanes of one part. */
 struct place {
@@ -130,21 +47,46 @@ static __device__ __forceinline__ place place_of(const qkv_args<T> &a, int chunk
     return w;
 }
 
-/* A lane's 16 elements of its head. All lanes of the warp come here. */
+/* A lane's 16 elements of its head as they were read. */
+template <typename T> struct unit_held {
+    piece<T> x[2];
+    float scale;
+};
+
 template <typename T>
-static __device__ __forceinline__ void
-produce_unit(const qkv_args<T> &a, int64_t token, place w, unit u, const float cos[PIECE],
-             const float sin[PIECE], int lanes) {
+static __device__ __forceinline__ unit_held<T> load_unit(const qkv_args<T> &a, int64_t token,
+                                                         place w, const unit &u) {
     const heads_args<T> &p = a.part[w.part];
     const T *x = p.x + token * p.x_token + w.head * p.x_head;
-    float v[2][PIECE] = {};
+    unit_held<T> held = {};
+
+    held.scale = 1.0f;
+    if (!u.there || w.head >= p.heads) return held;
+    held.x[0] = load_piece(x + u.low, 0);
+    held.x[1] = load_piece(x + u.high, 0);
+    if (p.codes && p.scale) held.scale = p.scale[w.head * p.scale_stride];
+    return held;
+}
+
+/* All lanes of the warp come here. */
+template <typename T>
+static __device__ __forceinline__ void
+produce_unit(const qkv_args<T> &a, const unit_held<T> &held, int64_t token, place w, unit u,
+             const float cos[PIECE], const float sin[PIECE], int lanes) {
+    const heads_args<T> &p = a.part[w.part];
+    float v[2][PIECE];
 
     u.there = u.there && w.head < p.heads;
-    if (u.there) {
-        widen_piece(v[0], load_piece(x + u.low, 0));
-        widen_piece(v[1], load_piece(x + u.high, 0));
+    widen_piece(v[0], held.x[0]);
+    widen_piece(v[1], held.x[1]);
+    if (p.weight) {
+        piece<T> weight[2] = {};
+        if (u.there) {
+            weight[0] = load_piece(p.weight + u.low, 0);
+            weight[1] = load_piece(p.weight + u.high, 0);
+        }
+        norm_unit(v, a, weight, lanes);
     }
-    if (p.weight) norm_unit(v, a, p.weight, u, lanes);
     if (w.part < 2 && u.turns) {
 #pragma unroll
         for (int k = 0; k < PIECE; k++) rotate(&v[0][k], &v[1][k], cos[k], sin[k]);
@@ -157,10 +99,9 @@ produce_unit(const qkv_args<T> &a, int64_t token, place w, unit u, const float c
     }
     if (!u.there) return;
     if (p.codes) {
-        const float scale = p.scale ? p.scale[w.head * p.scale_stride] : 1.0f;
         uint8_t *to = p.codes + token * p.codes_token + w.head * p.codes_head;
-        store_codes(to + u.low * p.codes_dim, p.codes_dim, v[0], scale, a.e5m2);
-        store_codes(to + u.high * p.codes_dim, p.codes_dim, v[1], scale, a.e5m2);
+        store_codes(to + u.low * p.codes_dim, p.codes_dim, v[0], held.scale, a.e5m2);
+        store_codes(to + u.high * p.codes_dim, p.codes_dim, v[1], held.scale, a.e5m2);
     }
     if (p.dense) {
         T *to = p.dense + token * p.dense_token + w.head * p.dense_head;
@@ -174,7 +115,7 @@ produce_unit(const qkv_args<T> &a, int64_t token, place w, unit u, const float c
 /* A warp takes a token, or one of `spans` parts of it: `chunks` warps' worth of heads, those of q
  * first. */
 template <typename T>
-static __global__ void __launch_bounds__(THREADS, sizeof(T) == 4 ? 2 : BLOCKS_PER_SM)
+static __global__ void __launch_bounds__(THREADS, QKV_BLOCKS)
 qkv_kernel(const __grid_constant__ qkv_args<T> a, int64_t tokens, int lanes, int chunks,
            int spans) {
     const int64_t warps = (int64_t)gridDim.x * (THREADS / 32), items = tokens * spans;
@@ -188,14 +129,23 @@ qkv_kernel(const __grid_constant__ qkv_args<T> a, int64_t tokens, int lanes, int
         const int64_t token = spans == 1 ? item : item / spans;
         const int begin = (int)(item - token * spans) * each, end = min(begin + each, chunks);
         float cos[PIECE] = {}, sin[PIECE] = {};
+        place at = place_of(a, begin < end ? begin : 0, lanes);
+        unit_held<T> held = load_unit(a, token, at, u); /* beside the walk to the tables */
 
         if (begin < end && u.turns && u.there) {
-            const int64_t at = (int64_t)a.positions[token] * (a.rotary / 2) + u.low;
-            widen_piece(cos, load_piece(a.cos + at, 0));
-            widen_piece(sin, load_piece(a.sin + at, 0));
+            const int64_t angle = (int64_t)a.positions[token] * (a.rotary / 2) + u.low;
+            widen_piece(cos, load_piece(a.cos + angle, 0));
+            widen_piece(sin, load_piece(a.sin + angle, 0));
         }
-        for (int chunk = begin; chunk < end; chunk++)
-            produce_unit(a, token, place_of(a, chunk, lanes), u, cos, sin, lanes);
+        for (int chunk = begin; chunk < end; chunk++) {
+            const place now = at;
+            const unit_held<T> mine = held;
+            if (chunk + 1 < end) {
+                at = place_of(a, chunk + 1, lanes);
+                held = load_unit(a, token, at, u);
+            }
+            produce_unit(a, mine, token, now, u, cos, sin, lanes);
+        }
     }
 }
 
@@ -322,6 +272,11 @@ static fp8_status launch_qkv(fp8_device *d, const fp8_qkv *q, fp8_launch how) {
     }
     FP8_TRY_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount,
                                         fp8_device_index(d)));
+    if constexpr (is_bf16<T>()) {
+        const qkv_ring r = ring_for(a, q->tokens, sms);
+        if (r.stages && fp8_device_capability(d) >= 90)
+            return launch_qkv_ring(d, a, r, sms, how);
+    }
     warps = (int64_t)sms * BLOCKS_PER_SM * (THREADS / 32); /* on the GPU at once */
     spans = warps / q->tokens;
     spans = spans < 1 ? 1 : spans < chunks ? spans : chunks;

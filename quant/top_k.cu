@@ -4,10 +4,12 @@
  * Shapes     logits [rows, vocab] F32, BF16, F16
  * Bound      memory, one read: 64 x 128256 F32 33 MB, at the H200's read rate of 4.55 TB/s 7.2 us
  * Tiling     a cluster of up to eight blocks a row (one before Hopper), each with a slice of it.
- *            k = 1: a thread keeps its best. Else a block keeps candidates above the k-th best so
- *            far in shared memory, from a bound that its threads' best of a first look give, and
- *            sorts them: once, unless the logits rise. The first block of a cluster joins the
- *            others' lists
+ *            What is read next is under way beside what is looked at. k = 1: a thread keeps its
+ *            best. Else a block keeps candidates in shared memory, those at or above the k-th of
+ *            its threads' best of a first look: a comparison an element. Where they are too many,
+ *            because the logits rise, they are sorted and the k-th is the bound; at the end the
+ *            k-th of the threads' best among them leaves few more than k, which count who is above
+ *            them. The first block of a cluster joins the others' lists
  * Numerics   keys are integers: value bits in the order of the floats, then the index from the top;
  *            no two are equal, so that every order of work gives one answer
  */
@@ -21,8 +23,10 @@ enum {
     THREADS = 512,
     QUAD = 4,              /* elements a thread takes at a time */
     DEPTH = 4,             /* quads under way: 16 bytes each of F32, 32 KiB a block */
-    ROUND = THREADS * QUAD, /* elements between two looks at the candidates */
-    ROOM = 2 * ROUND,      /* candidates: 32 KiB */
+    ROUND = THREADS * QUAD, /* elements of a quad of each thread */
+    LOOK = DEPTH * ROUND,
+    ROOM = 4096,           /* candidates: 32 KiB */
+    MANY = 64,             /* candidates that are worth another bound */
     MAX_CLUSTER = 8,
     MIN_SLICE = 4096 /* elements: a smaller slice is not worth a block */
 };
@@ -32,10 +36,13 @@ enum {
 typedef uint64_t sort_key;
 
 /* Never 0, which is less than every key. NaN is -Inf, -0 is 0. */
-static __device__ __forceinline__ sort_key key_of(float v, int64_t index) {
+static __device__ __forceinline__ uint32_t order_of(float v) {
     const float x = v != v ? -INFINITY : v + 0.0f;
-    const uint32_t u = __float_as_uint(x), order = u & 0x80000000u ? ~u : u | 0x80000000u;
-    return (sort_key)order << 32 | (uint32_t)~(uint32_t)index;
+    const uint32_t u = __float_as_uint(x);
+    return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+static __device__ __forceinline__ sort_key key_of(float v, int64_t index) {
+    return (sort_key)order_of(v) << 32 | (uint32_t)~(uint32_t)index;
 }
 
 static __device__ __forceinline__ int32_t index_of(sort_key key) { return (int32_t)~(uint32_t)key; }
@@ -46,8 +53,8 @@ static __device__ __forceinline__ float value_of(sort_key key) {
 }
 
 template <typename T> struct slice {
-    const T *x;         /* the row */
-    int64_t begin, end; /* of the columns */
+    const T *x;          /* the row */
+    uint32_t begin, end; /* of the columns */
     bool quads;         /* loads of four fit */
 };
 
@@ -55,18 +62,32 @@ template <typename T> struct alignas(4 * sizeof(T)) quad_of {
     T at[QUAD];
 };
 
-/* Elements c .. c + 3; past the end NaN, which is never better than anything. */
+/* DEPTH quads from c, ROUND apart; past the end NaN, which is never better than anything. */
 template <typename T>
-static __device__ __forceinline__ void load_quad(float v[QUAD], const slice<T> &s, int64_t c) {
-    if (s.quads && c + QUAD <= s.end) {
-        const quad_of<T> q = *reinterpret_cast<const quad_of<T> *>(s.x + c);
+static __device__ __forceinline__ void load_quads(quad_of<T> (&q)[DEPTH], const slice<T> &s,
+                                                  uint32_t c) {
 #pragma unroll
-        for (int k = 0; k < QUAD; k++) v[k] = to_float(q.at[k]);
-        return;
+    for (int i = 0; i < DEPTH; i++) {
+        const uint32_t at = c + i * ROUND;
+        if (s.quads && at + QUAD <= s.end) {
+            q[i] = *reinterpret_cast<const quad_of<T> *>(s.x + at);
+            continue;
+        }
+#pragma unroll
+        for (int k = 0; k < QUAD; k++)
+            q[i].at[k] = at + k < s.end ? s.x[at + k] : from_float<T>(__uint_as_float(0x7fffffffu));
     }
+}
+
+template <typename T>
+static __device__ __forceinline__ void widen_quad(float v[QUAD], const quad_of<T> &q) {
 #pragma unroll
-    for (int k = 0; k < QUAD; k++)
-        v[k] = c + k < s.end ? to_float(s.x[c + k]) : __uint_as_float(0x7fffffffu);
+    for (int k = 0; k < QUAD; k++) v[k] = to_float(q.at[k]);
+}
+
+/* The largest of four; NaN only when all are. */
+static __device__ __forceinline__ float most_of(const float v[QUAD]) {
+    return fmaxf(fmaxf(v[0], v[1]), fmaxf(v[2], v[3]));
 }
 
 template <typename T>
@@ -76,7 +97,7 @@ static __device__ __forceinline__ slice<T> slice_of(const T *logits, int64_t voc
     const int64_t each = (vocab / QUAD / cluster + 1) * QUAD; /* slices begin at whole quads */
     const int64_t begin = rank * each < vocab ? rank * each : vocab;
     const T *x = logits + row * stride;
-    return {x, begin, begin + each < vocab ? begin + each : vocab,
+    return {x, (uint32_t)begin, (uint32_t)(begin + each < vocab ? begin + each : vocab),
             (uintptr_t)x % (QUAD * sizeof(T)) == 0};
 }
 
@@ -98,25 +119,31 @@ best_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__re
     __shared__ sort_key scratch[THREADS / 32], mine;
     const int64_t row = blockIdx.x / cluster;
     float top = -INFINITY;
-    int64_t at = -1;
+    uint32_t at = 0;
+    bool any = false;
 
     wait_for_previous();
     let_next_start();
     const slice<T> s = slice_of(logits, vocab, stride, cluster);
-    for (int64_t c = s.begin + threadIdx.x * QUAD; c < s.end; c += DEPTH * ROUND) {
-        float v[DEPTH][QUAD];
+    quad_of<T> next[DEPTH];
+    load_quads(next, s, s.begin + threadIdx.x * QUAD);
+    for (uint32_t c = s.begin + threadIdx.x * QUAD; c < s.end; c += LOOK) {
+        quad_of<T> q[DEPTH];
 #pragma unroll
-        for (int i = 0; i < DEPTH; i++) load_quad(v[i], s, c + i * ROUND);
+        for (int i = 0; i < DEPTH; i++) q[i] = next[i];
+        load_quads(next, s, c + LOOK);
 #pragma unroll
-        for (int i = 0; i < DEPTH; i++)
-#pragma unroll
-            for (int k = 0; k < QUAD; k++)
-                if (v[i][k] > top) { /* false for NaN, and for an equal one, which stands later */
-                    top = v[i][k];
-                    at = c + i * ROUND + k;
-                }
+        for (int i = 0; i < DEPTH; i++) {
+            float v[QUAD];
+            widen_quad(v, q[i]);
+            const float most = most_of(v);
+            if (!(most > top)) continue; /* NaN, or equal, which stands later */
+            top = most;
+            any = true;
+            at = c + i * ROUND + (v[0] == most ? 0 : v[1] == most ? 1 : v[2] == most ? 2 : 3);
+        }
     }
-    sort_key best = block_max(at < 0 ? 0 : key_of(top, at), scratch);
+    sort_key best = block_max(any ? key_of(top, at) : 0, scratch);
     if (threadIdx.x == 0) mine = best;
     if (cluster > 1) cluster_sync();
     if (blockIdx.x % cluster == 0 && threadIdx.x == 0) {
@@ -131,13 +158,13 @@ best_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__re
 /* ---- several -------------------------------------------------------------------------------- */
 
 /* Thread t gets the t-th largest of all threads' keys. */
-static __device__ sort_key sort_threads(sort_key key, sort_key *scratch) {
+template <typename K> static __device__ K sort_threads(K key, K *scratch) {
     const int t = (int)threadIdx.x;
 
     for (int run = 2; run <= THREADS; run *= 2)
         for (int step = run / 2; step > 0; step /= 2) {
             const bool largest = ((t & step) == 0) == ((t & run) == 0);
-            sort_key other;
+            K other;
             if (step < 32) other = __shfl_xor_sync(0xffffffffu, key, step);
             else {
                 scratch[t] = key;
@@ -178,72 +205,146 @@ static __device__ void sort_down(sort_key *key, int count, sort_key *scratch) {
         }
 }
 
-/* A key that at least k of the slice are above: just below the k-th of the threads' best in the
- * first look, so that few candidates come after. 0 when there are not as many. */
-template <typename T>
-static __device__ sort_key bound_of(const float (&v)[DEPTH][QUAD], const slice<T> &s, int64_t c,
-                                    int k, sort_key *scratch) {
-    sort_key best = 0;
+/* The k-th largest of the threads' values, of all threads; 0 when there are fewer above 0. */
+static __device__ uint32_t kth_of(uint32_t order, int k, uint32_t *scratch) {
+    order = sort_threads(order, scratch);
+    scratch[threadIdx.x] = order;
+    __syncthreads();
+    order = scratch[k - 1];
+    __syncthreads();
+    return order;
+}
+
+/* The candidates of a block; a new one is above `least` and at or above `floor`. */
+struct candidates {
+    sort_key *key, *scratch;
+    int *count;
+    sort_key least;
+    float floor;
+
+    __device__ __forceinline__ void raise(sort_key to) {
+        least = to;
+        floor = to > 0 ? value_of(to) : -INFINITY;
+    }
+
+    /* Key[0 .. count) to those at or above the k-th of the threads' best. */
+    __device__ void thin(int k) {
+        enum { EACH = ROOM / THREADS };
+        uint32_t *orders = reinterpret_cast<uint32_t *>(scratch);
+        const int n = *count;
+        sort_key mine[EACH], best = 0;
+        uint32_t bound;
 
 #pragma unroll
-    for (int i = 0; i < DEPTH; i++)
+        for (int i = 0; i < EACH; i++) {
+            const int at = i * THREADS + (int)threadIdx.x;
+            mine[i] = at < n ? key[at] : 0;
+            best = max(best, mine[i]);
+        }
+        bound = kth_of((uint32_t)(best >> 32), k, orders);
+        if (threadIdx.x == 0) *count = 0;
+        __syncthreads();
 #pragma unroll
-        for (int e = 0; e < QUAD; e++)
-            if (c + i * ROUND + e < s.end) best = max(best, key_of(v[i][e], c + i * ROUND + e));
-    best = sort_threads(best, scratch);
-    scratch[threadIdx.x] = best;
-    __syncthreads();
-    best = scratch[k - 1];
-    __syncthreads();
-    return best > 0 ? best - 1 : 0;
-}
+        for (int i = 0; i < EACH; i++)
+            if (mine[i] > 0 && (uint32_t)(mine[i] >> 32) >= bound)
+                key[atomicAdd(count, 1)] = mine[i];
+        __syncthreads();
+    }
+
+    /* The k best to key[0 .. k), falling; 0 where there are fewer. */
+    __device__ void finish(int k) {
+        if (*count > MANY) thin(k);
+        const int n = *count;
+        if (n > THREADS || n < k) {
+            sort_down(key, n, scratch);
+            return;
+        }
+        const sort_key mine = (int)threadIdx.x < n ? key[threadIdx.x] : 0;
+        int rank = 0;
+        for (int i = 0; i < n; i++) rank += key[i] > mine;
+        __syncthreads();
+        if (mine > 0 && rank < k) key[rank] = mine;
+        __syncthreads();
+    }
+
+    /* A thread's keys of one look, those of `pending`; all threads come here. */
+    template <typename T>
+    __device__ __forceinline__ void add(const slice<T> &s, uint32_t c, uint32_t pending, int k) {
+        for (;;) {
+            for (; pending; pending &= pending - 1) {
+                const int bit = __ffs((int)pending) - 1;
+                const uint32_t i = c + (uint32_t)(bit / QUAD * ROUND + bit % QUAD);
+                if (i >= s.end) continue;
+                const sort_key one = key_of(to_float(s.x[i]), i);
+                if (one <= least) continue;
+                const int at = atomicAdd(count, 1);
+                if (at >= ROOM) break;
+                key[at] = one;
+            }
+            if (!__syncthreads_or(pending != 0)) return;
+            sort_down(key, ROOM, scratch);
+            raise(key[k - 1]);
+            if (threadIdx.x == 0) *count = k;
+            __syncthreads();
+        }
+    }
+};
 
 /* grid: rows x cluster. */
 template <typename T>
-static __global__ void __launch_bounds__(THREADS, 1)
+static __global__ void __launch_bounds__(THREADS, std::is_same<T, __half>::value ? 1 : 2)
 top_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__restrict__ logits,
            int64_t vocab, int64_t stride, int k, unsigned cluster) {
     __shared__ sort_key key[ROOM], scratch[THREADS];
     __shared__ int count;
     const int64_t row = blockIdx.x / cluster;
-    sort_key least = 0; /* a candidate is above it */
+    candidates found = {key, scratch, &count, 0, -INFINITY};
+    quad_of<T> next[DEPTH];
 
     if (threadIdx.x == 0) count = 0;
     wait_for_previous();
     let_next_start();
     const slice<T> s = slice_of(logits, vocab, stride, cluster);
+    load_quads(next, s, s.begin + threadIdx.x * QUAD);
     __syncthreads();
-    for (int64_t begin = s.begin; begin < s.end; begin += DEPTH * ROUND) {
-        const int64_t c = begin + threadIdx.x * QUAD;
-        float v[DEPTH][QUAD];
+    for (uint32_t begin = s.begin; begin < s.end; begin += LOOK) {
+        const uint32_t c = begin + threadIdx.x * QUAD;
+        quad_of<T> q[DEPTH];
+        float most[DEPTH];
+        uint32_t pending = 0;
 #pragma unroll
-        for (int i = 0; i < DEPTH; i++) load_quad(v[i], s, c + i * ROUND);
-        if (begin == s.begin) least = bound_of(v, s, c, k, scratch);
+        for (int i = 0; i < DEPTH; i++) q[i] = next[i];
+        load_quads(next, s, c + LOOK);
 #pragma unroll
         for (int i = 0; i < DEPTH; i++) {
-            bool full = false;
-#pragma unroll
-            for (int e = 0; e < QUAD; e++) {
-                const sort_key one = key_of(v[i][e], c + i * ROUND + e);
-                if (c + i * ROUND + e >= s.end || one <= least) continue;
-                const int at = atomicAdd(&count, 1);
-                key[at] = one;
-                full |= at >= ROOM - ROUND;
-            }
-            if (!__syncthreads_or(full)) continue;
-            sort_down(key, count, scratch);
-            least = key[k - 1];
-            if (threadIdx.x == 0) count = k;
-            __syncthreads();
+            float v[QUAD];
+            widen_quad(v, q[i]);
+            most[i] = most_of(v);
         }
+        if (begin == s.begin) { /* at least k are at or above the k-th of the threads' best */
+            const float mine = fmaxf(fmaxf(most[0], most[1]), fmaxf(most[2], most[3]));
+            const uint32_t order = c < s.end ? order_of(mine) : 0;
+            const uint32_t bound = kth_of(order, k, reinterpret_cast<uint32_t *>(scratch));
+            if (bound > 0) found.raise(((sort_key)bound << 32) - 1);
+            if (bound > 0) found.floor = value_of((sort_key)bound << 32);
+        }
+#pragma unroll
+        for (int i = 0; i < DEPTH; i++) {
+            if (most[i] < found.floor) continue;
+#pragma unroll
+            for (int e = 0; e < QUAD; e++)
+                if (!(to_float(q[i].at[e]) < found.floor)) pending |= 1u << (i * QUAD + e);
+        }
+        found.add(s, c, pending, k);
     }
-    sort_down(key, count, scratch);
+    found.finish(k);
     if (cluster > 1) cluster_sync();
     if (cluster > 1 && blockIdx.x % cluster == 0) {
         for (int i = k + (int)threadIdx.x; i < (int)cluster * k; i += THREADS)
             key[i] = cluster_read(key + i % k, i / k);
+        if (threadIdx.x == 0) count = (int)cluster * k;
         __syncthreads();
-        sort_down(key, cluster * k, scratch);
+        found.finish(k);
     }
     for (int i = (int)threadIdx.x; i < k && blockIdx.x % cluster == 0; i += THREADS) {
         ids[row * k + i] = index_of(key[i]);

@@ -10,6 +10,7 @@
  *            aligned to 16 bytes goes an element at a time
  * Numerics   as cast.cu
  */
+#include <string.h>
 #include "quant/cast_device.cuh"
 #include "quant/cuda_ops.h"
 
@@ -60,7 +61,12 @@ static __device__ __forceinline__ void turn(uint32_t out[4], uint32_t a, uint32_
     out[3] = __byte_perm(ab_high, cd_high, 0x7632);
 }
 
-/* VECTORS: 16-byte loads fit, and 4-byte stores of codes. */
+/* N words as one store. */
+template <int N> struct alignas(4 * N) words {
+    uint32_t at[N];
+};
+
+/* VECTORS: 16-byte loads fit, and stores of as many codes. */
 template <typename T, bool VECTORS> struct matrix {
     const T *x;
     int64_t rows, cols;
@@ -75,7 +81,10 @@ static __device__ __forceinline__ vector16<T> load(const matrix<T, VECTORS> &m, 
     const T *from = m.x + r * m.cols + c;
 
     if (r >= m.rows || c >= m.cols) return v;
-    if (VECTORS) v = *reinterpret_cast<const vector16<T> *>(from);
+    if (VECTORS) { /* through the path for constants: may move up over stores to shared memory */
+        const uint4 bits = __ldg(reinterpret_cast<const uint4 *>(from));
+        memcpy(&v, &bits, sizeof v);
+    }
 #pragma unroll
     for (int k = 0; k < N; k++)
         if (!VECTORS && c + k < m.cols) v.at[k] = from[k];
@@ -102,7 +111,7 @@ transpose_kernel(uint8_t *__restrict__ out, uint8_t *__restrict__ codes, matrix<
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
         const int c = chunk * 8 * N + lane % 8 * N;
         vector16<T> in[4];
-        uint32_t word[4][N / 4];
+        alignas(16) uint32_t word[4][N / 4];
 #pragma unroll
         for (int i = 0; i < 4; i++) in[i] = load(m, r0 + 4 * g + i, c0 + c);
 #pragma unroll
@@ -120,15 +129,13 @@ transpose_kernel(uint8_t *__restrict__ out, uint8_t *__restrict__ codes, matrix<
         for (int i = 0; i < 4; i++) {
             const int64_t r = r0 + 4 * g + i, at = r * m.cols + c0 + c;
             if (!codes || r >= m.rows) continue;
+            if (VECTORS && c0 + c < m.cols)
+                *reinterpret_cast<words<N / 4> *>(codes + at) =
+                    *reinterpret_cast<const words<N / 4> *>(word[i]);
 #pragma unroll
-            for (int j = 0; j < N / 4; j++) {
-                if (VECTORS && c0 + c < m.cols)
-                    reinterpret_cast<uint32_t *>(codes + at)[j] = word[i][j];
-#pragma unroll
-                for (int k = 0; k < 4; k++)
-                    if (!VECTORS && c0 + c + 4 * j + k < m.cols)
-                        codes[at + 4 * j + k] = (uint8_t)(word[i][j] >> (8 * k));
-            }
+            for (int k = 0; k < N; k++)
+                if (!VECTORS && c0 + c + k < m.cols)
+                    codes[at + k] = (uint8_t)(word[i][k / 4] >> (k % 4 * 8));
         }
     }
     __syncthreads();
@@ -157,7 +164,7 @@ static fp8_status launch_transpose(fp8_device *d, const char *what, uint8_t *out
                                    bool e5m2) {
     enum { N = vector16<T>::COUNT };
     const int64_t across = (cols + TILE - 1) / TILE, tiles = (rows + TILE - 1) / TILE * across;
-    const bool vectors = aligned16(x) && cols % N == 0 && (uintptr_t)codes % 4 == 0;
+    const bool vectors = aligned16(x) && cols % N == 0 && (uintptr_t)codes % N == 0;
     const cudaStream_t stream = fp8_device_stream(d);
 
     if (tiles > INT32_MAX)

@@ -1,9 +1,11 @@
 /* quant/produce.h, lookup.h, delayed.h and the turned cast on CUDA, by the cases of the CPU tests:
  * every size around pieces, teams and tiles, rows aligned and not, hostile values, nothing written
- * beside the result; the same bytes in every run and in an overlapping launch. */
+ * beside the result; the same bytes in every run and in an overlapping launch. Arguments: `few`, a
+ * third of the rows' cases; `shapes`, many and long rows alone. */
 #include "tests/lookup_cases.h"
 
 static fp8_device *cpu, *gpu;
+static int few; /* a third of the cases: for the sanitizers */
 
 static const struct {
     int64_t rows, cols;
@@ -15,7 +17,9 @@ enum { NUM_SIZES = sizeof sizes / sizeof *sizes };
 
 /* Large cases with few of the combinations, small ones with all. */
 static int skipped(size_t s, int combination) {
-    return sizes[s].rows * sizes[s].cols > 200000 && (combination + (int)s) % 5 != 0;
+    const int64_t n = sizes[s].rows * sizes[s].cols;
+    const int one_of = n > 200000 ? 5 : 1;
+    return (combination + (int)s) % (few ? 3 * one_of : one_of) != 0;
 }
 
 static void test_rows(void) {
@@ -37,6 +41,28 @@ static void test_rows(void) {
                 run_cast(gpu, cpu, produce_types[(o + (int)s) % NUM_PRODUCE_TYPES],
                          &sink_shapes[o], rows, cols, skew);
         }
+}
+
+/* More rows than are on the GPU at once, and few long ones, in the modes with a kernel of their
+ * own; FP8_PRODUCER_RINGS=1 asks for those that are not the default. */
+static void test_shapes(void) {
+    static const struct {
+        int64_t rows, cols;
+    } many[] = {{3300, 264}, {1601, 1096}, {3, 24576}, {33, 14336}};
+    static const norm_case norms[] = {
+        {FP8_NORM_RMS, 0, 0, 0}, {FP8_NORM_RMS_PLUS, 0, 0, 0}, {FP8_NORM_LAYER, 0, 0, 1}};
+
+    check_case = "many or long rows";
+    for (int i = 0; i < (few ? 1 : 4); i++) {
+        for (int o = 0; o < 3; o++) /* static, token, groups */
+            for (int k = 0; k < 3; k++)
+                if (i == 0 || (o + k) % 3 != 1)
+                    run_norm(gpu, FP8_DTYPE_BF16, &norms[k], &sink_shapes[o], many[i].rows,
+                             many[i].cols, 0, k != 2);
+        for (int act = 0; act < 3; act++)
+            run_act(gpu, FP8_DTYPE_BF16, (fp8_activation)act, act != 2, act == 1, &sink_shapes[1],
+                    many[i].rows, many[i].cols, 0, 1);
+    }
 }
 
 static void test_qkv(void) {
@@ -87,10 +113,13 @@ static void test_chain(void) {
     twin_free(&descale);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    few = argc > 1 && strcmp(argv[1], "few") == 0;
     gpu = check_gpu();
     if (!gpu) return TEST_SKIP;
     CHECK_STATUS(fp8_device_create(&cpu, "cpu", 0), FP8_OK);
+    test_shapes();
+    if (argc > 1 && strcmp(argv[1], "shapes") == 0) goto done;
     test_rows();
     test_qkv();
     run_all_places(gpu);
@@ -99,6 +128,7 @@ int main(void) {
     run_all_tops(gpu);
     run_all_delayed(gpu);
     run_all_transposed(gpu);
+done:
     CHECK_STATUS(fp8_device_sync(gpu), FP8_OK);
     fp8_device_free(gpu, twin_pool);
     fp8_device_destroy(gpu);
