@@ -42,7 +42,8 @@ static fp8_status count_edges(fp8_graph_shape *shape, cudaGraph_t graph) {
         st = FP8_FAIL(FP8_ENOMEM, "graph: %zu edges", count);
         goto done;
     }
-    FP8_TRY_CUDA(get_edges(graph, ends, ends + count, data, &count));
+    if (count > 0) /* asked for none, the call is refused */
+        FP8_TRY_CUDA(get_edges(graph, ends, ends + count, data, &count));
     for (size_t i = 0; i < count; i++)
         shape->early += data[i].type == cudaGraphDependencyTypeProgrammatic;
 done:
