@@ -9,7 +9,7 @@
 #include "core/half.h"
 #include "quant/quant.h"
 
-enum { LINEARS = 4, MAX_TOKENS = 128, SAMPLES = 256, NUM_PROVIDERS = 4 };
+enum { LINEARS = 4, MAX_TOKENS = 128, SAMPLES = 256, NUM_PROVIDERS = 5 };
 static const int64_t block_codes = INT64_C(1) << 25; /* of random codes, which weights repeat */
 static const double most_error = 5e-3; /* BF16 rounding is 1.7e-3, cuBLASLt's sums add to it */
 
@@ -29,13 +29,13 @@ static const char *const default_shapes[] = {
 };
 enum { NUM_DEFAULT = sizeof default_shapes / sizeof *default_shapes };
 
-/* QUANTIZING: skinny, and what makes each Linear's input from the BF16 of the one before: residual,
- * RMS norm and quantize; quantize; residual, RMS norm and quantize; SwiGLU and quantize. */
+/* The quantizing ones are whole steps without attention: RMS norm and quantize before q k v and
+ * before gate and up, quantize before o, the residual in the products of o and down, SwiGLU and
+ * quantize before down: at the store of gate and up with FP8_GEMM_SKINNY, apart with cuBLASLt. */
 static const char *const provider_names[NUM_PROVIDERS] = {
-    "skinny", "skinny, quantizing", "cuBLASLt", "reading alone",
+    "skinny", "skinny, quantizing", "cuBLASLt", "cuBLASLt, quantizing", "reading alone",
 };
-enum { SKINNY, QUANTIZING, CUBLASLT, READING };
-enum { HIDDEN = 0, NORMED, NUM_STREAMS }; /* the residual stream as it comes, and with the sum */
+enum { SKINNY, QUANTIZING, CUBLASLT, LT_QUANTIZING, READING };
 
 enum { COL_MS, COL_LOW, COL_HIGH, COL_RATE, COL_SHARE, COL_ERROR, COL_MHZ, NUM_COLS };
 static const fp8_bench_column columns[NUM_COLS] = {
@@ -52,7 +52,7 @@ typedef struct problem {
     uint8_t *codes;
     uint16_t *out; /* host, one Linear's result */
     void *block, *weights, *y[LINEARS], *workspace;
-    void *streams[NUM_STREAMS], *norm_weight, *codes_in;
+    void *stream, *norm_weight, *codes_in, *codes_down; /* stream: residual, BF16 */
     float *descales[2], *in_scale;
     int sms, quantizing; /* quantizing: asked for in the shape */
 } problem;
@@ -72,29 +72,55 @@ static int64_t weight_offset(const chain *c, int64_t layer, int linear) {
     return layer * whole + part;
 }
 
+static int is_quantizing(int provider) {
+    return provider == QUANTIZING || provider == LT_QUANTIZING;
+}
+
+/* What a step has behind its Linears. */
+static void add_store(const problem *p, fp8_gemm *g, int linear) {
+    g->a = linear == 3 ? p->codes_down : p->codes_in;
+    if (linear == 1 || linear == 3) {
+        g->d = p->stream;
+        g->residual = p->stream;
+        g->residual_dtype = FP8_DTYPE_BF16;
+        g->ldr = g->n;
+    }
+    if (linear != 2) return;
+    g->activation = FP8_GEMM_SWIGLU;
+    if (!fp8_gemm_gates(p->d, g)) {
+        g->activation = FP8_GEMM_IDENTITY;
+        return;
+    }
+    g->d = p->codes_down;
+    g->d_dtype = FP8_DTYPE_E4M3;
+    g->d_scale = p->in_scale;
+    g->ldd = g->n / 2;
+}
+
 static fp8_gemm product_of(const problem *p, int64_t layer, int linear, int provider) {
     const chain *c = p->c;
     const int64_t n = c->n[linear], k = c->k[linear];
-    return (fp8_gemm){.m = p->tokens, .n = n, .k = k, .lda = k, .ldb = k, .ldd = n,
-                      .a = provider == QUANTIZING ? p->codes_in : p->block,
-                      .b = (const uint8_t *)p->weights + weight_offset(c, layer, linear),
-                      .d = p->y[linear], .a_dtype = FP8_DTYPE_E4M3, .b_dtype = FP8_DTYPE_E4M3,
-                      .d_dtype = FP8_DTYPE_BF16, .alpha = 1.0f, .a_descale = p->descales[0],
-                      .b_descale = p->descales[1], .a_descale_count = 1, .b_descale_count = 1,
-                      .backend = provider == CUBLASLT ? FP8_GEMM_CUBLASLT : FP8_GEMM_SKINNY,
-                      .launch = FP8_LAUNCH_OVERLAP};
+    fp8_gemm g = {.m = p->tokens, .n = n, .k = k, .lda = k, .ldb = k, .ldd = n, .a = p->block,
+                  .b = (const uint8_t *)p->weights + weight_offset(c, layer, linear),
+                  .d = p->y[linear], .a_dtype = FP8_DTYPE_E4M3, .b_dtype = FP8_DTYPE_E4M3,
+                  .d_dtype = FP8_DTYPE_BF16, .alpha = 1.0f, .a_descale = p->descales[0],
+                  .b_descale = p->descales[1], .a_descale_count = 1, .b_descale_count = 1,
+                  .launch = FP8_LAUNCH_OVERLAP};
+
+    g.backend = provider == SKINNY || provider == QUANTIZING ? FP8_GEMM_SKINNY
+                                                             : FP8_GEMM_CUBLASLT;
+    if (is_quantizing(provider)) add_store(p, &g, linear);
+    return g;
 }
 
-/* codes_in [tokens, k] of this Linear, from y of the one before. */
-static fp8_status make_input(const problem *p, int linear) {
+/* The codes that this Linear takes, where the one before has not made them. */
+static fp8_status make_input(const problem *p, const fp8_gemm *before, int linear) {
     const chain *c = p->c;
     const int64_t k = c->k[linear];
-    const fp8_sink sink = {.codes = p->codes_in, .code = FP8_DTYPE_E4M3, .scale = p->in_scale};
+    const fp8_sink sink = {.codes = linear == 3 ? p->codes_down : p->codes_in,
+                           .code = FP8_DTYPE_E4M3, .scale = p->in_scale};
     const fp8_norm norm = {.kind = FP8_NORM_RMS, .eps = 1e-6f, .dtype = FP8_DTYPE_BF16,
-                           .rows = p->tokens, .cols = k,
-                           .x = p->y[(linear + LINEARS - 1) % LINEARS],
-                           .residual = p->streams[HIDDEN], .h = p->streams[NORMED],
-                           .weight = p->norm_weight};
+                           .rows = p->tokens, .cols = k, .x = p->stream, .weight = p->norm_weight};
     const fp8_act act = {.act = FP8_ACT_SILU, .dtype = FP8_DTYPE_BF16, .rows = p->tokens,
                          .cols = k, .x = p->y[2], .up = (const uint16_t *)p->y[2] + k,
                          .x_stride = 2 * k, .up_stride = 2 * k};
@@ -102,13 +128,15 @@ static fp8_status make_input(const problem *p, int linear) {
     if (linear == 1)
         return fp8_produce_cast(p->d, &sink, p->y[0], FP8_DTYPE_BF16, p->tokens, k, c->n[0],
                                 FP8_LAUNCH_OVERLAP);
-    return linear == 3 ? fp8_produce_act(p->d, &sink, &act, FP8_LAUNCH_OVERLAP)
-                       : fp8_produce_norm(p->d, &sink, &norm, FP8_LAUNCH_OVERLAP);
+    if (linear != 3) return fp8_produce_norm(p->d, &sink, &norm, FP8_LAUNCH_OVERLAP);
+    if (before->d == p->codes_down) return FP8_OK;
+    return fp8_produce_act(p->d, &sink, &act, FP8_LAUNCH_OVERLAP);
 }
 
 static fp8_status call_chain(void *ctx) {
     const run *r = ctx;
     const problem *p = r->p;
+    fp8_gemm before = {0};
     fp8_status st = FP8_OK;
 
     if (r->provider == READING)
@@ -116,8 +144,9 @@ static fp8_status call_chain(void *ctx) {
     for (int64_t layer = 0; layer < p->c->layers; layer++)
         for (int i = 0; i < LINEARS; i++) {
             const fp8_gemm g = product_of(p, layer, i, r->provider);
-            if (r->provider == QUANTIZING) FP8_TRY(make_input(p, i));
+            if (is_quantizing(r->provider)) FP8_TRY(make_input(p, &before, i));
             FP8_TRY(fp8_gemm_run(p->d, &g, p->workspace, p->workspace_bytes));
+            before = g;
         }
 done:
     return st;
@@ -133,9 +162,10 @@ static void free_problem(problem *p) {
     fp8_device_free(p->d, p->workspace);
     for (int i = 0; i < LINEARS; i++) fp8_device_free(p->d, p->y[i]);
     for (int i = 0; i < 2; i++) fp8_device_free(p->d, p->descales[i]);
-    for (int i = 0; i < NUM_STREAMS; i++) fp8_device_free(p->d, p->streams[i]);
+    fp8_device_free(p->d, p->stream);
     fp8_device_free(p->d, p->norm_weight);
     fp8_device_free(p->d, p->codes_in);
+    fp8_device_free(p->d, p->codes_down);
     fp8_device_free(p->d, p->in_scale);
 }
 
@@ -166,7 +196,7 @@ done:
     return st;
 }
 
-/* What QUANTIZING needs beside: small numbers in the streams, all the same. */
+/* What a quantizing step needs beside: small numbers in the stream, all the same. */
 static fp8_status make_streams(problem *p) {
     const size_t stream = (size_t)(MAX_TOKENS * p->c->k[0]) * 2, weight = (size_t)p->c->k[0] * 2;
     const float scale = 16.0f;
@@ -174,13 +204,12 @@ static fp8_status make_streams(problem *p) {
     fp8_status st = FP8_OK;
 
     for (int i = 0; i < LINEARS; i++) most_k = p->c->k[i] > most_k ? p->c->k[i] : most_k;
-    for (int i = 0; i < NUM_STREAMS; i++) {
-        FP8_TRY(fp8_device_alloc(p->d, &p->streams[i], stream));
-        FP8_TRY(fp8_device_fill(p->d, p->streams[i], 0x3e, stream)); /* 0.186 */
-    }
+    FP8_TRY(fp8_device_alloc(p->d, &p->stream, stream));
+    FP8_TRY(fp8_device_fill(p->d, p->stream, 0x3e, stream)); /* 0.186 */
     FP8_TRY(fp8_device_alloc(p->d, &p->norm_weight, weight));
     FP8_TRY(fp8_device_fill(p->d, p->norm_weight, 0x3e, weight));
     FP8_TRY(fp8_device_alloc(p->d, &p->codes_in, (size_t)(MAX_TOKENS * most_k)));
+    FP8_TRY(fp8_device_alloc(p->d, &p->codes_down, (size_t)(MAX_TOKENS * most_k)));
     FP8_TRY(fp8_device_alloc(p->d, (void **)&p->in_scale, sizeof scale));
     FP8_TRY(fp8_device_upload(p->d, p->in_scale, &scale, sizeof scale));
 done:
@@ -209,7 +238,7 @@ static fp8_status make_problem(problem *p) {
     for (int i = 0; i < LINEARS; i++) {
         const size_t bytes = (size_t)(MAX_TOKENS * p->c->n[i]) * sizeof *p->out;
         p->tokens = MAX_TOKENS;
-        const fp8_gemm g = product_of(p, 0, i, CUBLASLT);
+        const fp8_gemm g = product_of(p, 0, i, LT_QUANTIZING);
         const size_t workspace = fp8_gemm_workspace_size(p->d, &g);
         FP8_TRY(fp8_device_alloc(p->d, &p->y[i], bytes));
         FP8_TRY(fp8_device_fill(p->d, p->y[i], 0, bytes));
@@ -292,7 +321,7 @@ static fp8_status bench_tokens(fp8_bench_table *t, problem *p, const char *subje
 
     if (options->note) options->note(subject);
     for (int i = 0; i < NUM_PROVIDERS; i++) {
-        if (i == QUANTIZING && (why[0] || !p->quantizing)) continue;
+        if (is_quantizing(i) && (why[0] || !p->quantizing)) continue;
         runs[count] = (run){.p = p, .provider = i};
         st = i == SKINNY || i == CUBLASLT ? check_run(&runs[count]) : FP8_OK;
         if (st == FP8_EUNSUPPORTED) {

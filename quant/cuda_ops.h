@@ -45,6 +45,7 @@ fp8_status fp8_cuda_measure_error(fp8_device *d, fp8_error_stats *out, const voi
 
 fp8_status fp8_gemm_check(const fp8_gemm *g); /* all that no device changes; FP8_EINVAL */
 int fp8_cuda_gemm_supported(const fp8_device *d, const fp8_gemm *g);
+int fp8_cuda_gemm_gates(const fp8_device *d, const fp8_gemm *g);
 size_t fp8_cuda_gemm_workspace_size(const fp8_device *d, const fp8_gemm *g);
 fp8_status fp8_cuda_gemm_run(fp8_device *d, const fp8_gemm *g, void *workspace,
                              size_t workspace_bytes);

@@ -23,19 +23,22 @@ static int layout_fits(int64_t rows, int64_t cols, int64_t ld, int64_t stride, i
 static fp8_status check_shape(const fp8_gemm *g) {
     const int64_t limit = INT64_C(1) << 40, batch = batch_of(g);
     const int64_t b_rows = g->b_is_kn ? g->k : g->n, b_cols = g->b_is_kn ? g->n : g->k;
+    const int64_t d_cols = fp8_gemm_is_gated(g->activation) ? g->n / 2 : g->n;
 
+    if (fp8_gemm_is_gated(g->activation) && g->n % 2)
+        return FP8_FAIL(FP8_EINVAL, "gemm: n=%lld with a gate, expected even", (long long)g->n);
     if (g->m < 0 || g->n < 0 || g->k < 0 || g->batch < 0 || g->m > limit || g->n > limit ||
         g->k > limit)
         return FP8_FAIL(FP8_EINVAL, "gemm: m=%lld n=%lld k=%lld batch=%lld", (long long)g->m,
                         (long long)g->n, (long long)g->k, (long long)g->batch);
     if (!layout_fits(g->m, g->k, g->lda, g->a_stride, batch) ||
         !layout_fits(b_rows, b_cols, g->ldb, g->b_stride, batch) ||
-        !layout_fits(g->m, g->n, g->ldd, g->d_stride, batch))
+        !layout_fits(g->m, d_cols, g->ldd, g->d_stride, batch))
         return FP8_FAIL(FP8_EINVAL,
                         "gemm: lda=%lld ldb=%lld ldd=%lld, expected at least %lld, %lld, %lld "
                         "(batch strides %lld, %lld, %lld)",
                         (long long)g->lda, (long long)g->ldb, (long long)g->ldd, (long long)g->k,
-                        (long long)b_cols, (long long)g->n, (long long)g->a_stride,
+                        (long long)b_cols, (long long)d_cols, (long long)g->a_stride,
                         (long long)g->b_stride, (long long)g->d_stride);
     return FP8_OK;
 }
@@ -103,6 +106,11 @@ done:
 int fp8_gemm_supported(const fp8_device *d, const fp8_gemm *g) {
     if (fp8_gemm_check(g) != FP8_OK) return 0;
     return FP8_ON_CUDA(d) ? (int)FP8_CUDA_CALL(fp8_cuda_gemm_supported(d, g)) : 1;
+}
+
+int fp8_gemm_gates(const fp8_device *d, const fp8_gemm *g) {
+    if (fp8_gemm_check(g) != FP8_OK || !FP8_ON_CUDA(d)) return 0;
+    return (int)FP8_CUDA_CALL(fp8_cuda_gemm_gates(d, g));
 }
 
 size_t fp8_gemm_workspace_size(const fp8_device *d, const fp8_gemm *g) {

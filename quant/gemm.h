@@ -1,6 +1,7 @@
 /* quant/gemm.h - matrix products with what is fused behind them, optionally batched:
  *
- *   v[m,n] = act(alpha * sum_k a_descale A[m,k] * b_descale B[n,k] + bias[n]) + residual[m,n]
+ *   v[m,n] = act(alpha * sum_k a_descale A[m,k] * b_descale B[n,k] + bias[n]) + residual[m,n],
+ *            or act(its first n / 2 columns) * the others
  *   D = v rounded once, or cast(v * d_scale);  d_amax = max |v|
  *
  * CPU: F32 accumulation, any mix of F32, BF16, F16, E4M3, E5M2 operands, the same result for any
@@ -33,17 +34,22 @@ enum { FP8_GEMM_BLOCK = 128 };
 
 typedef enum fp8_gemm_activation {
     FP8_GEMM_IDENTITY = 0,
-    FP8_GEMM_GELU_TANH /* as FP8_ACT_GELU_TANH; not together with a residual */
+    FP8_GEMM_GELU_TANH,  /* as FP8_ACT_GELU_TANH; no activation together with a residual */
+    FP8_GEMM_SWIGLU,     /* these two are gated: n is even, the first half of B's rows is the gate,
+                          * the second up, D is [m, n/2] = act(gate) * up; FP8_ACT_SILU */
+    FP8_GEMM_GEGLU_TANH
 } fp8_gemm_activation;
+
+static inline int fp8_gemm_is_gated(fp8_gemm_activation a) { return a >= FP8_GEMM_SWIGLU; }
 
 /* Who makes a product on CUDA. */
 typedef enum fp8_gemm_backend {
     FP8_GEMM_AUTO = 0, /* SKINNY where it serves and was measured faster (docs/LINEAR.md), else
                         * cuBLASLt. FP8_GEMM_SKINNY=0 in the environment: cuBLASLt */
     FP8_GEMM_SKINNY,   /* or FP8_EUNSUPPORTED: a kernel of ours for few rows of A, made to read B at
-                        * the speed of memory. Hopper, E4M3 x E4M3 -> F32 | BF16 | F16, m up to 128,
-                        * any n and k, rows of A and B on 16 bytes, descales by count, bias; always
-                        * EXACT */
+                        * the speed of memory, with all of the store. Hopper, E4M3 x E4M3 -> F32 |
+                        * BF16 | F16 | E4M3, m up to 128, any n and k, rows of A and B on 16 bytes,
+                        * descales by count; always EXACT */
     FP8_GEMM_CUBLASLT  /* whatever the environment says */
 } fp8_gemm_backend;
 
@@ -51,7 +57,7 @@ typedef struct fp8_gemm {
     int64_t m, n, k;
     const void *a; /* [m,k], row stride lda elements */
     const void *b; /* [n,k], row stride ldb; or [k,n] when b_is_kn */
-    void *d;       /* [m,n], row stride ldd */
+    void *d;       /* [m,n], row stride ldd; [m,n/2] where the activation is gated */
     int64_t lda, ldb, ldd;
     fp8_dtype a_dtype, b_dtype, d_dtype; /* d: F32 | BF16 | F16 | E4M3 */
     int b_is_kn;
@@ -83,6 +89,11 @@ typedef struct fp8_gemm {
  * multiples of 16, 16-byte aligned rows, not b_is_kn, not both E5M2, capability >= 89; BLOCKS needs
  * Hopper, cuBLAS 12.9, EXACT, no batch. Else dequantize first. fp8_gemm_run says in words which. */
 int fp8_gemm_supported(const fp8_device *d, const fp8_gemm *g);
+
+/* 1 where g's gated activation is made as the sums leave the registers and that was measured faster
+ * than a pass of its own behind the product (fp8_produce_act); elsewhere it is made from F32 sums
+ * in memory. */
+int fp8_gemm_gates(const fp8_device *d, const fp8_gemm *g);
 
 /* Bytes of scratch fp8_gemm_run may want for this product (place of d), and for any with fewer
  * rows. */

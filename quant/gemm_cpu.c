@@ -55,7 +55,9 @@ static int64_t scratch_floats(const fp8_simd *s, const fp8_gemm *g) {
 static int is_small(const fp8_gemm *g) { return g->m <= FP8_GEMM_SMALL_M && !g->b_is_kn; }
 
 size_t fp8_cpu_gemm_workspace_size(const fp8_simd *s, int32_t threads, const fp8_gemm *g) {
-    if (g->m <= 0 || g->n <= 0 || is_small(g)) return 0;
+    if (g->m <= 0 || g->n <= 0) return 0;
+    if (fp8_gemm_is_gated(g->activation)) return fp8_cpu_gemm_gated_size(s, threads, g);
+    if (is_small(g)) return 0;
     return (size_t)threads * (size_t)scratch_floats(s, g) * sizeof(float);
 }
 
@@ -182,6 +184,8 @@ fp8_status fp8_cpu_gemm_run(const fp8_simd *s, fp8_inner inner, fp8_pool *p, con
     const size_t want = fp8_cpu_gemm_workspace_size(s, fp8_pool_threads(p), g);
     gemm_job j = {.s = s, .inner = inner, .g = g, .scratch = workspace};
 
+    if (fp8_gemm_is_gated(g->activation))
+        return fp8_cpu_gemm_gated(s, inner, p, g, workspace, workspace_bytes);
     fp8_gemm_begin(g);
     if (is_small(g)) return fp8_cpu_gemm_small(s, p, g);
     if (!workspace || workspace_bytes < want)

@@ -39,6 +39,11 @@ void fp8_gemm_widen_a(const fp8_simd *s, const fp8_gemm *g, int64_t batch, int64
 void fp8_gemm_widen_b(const fp8_simd *s, const fp8_gemm *g, int64_t batch, int64_t row,
                       int64_t col0, float *out, int64_t n);
 
+/* A gated product: F32 sums of all n columns in the workspace, then the store of half as many. */
+size_t fp8_cpu_gemm_gated_size(const fp8_simd *s, int32_t threads, const fp8_gemm *g);
+fp8_status fp8_cpu_gemm_gated(const fp8_simd *s, fp8_inner inner, fp8_pool *p, const fp8_gemm *g,
+                              void *workspace, size_t workspace_bytes);
+
 /* Before the first store of a product: d_amax = 0. */
 void fp8_gemm_begin(const fp8_gemm *g);
 

@@ -76,6 +76,20 @@ static const char *refuse(const fp8_device *d, const fp8_gemm *g) {
     return NULL;
 }
 
+/* Is this, on AUTO, our kernel's? */
+static int takes_skinny(const fp8_device *d, const fp8_gemm *g) {
+    const char *want = getenv("FP8_GEMM_SKINNY");
+
+    return !(want && *want == '0') && g->backend == FP8_GEMM_AUTO && is_fp8(g->a_dtype) &&
+           skinny_pays(g) && skinny_check(d, g) == FP8_OK;
+}
+
+int fp8_cuda_gemm_gates(const fp8_device *d, const fp8_gemm *g) {
+    return fp8_gemm_is_gated(g->activation) && (g->backend == FP8_GEMM_SKINNY
+                                                    ? skinny_check(d, g) == FP8_OK
+                                                    : takes_skinny(d, g));
+}
+
 int fp8_cuda_gemm_supported(const fp8_device *d, const fp8_gemm *g) {
     return g->backend == FP8_GEMM_SKINNY ? skinny_check(d, g) == FP8_OK : !refuse(d, g);
 }
@@ -98,7 +112,7 @@ static int adds_bias(const fp8_gemm *g) {
 static int stores_result(const fp8_gemm *g) {
     const int fp8 = is_fp8(g->a_dtype);
 
-    if (!adds_bias(g)) return 0;
+    if (!adds_bias(g) || fp8_gemm_is_gated(g->activation)) return 0;
     if (fp8 && g->residual &&
         !on_16(g->residual, g->residual_dtype, g->ldr, g->r_stride, batch_of(g)))
         return 0;
@@ -143,6 +157,7 @@ static size_t claim(size_t *at, size_t bytes) {
 /* F32 sums of the way `after` lie in D itself. */
 static int sums_in_place(const fp8_gemm *g, gemm_way way) {
     return g->d_dtype == FP8_DTYPE_F32 && way != WAY_BLOCKS &&
+           !fp8_gemm_is_gated(g->activation) &&
            (!g->residual || g->residual != g->d);
 }
 
@@ -423,14 +438,6 @@ fp8_status fp8_cuda_gemm_make(fp8_device *d, const fp8_gemm *g, void *workspace,
         return FP8_FAIL(FP8_EINVAL, "gemm: workspace of %zu bytes, expected %zu",
                         workspace ? workspace_bytes : 0, fp8_cuda_gemm_workspace_size(d, g));
     return run_way(&r);
-}
-
-/* Is this, on AUTO, our kernel's? */
-static int takes_skinny(const fp8_device *d, const fp8_gemm *g) {
-    const char *want = getenv("FP8_GEMM_SKINNY");
-
-    return !(want && *want == '0') && g->backend == FP8_GEMM_AUTO && is_fp8(g->a_dtype) &&
-           skinny_pays(g->m, g->n, g->k) && skinny_check(d, g) == FP8_OK;
 }
 
 fp8_status fp8_cuda_gemm_run(fp8_device *d, const fp8_gemm *g, void *workspace,

@@ -1,6 +1,7 @@
 /* quant/gemm_store.cu - the store of a matrix product where cuBLASLt cannot make it itself.
  *
  * Computes   v = act(alpha * a_descale[i] * b_descale[j] * sums[i, j] + bias[j]) + residual[i, j],
+ *            or, gated, act(v of column j) * v of column n / 2 + j;
  *            d[i, j] = round(v) or cast(v * d_scale), d_amax = max(d_amax, |v|)
  * Shapes     sums F32 [batch, rows, n] with a row stride, D [batch, m, n] F32 | BF16 | F16 | E4M3
  * Bound      memory: 4 bytes read (most of them from the L2 cache) and 1 to 4 written an element,
@@ -23,9 +24,10 @@ struct store_args {
     const float *d_scale;
     float *d_amax;
     int64_t rows, n, batch, sums_ld, sums_stride, ldd, d_stride, ldr, r_stride;
+    int64_t half; /* columns of D of a gated product, else 0 */
     float alpha;
     fp8_dtype bias_dtype, residual_dtype;
-    bool a_vector, b_vector, gelu;
+    bool a_vector, b_vector, gelu, silu;
 };
 
 static __device__ __forceinline__ float real_at(const void *p, fp8_dtype t, int64_t i) {
@@ -40,6 +42,9 @@ static __device__ __forceinline__ float gelu_tanh(float x) {
     const float u = __fmul_rn(0.7978845608028654f, __fadd_rn(x, cube));
     return x / (1.0f + expf(-2.0f * u));
 }
+
+/* As fp8_siluf. */
+static __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
 
 template <typename T>
 static __device__ __forceinline__ void put(T *out, float v, float scale) {
@@ -58,16 +63,24 @@ struct store_row_args {
     float row_scale, d_scale;
 };
 
+/* Column j with its descale and bias. */
+static __device__ __forceinline__ float sum_at(const store_row_args &row, const store_args &s,
+                                               int64_t j) {
+    const float scale = s.b_vector ? __fmul_rn(row.row_scale, s.b_descale[j]) : row.row_scale;
+    const float v = row.sums ? __fmul_rn(row.sums[j], scale) : 0.0f;
+    return s.bias ? __fadd_rn(v, real_at(s.bias, s.bias_dtype, j)) : v;
+}
+
 /* One row of D; returns the bits of the largest finite |v| that this thread saw. */
 template <typename T>
 static __device__ __forceinline__ uint32_t store_row(T *out, const store_row_args &row,
                                                      const store_args &s) {
     uint32_t amax = 0;
-    for (int64_t j = threadIdx.x; j < s.n; j += THREADS) {
-        const float scale = s.b_vector ? __fmul_rn(row.row_scale, s.b_descale[j]) : row.row_scale;
-        float v = row.sums ? __fmul_rn(row.sums[j], scale) : 0.0f;
-        if (s.bias) v = __fadd_rn(v, real_at(s.bias, s.bias_dtype, j));
+    for (int64_t j = threadIdx.x; j < (s.half ? s.half : s.n); j += THREADS) {
+        float v = sum_at(row, s, j);
         if (s.gelu) v = gelu_tanh(v);
+        if (s.silu) v = silu(v);
+        if (s.half) v = __fmul_rn(v, sum_at(row, s, s.half + j));
         if (s.residual)
             v = __fadd_rn(v, real_at(s.residual, s.residual_dtype, row.residual_at + j));
         if (is_finite_bits(magnitude_bits(v))) amax = max(amax, magnitude_bits(v));
@@ -119,7 +132,9 @@ static store_args make_args(const fp8_gemm *g, const float *sums, int64_t ld, in
     s.sums_ld = ld, s.sums_stride = stride, s.ldd = g->ldd, s.d_stride = g->d_stride;
     s.alpha = g->alpha;
     s.bias = g->bias, s.bias_dtype = g->bias_dtype;
-    s.gelu = g->activation == FP8_GEMM_GELU_TANH;
+    s.gelu = g->activation == FP8_GEMM_GELU_TANH || g->activation == FP8_GEMM_GEGLU_TANH;
+    s.silu = g->activation == FP8_GEMM_SWIGLU;
+    s.half = fp8_gemm_is_gated(g->activation) ? g->n / 2 : 0;
     s.d_scale = g->d_scale, s.d_amax = g->d_amax;
     if (g->residual) {
         s.residual = static_cast<const char *>(g->residual) + row0 * g->ldr * residual_size;

@@ -126,7 +126,8 @@ FP8_NODISCARD fp8_status fp8_linear_sink(const fp8_linear *l, fp8_sink *out,
 
 /* ---- with all that can be fused -------------------------------------------------------------- */
 
-/* y = act(x W^T + b) + residual, or its codes. {0}: as fp8_linear_forward. */
+/* y = act(x W^T + b) + residual, or its codes. {0}: as fp8_linear_forward. With a gated activation
+ * the Linear is gate and up joined, and y [tokens, out / 2] = act(gate) * up. */
 typedef struct fp8_linear_call {
     fp8_accumulate accumulate;
     const float *x_descale; /* for x of codes: place of the device */
@@ -142,6 +143,11 @@ typedef struct fp8_linear_call {
 FP8_NODISCARD fp8_status fp8_linear_apply(const fp8_linear *l, const fp8_tensor *y,
                                           const fp8_tensor *x, const fp8_linear_call *call,
                                           void *workspace, size_t workspace_bytes);
+
+/* fp8_gemm_gates of the product that such a call of so many tokens runs: where 0, the Linear
+ * without its activation and fp8_produce_act behind it take less time. */
+int fp8_linear_gates(const fp8_linear *l, int64_t tokens, fp8_dtype y,
+                     const fp8_linear_call *call);
 
 /* For fp8_linear_apply with up to so many tokens, y of that type, and such a call: of its pointers
  * it counts whether they are NULL, of the residual its type. */

@@ -38,6 +38,11 @@ int64_t fp8_linear_num_descales(const fp8_linear *l, int64_t tokens) {
     return l->input == FP8_INPUT_GROUPS ? fp8_blocks_of(l->in) * fp8_up_to_4(tokens) : 1;
 }
 
+/* Columns of y. */
+static int64_t out_of(const fp8_linear *l, const fp8_linear_call *c) {
+    return fp8_gemm_is_gated(c->activation) ? l->out / 2 : l->out;
+}
+
 /* Everything but the pointers of x, its descale and y. */
 static fp8_gemm product_of(const fp8_linear *l, int64_t tokens, fp8_dtype y,
                            const fp8_linear_call *c) {
@@ -47,7 +52,7 @@ static fp8_gemm product_of(const fp8_linear *l, int64_t tokens, fp8_dtype y,
                   .b = l->weight,
                   .lda = l->in,
                   .ldb = l->weight_is_kn ? l->out : l->in,
-                  .ldd = l->out,
+                  .ldd = out_of(l, c),
                   .a_dtype = l->operand,
                   .b_dtype = l->weight_dtype,
                   .d_dtype = y,
@@ -105,6 +110,12 @@ size_t fp8_linear_apply_workspace_size(const fp8_linear *l, int64_t max_tokens, 
     return max_tokens > 0 ? layout_of(l, max_tokens, y, call).bytes : 0;
 }
 
+int fp8_linear_gates(const fp8_linear *l, int64_t tokens, fp8_dtype y,
+                     const fp8_linear_call *call) {
+    const fp8_gemm g = product_of(l, tokens, y, call);
+    return tokens > 0 && fp8_gemm_gates(l->device, &g);
+}
+
 /* ---- checks ---------------------------------------------------------------------------------- */
 
 static fp8_status check_input(const fp8_linear *l, const fp8_tensor *x) {
@@ -135,17 +146,17 @@ static fp8_status check_codes(const fp8_linear *l, const fp8_tensor *x,
     return FP8_OK;
 }
 
-/* `r` beside x: [tokens, out] in the place of the device. */
+/* `r` beside x: [tokens, cols] in the place of the device. */
 static fp8_status check_rows(const fp8_linear *l, const char *what, const fp8_tensor *r,
-                             const fp8_tensor *x) {
+                             const fp8_tensor *x, int64_t cols) {
     char shape[128];
-    if (r->ndim == 2 && r->shape[0] == x->shape[0] && r->shape[1] == l->out &&
+    if (r->ndim == 2 && r->shape[0] == x->shape[0] && r->shape[1] == cols &&
         r->place == x->place)
         return FP8_OK;
     return FP8_FAIL(FP8_EINVAL, "%s: %s %s %s, expected [%lld, %lld] beside the input", l->name,
                     what, fp8_dtype_name(r->dtype),
                     fp8_shape_text(shape, sizeof shape, r->shape, r->ndim),
-                    (long long)x->shape[0], (long long)l->out);
+                    (long long)x->shape[0], (long long)cols);
 }
 
 static fp8_status check_apply(const fp8_linear *l, const fp8_tensor *y, const fp8_tensor *x,
@@ -153,8 +164,8 @@ static fp8_status check_apply(const fp8_linear *l, const fp8_tensor *y, const fp
     fp8_status st;
 
     FP8_TRY(check_input(l, x));
-    FP8_TRY(check_rows(l, "output", y, x));
-    if (c->residual) FP8_TRY(check_rows(l, "residual", c->residual, x));
+    FP8_TRY(check_rows(l, "output", y, x, out_of(l, c)));
+    if (c->residual) FP8_TRY(check_rows(l, "residual", c->residual, x, l->out));
     FP8_TRY(check_codes(l, x, c));
 done:
     return st;

@@ -17,6 +17,7 @@ enum {
     SKINNY_ROW_STEP = 16,    /* a warp's rows */
     SKINNY_BLOCK_K = 128,    /* elements of K of a unit */
     SKINNY_MAX_TOKENS = 128,
+    SKINNY_RESIDUAL_TOKENS = 32, /* the most that a residual goes with; more: wide tiles */
     SKINNY_MAX_SPLITS = 8,   /* the largest cluster every GPU of this kind takes */
     SKINNY_MAX_STAGES = 16,
     SKINNY_WARPS = 8,        /* that multiply */
@@ -40,7 +41,10 @@ typedef struct skinny_tile {
 skinny_tile skinny_choose(int64_t m, int64_t n, int64_t k, int32_t num_sms);
 
 /* Was it measured faster than cuBLASLt on products of such sizes? */
-int skinny_pays(int64_t m, int64_t n, int64_t k);
+int skinny_pays(const fp8_gemm *g);
+
+/* Does g's store ask for wide tiles (skinny_wide.h)? */
+int skinny_is_wide(const fp8_gemm *g);
 
 /* Shared memory of a block: the ring, partial sums or results on their way out, control. */
 size_t skinny_stage_bytes(const skinny_tile *t);
@@ -48,7 +52,7 @@ size_t skinny_box_bytes(const skinny_tile *t);
 size_t skinny_shared_bytes(const skinny_tile *t);
 
 /* FP8_OK, or FP8_EUNSUPPORTED with the reason: another device or type, rows that do not start on 16
- * bytes, too many tokens, a batch, anything fused but the bias. Pointers may be NULL. */
+ * bytes, too many tokens, a batch, descales in blocks. Pointers may be NULL. */
 FP8_NODISCARD fp8_status skinny_check(const fp8_device *d, const fp8_gemm *g);
 
 /* g's product, promoted to FP32 every 128 of K whatever g->accumulate. No workspace; asynchronous;

@@ -2,13 +2,14 @@
 #include "core/cuda_check.h"
 #include "core/tensor_map.h"
 #include "quant/skinny_cuda.h"
+#include "quant/skinny_wide.h"
 
 enum { VECTOR = 16 }; /* bytes; what tensor maps ask of addresses and strides */
 
 /* ---- what it takes --------------------------------------------------------------------------- */
 
 static int is_result(fp8_dtype t) {
-    return t == FP8_DTYPE_F32 || t == FP8_DTYPE_BF16 || t == FP8_DTYPE_F16;
+    return t == FP8_DTYPE_F32 || t == FP8_DTYPE_BF16 || t == FP8_DTYPE_F16 || t == FP8_DTYPE_E4M3;
 }
 
 static int on_vector(const void *p, int64_t ld) {
@@ -28,10 +29,8 @@ fp8_status skinny_check(const fp8_device *d, const fp8_gemm *g) {
     if (g->batch > 1 || g->b_is_kn)
         return FP8_FAIL(FP8_EUNSUPPORTED, "skinny gemm: batch %lld, b_is_kn %d",
                         (long long)g->batch, g->b_is_kn);
-    if (g->scaling != FP8_GEMM_ROWS || g->activation != FP8_GEMM_IDENTITY || g->residual ||
-        g->d_scale || g->d_amax)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "skinny gemm: block descales, an activation, a residual, "
-                                          "a scale or an amax of D: none of them");
+    if (g->scaling != FP8_GEMM_ROWS)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "skinny gemm: descales in blocks");
     if (g->m < 1 || g->m > SKINNY_MAX_TOKENS || g->n < 1 || g->k < 1 || g->n > limit ||
         g->k > limit || g->lda > limit || g->ldb > limit)
         return FP8_FAIL(FP8_EUNSUPPORTED, "skinny gemm: m=%lld n=%lld k=%lld, expected m 1 to %d",
@@ -103,7 +102,8 @@ static fp8_status check_tile(const skinny_tile *t, const skinny_args *a) {
 }
 
 fp8_status skinny_run_tile(fp8_device *d, const fp8_gemm *g, const skinny_tile *t) {
-    skinny_args a = {.d = g->d, .bias = g->bias, .a_descale = g->a_descale,
+    skinny_args a = {.d = g->d, .bias = g->bias, .residual = g->residual, .ldr = g->ldr,
+                     .residual_dtype = g->residual_dtype, .a_descale = g->a_descale,
                      .b_descale = g->b_descale, .ldd = g->ldd, .tokens = (int32_t)g->m,
                      .n = (int32_t)g->n, .rows = t->rows,
                      .tiles = t->rows > 0 ? (int32_t)((g->n + t->rows - 1) / t->rows) : 0,
@@ -117,6 +117,10 @@ fp8_status skinny_run_tile(fp8_device *d, const fp8_gemm *g, const skinny_tile *
     fp8_status st;
 
     FP8_TRY(skinny_check(d, g));
+    if (skinny_is_wide(g)) {
+        st = FP8_FAIL(FP8_EINVAL, "skinny gemm: nothing but a bias behind the sum, or a wide tile");
+        goto done;
+    }
     FP8_TRY(check_tile(t, &a));
     FP8_TRY(make_maps(&a, g, t));
     FP8_TRY(skinny_launch(d, &a, t, g->launch));
@@ -126,12 +130,18 @@ done:
 
 fp8_status skinny_run(fp8_device *d, const fp8_gemm *g) {
     skinny_tile t;
+    wide_tile wide;
     int sms = 0;
     fp8_status st;
 
     FP8_TRY(skinny_check(d, g));
     FP8_TRY_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount,
                                         fp8_device_index(d)));
+    if (skinny_is_wide(g)) {
+        wide = wide_choose(g, sms);
+        FP8_TRY(wide_run_tile(d, g, &wide));
+        goto done;
+    }
     t = skinny_choose(g->m, g->n, g->k, sms);
     FP8_TRY(skinny_run_tile(d, g, &t));
 done:

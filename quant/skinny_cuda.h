@@ -14,14 +14,14 @@ typedef struct skinny_args {
     CUtensorMap x_map; /* (k, tokens), box (SKINNY_BLOCK_K, tile's tokens), swizzled */
     CUtensorMap d_map; /* (n, tokens), box (a warp's rows, tile's tokens); with d_by_copy */
     void *d;
-    const void *bias;
+    const void *bias, *residual;
     const float *a_descale, *b_descale;
-    int64_t ldd;
+    int64_t ldd, ldr;
     int32_t tokens, n, rows, tiles, units, splits, stages, stage_bytes, box_bytes;
     int32_t ahead, lead;                          /* as skinny_tile has them */
     int32_t a_vector, b_vector, d_by_copy, early; /* early: W before the previous kernel's end */
     float alpha;
-    fp8_dtype d_dtype, bias_dtype;
+    fp8_dtype d_dtype, bias_dtype, residual_dtype;
 } skinny_args;
 
 /* FP8_EUNSUPPORTED when this build holds no sm_90a code. */

@@ -94,6 +94,13 @@ SM90 void store_at(const float *p, uint64_t *bar, uint32_t rank, const float *v)
                  : "memory");
 }
 
+/* Arrives at another block's barrier. Nothing written is handed over with it. */
+SM90 void barrier_arrive_at(uint64_t *bar, uint32_t rank) {
+    asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+                     shared_address_at(bar, rank))
+                 : "memory");
+}
+
 /* ---- warpgroup products ---------------------------------------------------------------------- */
 
 /* Low word of the descriptor of a K-major operand in swizzled rows of 128 bytes; the high word is a
@@ -105,12 +112,15 @@ SM90 uint32_t operand_low(const void *p) { return (shared_address(p) & 0x3ffff) 
 #define REGS16(c, d, i) REGS8(c, d, i), REGS8(c, d, i + 8)
 #define REGS32(c, d, i) REGS16(c, d, i), REGS16(c, d, i + 16)
 #define REGS64(c, d, i) REGS32(c, d, i), REGS32(c, d, i + 32)
+#define REGS24(c, d, i) REGS16(c, d, i), REGS8(c, d, i + 16)
+#define REGS28(c, d, i) REGS24(c, d, i), REGS4(c, d, i + 24)
 
 #define TO_3 "%0, %1, %2, %3"
 #define TO_7 TO_3 ", %4, %5, %6, %7"
 #define TO_15 TO_7 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define TO_31                                                                                      \
-    TO_15 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define TO_23 TO_15 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define TO_27 TO_23 ", %24, %25, %26, %27"
+#define TO_31 TO_27 ", %28, %29, %30, %31"
 #define TO_63                                                                                      \
     TO_31 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "     \
           "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
@@ -149,6 +159,8 @@ SM90 uint32_t operand_low(const void *p) { return (shared_address(p) & 0x3ffff) 
 PRODUCT("8", 4, TO_3, "%4", "%5", REGS4("+f", d, 0), REGS4("=&f", d, 0))
 PRODUCT("16", 8, TO_7, "%8", "%9", REGS8("+f", d, 0), REGS8("=&f", d, 0))
 PRODUCT("32", 16, TO_15, "%16", "%17", REGS16("+f", d, 0), REGS16("=&f", d, 0))
+PRODUCT("48", 24, TO_23, "%24", "%25", REGS24("+f", d, 0), REGS24("=&f", d, 0))
+PRODUCT("56", 28, TO_27, "%28", "%29", REGS28("+f", d, 0), REGS28("=&f", d, 0))
 PRODUCT("64", 32, TO_31, "%32", "%33", REGS32("+f", d, 0), REGS32("=&f", d, 0))
 PRODUCT("128", 64, TO_63, "%64", "%65", REGS64("+f", d, 0), REGS64("=&f", d, 0))
 
@@ -156,6 +168,8 @@ PRODUCT("128", 64, TO_63, "%64", "%65", REGS64("+f", d, 0), REGS64("=&f", d, 0))
 #undef TO_3
 #undef TO_7
 #undef TO_15
+#undef TO_23
+#undef TO_27
 #undef TO_31
 #undef TO_63
 #undef REGS4
@@ -163,4 +177,6 @@ PRODUCT("128", 64, TO_63, "%64", "%65", REGS64("+f", d, 0), REGS64("=&f", d, 0))
 #undef REGS16
 #undef REGS32
 #undef REGS64
+#undef REGS24
+#undef REGS28
 #endif

@@ -19,7 +19,7 @@ typedef struct fused_case {
     int64_t m, n, k;
     int a, b, d, scaling;
     int bias, residual; /* -1 none, else a type */
-    int gelu, amax;
+    int act, amax; /* act: as fp8_gemm_activation has them */
     int in_place; /* the residual is what d holds */
     int pad;      /* elements between rows of D and the residual, 16-byte steps */
 } fused_case;
@@ -99,7 +99,7 @@ static inline void fused_scale(fp8_device *d, fused_problem *p, const fused_case
 
 static inline fused_problem fused_problem_of(fp8_device *d, const fused_case *c, int kind) {
     const float grow_a = c->a >= E4M3 ? 4.0f : 1.0f, grow_b = c->b >= E4M3 ? 4.0f : 1.0f;
-    const int64_t ld = c->n + c->pad;
+    const int64_t ld = (c->act >= FP8_GEMM_SWIGLU ? c->n / 2 : c->n) + c->pad;
     const float scale = 3.0f / sqrtf((float)c->k), big = 1e30f;
     fused_problem p = {0};
     fp8_gemm *g = &p.g;
@@ -107,7 +107,7 @@ static inline fused_problem fused_problem_of(fp8_device *d, const fused_case *c,
     *g = (fp8_gemm){.m = c->m, .n = c->n, .k = c->k, .lda = c->k, .ldb = c->k, .ldd = ld,
                     .a_dtype = fused_types[c->a], .b_dtype = fused_types[c->b],
                     .d_dtype = fused_types[c->d], .alpha = kind == SAME_SIGN ? 0.75f : scale,
-                    .activation = c->gelu ? FP8_GEMM_GELU_TANH : FP8_GEMM_IDENTITY};
+                    .activation = (fp8_gemm_activation)c->act};
     p.a = fused_make(d, g->a_dtype, c->m * c->k, 1, kind, grow_a);
     p.b = fused_make(d, g->b_dtype, c->n * c->k, 2, kind, grow_b);
     p.d = fused_make(d, g->d_dtype, c->m * ld, 3, NORMAL, 1);
@@ -140,7 +140,12 @@ static inline void fused_drop_problem(fp8_device *d, fused_problem *p) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) fused_drop(d, all[i]);
 }
 
-static inline double fused_expected(const fused_problem *p, int64_t i, int64_t j) {
+static inline double fused_gelu(double v) {
+    return v / 2 * (1 + tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)));
+}
+
+/* The sum with its descales and bias. */
+static inline double fused_sum(const fused_problem *p, int64_t i, int64_t j) {
     const fp8_gemm *g = &p->g;
     const float *a = p->a.values + i * g->lda, *b = p->b.values + j * g->ldb;
     double sum = 0, group = 0, v;
@@ -156,9 +161,16 @@ static inline double fused_expected(const fused_problem *p, int64_t i, int64_t j
     if (g->scaling == FP8_GEMM_ROWS && g->a_descale)
         v *= (double)p->a_descale.values[g->a_descale_count > 1 ? i : 0] *
              (double)p->b_descale.values[g->b_descale_count > 1 ? j : 0];
-    if (g->bias) v += (double)p->bias.values[j];
-    if (g->activation == FP8_GEMM_GELU_TANH)
-        v = v / 2 * (1 + tanh(0.7978845608028654 * (v + 0.044715 * v * v * v)));
+    return g->bias ? v + (double)p->bias.values[j] : v;
+}
+
+static inline double fused_expected(const fused_problem *p, int64_t i, int64_t j) {
+    const fp8_gemm *g = &p->g;
+    double v = fused_sum(p, i, j);
+
+    if (g->activation == FP8_GEMM_SWIGLU) v /= 1 + exp(-v);
+    else if (g->activation != FP8_GEMM_IDENTITY) v = fused_gelu(v);
+    if (fp8_gemm_is_gated(g->activation)) v *= fused_sum(p, i, g->n / 2 + j);
     return v + (g->residual ? (double)p->residual.values[i * g->ldr + j] : 0);
 }
 
@@ -186,7 +198,7 @@ static inline void fused_check(fp8_device *d, fused_problem *p, double bound, in
         for (int64_t j = 0; j < g->ldd; j++) {
             const float got = fused_value(g->d_dtype, raw, i * g->ldd + j);
             double want;
-            if (j >= g->n) {
+            if (j >= (fp8_gemm_is_gated(g->activation) ? g->n / 2 : g->n)) {
                 CHECK(got == p->d.values[i * g->ldd + j]);
                 continue;
             }
@@ -278,6 +290,11 @@ static const fused_case fused_cases[] = {
     {"blocks, odd rows", 37, 144, 400, E4M3, E4M3, BF16, BLOCKS, BF16, BF16, 0, 0, 0, 8},
     {"blocks, odd rows f32", 135, 272, 144, E4M3, E4M3, F32, BLOCKS, -1, F32, 0, 0, 1, 4},
     {"blocks, odd rows, both", 259, 272, 144, E4M3, E4M3, BF16, BLOCKS, -1, -1, 0, 0, 0, 0},
+    {"swiglu", 33, 64, 96, BF16, BF16, BF16, PLAIN, -1, -1, 2, 0, 0, 8},
+    {"swiglu, few rows, bias", 5, 66, 96, BF16, BF16, F32, PLAIN, BF16, -1, 2, 1, 0, 4},
+    {"fp8 swiglu", 48, 64, 256, E4M3, E4M3, BF16, VECTORS, BF16, -1, 2, 1, 0, 8},
+    {"fp8 geglu to codes", 48, 96, 256, E4M3, E4M3, E4M3, SCALARS, -1, -1, 3, 1, 0, 0},
+    {"blocks, swiglu to codes", 64, 256, 512, E4M3, E4M3, E4M3, BLOCKS, -1, -1, 2, 0, 0, 0},
     {"blocks, e5m2", 64, 128, 256, E5M2, E4M3, BF16, BLOCKS, -1, -1, 0, 0, 0, 0},
 };
 #endif

@@ -7,6 +7,7 @@
 #include "core/half.h"
 #include "quant/cast.h"
 #include "quant/skinny.h"
+#include "quant/skinny_wide.h"
 #include "tests/check.h"
 
 static fp8_device *gpu;
@@ -21,6 +22,7 @@ typedef struct skinny_case {
 #define B16 FP8_DTYPE_BF16
 #define H16 FP8_DTYPE_F16
 #define B32 FP8_DTYPE_F32
+#define E8 FP8_DTYPE_E4M3
 #define NONE FP8_DTYPE_BOOL
 static const skinny_case cases[] = {
     {"one tile", 16, 128, 128, 0, B16, NONE, 0, 0},
@@ -44,10 +46,12 @@ static const skinny_case cases[] = {
 typedef struct problem {
     fp8_gemm g;
     uint8_t *a, *b, *out;
-    float *a_values, *b_values, *a_descale, *b_descale, *bias;
-    void *device[6];
+    float *a_values, *b_values, *a_descale, *b_descale, *bias, *residual;
+    void *device[8];
     size_t d_bytes;
 } problem;
+
+static const float d_scale = 0.25f;
 
 typedef enum codes_kind { CODES_NORMAL, CODES_ONE_SIGN, CODES_ANY } codes_kind;
 
@@ -125,12 +129,13 @@ static problem make(const skinny_case *c, codes_kind kind) {
 
 static void drop(problem *p) {
     void *all[] = {p->a, p->b, p->out, p->a_values, p->b_values, p->a_descale, p->b_descale,
-                   p->bias};
-    for (int i = 0; i < 6; i++) fp8_device_free(gpu, p->device[i]);
+                   p->bias, p->residual};
+    for (int i = 0; i < 8; i++) fp8_device_free(gpu, p->device[i]);
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
-static double expected(const problem *p, int64_t i, int64_t j) {
+/* The sum with its descales and bias. */
+static double sum_of(const problem *p, int64_t i, int64_t j) {
     const fp8_gemm *g = &p->g;
     const float *a = p->a_values + i * g->k, *b = p->b_values + j * g->k;
     double sum = 0;
@@ -140,31 +145,50 @@ static double expected(const problem *p, int64_t i, int64_t j) {
     return sum + (g->bias ? (double)p->bias[j] : 0);
 }
 
+static int64_t columns_of(const fp8_gemm *g) {
+    return fp8_gemm_is_gated(g->activation) ? g->n / 2 : g->n;
+}
+
+static double expected(const problem *p, int64_t i, int64_t j) {
+    const fp8_gemm *g = &p->g;
+    double sum = sum_of(p, i, j);
+    if (g->activation == FP8_GEMM_SWIGLU) sum /= 1 + exp(-sum);
+    else if (g->activation != FP8_GEMM_IDENTITY)
+        sum = sum / 2 * (1 + tanh(0.7978845608028654 * (sum + 0.044715 * sum * sum * sum)));
+    if (fp8_gemm_is_gated(g->activation)) sum *= sum_of(p, i, g->n / 2 + j);
+    return sum + (g->residual ? (double)p->residual[i * g->ldr + j] : 0);
+}
+
 static double result_at(const problem *p, int64_t at) {
+    if (p->g.d_dtype == E8) return (double)(fp8_to_f32(E8, p->out[at]) / d_scale);
     if (p->g.d_dtype == B32) return (double)((const float *)(const void *)p->out)[at];
     if (p->g.d_dtype == B16)
         return (double)fp8_bf16_to_f32(((const uint16_t *)(const void *)p->out)[at]);
     return (double)fp8_f16_to_f32(((const uint16_t *)(const void *)p->out)[at]);
 }
 
-/* BF16 rounds to 2^-9, 1.7e-3 in root mean square; sums of FP8 keep 13 bits between promotions. */
-static double bound_of(const problem *p) { return p->g.d_dtype == B16 ? 4e-3 : 1e-3; }
+/* BF16 rounds to 2^-9, 1.7e-3 in root mean square, E4M3 to 2^-4, 2.7e-2; sums of FP8 keep 13 bits
+ * between promotions. */
+static double bound_of(const problem *p) {
+    return p->g.d_dtype == E8 ? 4e-2 : p->g.d_dtype == B16 ? 4e-3 : 1e-3;
+}
 
 /* Relative L2 error over some 1000 columns; between the rows of D nothing may have changed. */
 static void check_result(problem *p) {
     const fp8_gemm *g = &p->g;
-    const int64_t step = g->n > 1500 ? 37 : 1, size = (int64_t)fp8_dtype_size(g->d_dtype);
+    const int64_t step = g->n > 1500 ? 37 : g->n > 160 ? 3 : 1;
+    const int64_t size = (int64_t)fp8_dtype_size(g->d_dtype);
     double error = 0, reference = 0;
     int64_t touched = 0;
 
     CHECK_STATUS(fp8_device_download(gpu, p->out, g->d, p->d_bytes), FP8_OK);
     for (int64_t i = 0; i < g->m; i++) {
-        for (int64_t j = i % step; j < g->n; j += step) {
+        for (int64_t j = i % step; j < columns_of(g); j += step) {
             const double want = expected(p, i, j), e = result_at(p, i * g->ldd + j) - want;
             error += e * e;
             reference += want * want;
         }
-        for (int64_t b = (i * g->ldd + g->n) * size; b < (i + 1) * g->ldd * size; b++)
+        for (int64_t b = (i * g->ldd + columns_of(g)) * size; b < (i + 1) * g->ldd * size; b++)
             touched += p->out[b] != 0xff;
     }
     CHECK(touched == 0);
@@ -250,6 +274,136 @@ static void test_splits(void) {
     drop(&p);
 }
 
+/* ---- wide tiles ------------------------------------------------------------------------------ */
+
+/* What is behind the sum: D's type, residual (1: of BF16, 2: in D's place), activation, scale and
+ * amax. */
+typedef struct wide_store {
+    const char *name;
+    fp8_dtype d;
+    int residual, codes;
+    fp8_gemm_activation act;
+} wide_store;
+
+static void add_residual(problem *p, const wide_store *s) {
+    fp8_gemm *g = &p->g;
+    const int64_t count = g->m * g->ldd;
+    uint16_t *half = malloc((size_t)count * 2);
+    uint64_t seed = 11;
+
+    p->residual = malloc((size_t)count * 4);
+    for (int64_t i = 0; i < count; i++) {
+        p->residual[i] = fp8_round_bf16(check_normal(&seed) * (s->codes ? 20.0f : 300.0f));
+        half[i] = fp8_f32_to_bf16(p->residual[i]);
+    }
+    p->device[6] = upload(half, (size_t)count * 2);
+    g->residual = s->residual == 2 ? g->d : p->device[6];
+    g->residual_dtype = B16;
+    g->ldr = g->ldd;
+    free(half);
+}
+
+static void run_wide(problem *p, const wide_store *s, const wide_tile *t) {
+    fp8_gemm *g = &p->g;
+    float amax = 0, want = 0;
+
+    CHECK_STATUS(fp8_device_fill(gpu, g->d, 0xff, p->d_bytes), FP8_OK);
+    for (int64_t i = 0; s->residual == 2 && i < g->m; i++) /* what lies between rows stays */
+        CHECK_STATUS(fp8_device_copy(gpu, (char *)g->d + 2 * i * g->ldd,
+                                     (char *)p->device[6] + 2 * i * g->ldd, 2 * (size_t)g->n),
+                     FP8_OK);
+    if (t) CHECK_STATUS(wide_run_tile(gpu, g, t), FP8_OK);
+    else CHECK_STATUS(fp8_gemm_run(gpu, g, NULL, 0), FP8_OK);
+    check_result(p);
+    if (!s->codes) return;
+    CHECK_STATUS(fp8_device_download(gpu, &amax, p->g.d_amax, sizeof amax), FP8_OK);
+    for (int64_t i = 0; i < g->m; i++)
+        for (int64_t j = 0; j < columns_of(g); j++)
+            want = fmaxf(want, fabsf((float)expected(p, i, j)));
+    CHECK(fabsf(amax - want) <= 2e-3f * want);
+}
+
+static const wide_store wide_stores[] = {
+    {"plain", B16, 0, 0, FP8_GEMM_IDENTITY},
+    {"residual", B16, 1, 0, FP8_GEMM_IDENTITY},
+    {"swiglu", B16, 0, 0, FP8_GEMM_SWIGLU},
+    {"in place", B16, 2, 0, FP8_GEMM_IDENTITY},
+    {"residual, f32", B32, 1, 0, FP8_GEMM_IDENTITY},
+    {"geglu, codes", E8, 0, 1, FP8_GEMM_GEGLU_TANH},
+    {"gelu", B16, 0, 0, FP8_GEMM_GELU_TANH},
+    {"gelu, f16", H16, 0, 0, FP8_GEMM_GELU_TANH},
+    {"codes", E8, 0, 1, FP8_GEMM_IDENTITY},
+    {"swiglu, f32", B32, 0, 0, FP8_GEMM_SWIGLU},
+    {"residual, codes", E8, 1, 1, FP8_GEMM_IDENTITY},
+};
+enum { NUM_STORES = sizeof wide_stores / sizeof *wide_stores };
+
+/* One product by this cut, NULL: by the one that is chosen; codes and gated ones of small numbers,
+ * which E4M3 still holds. */
+static void test_store(const skinny_case *c, const wide_tile *t, const wide_store *s) {
+    const float scales[2] = {d_scale, 0};
+    static char name[96];
+    skinny_case of = *c;
+    problem p;
+
+    of.d = s->d;
+    if (s->codes) of.bias = NONE;
+    if (t && of.m > t->tokens) of.m = t->tokens - 7;
+    p = make(&of, CODES_NORMAL);
+    if (t)
+        snprintf(name, sizeof name, "%s: %d x %d, %d splits, %s", c->name, t->tokens, t->rows,
+                 t->splits, s->name);
+    else snprintf(name, sizeof name, "%s, m=%lld: %s", c->name, (long long)of.m, s->name);
+    check_case = name;
+    p.device[7] = upload(scales, sizeof scales);
+    if (s->residual) add_residual(&p, s);
+    p.g.activation = s->act;
+    if (s->codes || fp8_gemm_is_gated(s->act)) p.g.alpha /= 64;
+    if (s->codes) p.g.d_scale = p.device[7], p.g.d_amax = (float *)p.device[7] + 1;
+    run_wide(&p, s, t);
+    drop(&p);
+}
+
+/* Every tile that is compiled by every number of splits. */
+static void test_wide(const skinny_case *c, int step) {
+    static const int32_t tiles[][2] = {{64, 96},  {64, 112}, {64, 128}, {64, 192}, {64, 224},
+                                       {64, 256}, {128, 96}, {128, 112}, {128, 128}};
+    size_t next = 0;
+
+    for (size_t i = 0; i < sizeof tiles / sizeof *tiles; i++)
+        for (int32_t splits = 1; splits <= WIDE_MAX_SPLITS; splits += step) {
+            wide_tile t = {.tokens = tiles[i][0], .rows = tiles[i][1], .resident = 1,
+                           .splits = splits, .stages = 6, .x_stages = 2 + splits % 2,
+                           .lead = splits % 3};
+            while (wide_shared_bytes(&t) > 227 * 1024) t.stages--;
+            if (wide_sums_bytes(&t) > wide_ring_bytes(&t)) continue;
+            while (fp8_gemm_is_gated(wide_stores[next % NUM_STORES].act)) next++;
+            test_store(c, &t, &wide_stores[next++ % NUM_STORES]);
+            for (size_t j = 0; j < NUM_STORES && splits == 1 && wide_gates(&t); j++)
+                if (fp8_gemm_is_gated(wide_stores[j].act)) test_store(c, &t, &wide_stores[j]);
+        }
+}
+
+/* Every store by the cut that is chosen: with one tile and more, splits and none. */
+static void test_chosen(void) {
+    static const int64_t tokens[] = {1, 9, 24, 32, 33, 64, 100};
+    static const skinny_case all[] = {{"chosen", 0, 272, 1056, 0, B16, B16, 1, 0},
+                                      {"chosen, many tiles", 0, 17800, 144, 0, B16, NONE, 0, 0}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        for (size_t j = 0; j < sizeof tokens / sizeof *tokens; j++)
+            for (size_t k = j % 2; k < NUM_STORES; k += 1 + i) {
+                skinny_case c = all[i];
+                c.m = tokens[j];
+                test_store(&c, NULL, &wide_stores[k]);
+            }
+}
+
+static const skinny_case wide_cases[] = {
+    {"wide", 64, 264, 1030, 0, B16, B16, 1, 0},
+    {"wide, odd", 113, 230, 1034, 1, B16, B32, 1, 1},
+    {"wide, few tokens", 3, 300, 1040, 0, B16, NONE, 0, 0},
+};
+
 /* A NaN code spoils its row or column and nothing else; rows of zeros give the bias. */
 static void test_hostile(void) {
     static const skinny_case c = {"hostile", 20, 150, 400, 0, B32, B32, 0, 0};
@@ -332,10 +486,13 @@ int main(int argc, char **argv) {
     }
     test_cases();
     test_hostile();
+    for (size_t i = 0; i < sizeof wide_cases / sizeof *wide_cases; i++)
+        test_wide(&wide_cases[i], few ? 3 : 1);
     if (!few) {
         test_every_count();
         test_same_sign();
         test_splits();
+        test_chosen();
         test_refused();
         test_replay();
     }

@@ -5,9 +5,9 @@
 static void test_refused(fp8_device *d) {
     const fused_case c = {"refused", 8, 256, 256, E4M3, E4M3, BF16, BLOCKS, -1, BF16, 0, 0, 0, 0};
     fused_problem p = fused_problem_of(d, &c, NORMAL);
-    fp8_gemm bad[8];
+    fp8_gemm bad[10];
 
-    for (int i = 0; i < 8; i++) bad[i] = p.g;
+    for (int i = 0; i < 10; i++) bad[i] = p.g;
     bad[0].activation = FP8_GEMM_GELU_TANH; /* beside a residual */
     bad[1].a_descale_ld = 7;
     bad[2].b_descale_ld = 1;
@@ -16,7 +16,9 @@ static void test_refused(fp8_device *d) {
     bad[5].residual_dtype = FP8_DTYPE_E4M3;
     bad[6].d_scale = p.a_descale.device; /* with a BF16 d */
     bad[7].residual = p.g.d, bad[7].ldr = 264;
-    for (int i = 0; i < 8; i++) {
+    bad[8].activation = FP8_GEMM_SWIGLU; /* beside a residual */
+    bad[9].activation = FP8_GEMM_SWIGLU, bad[9].residual = NULL, bad[9].n = 255;
+    for (int i = 0; i < 10; i++) {
         char name[16];
         snprintf(name, sizeof name, "refused %d", i);
         check_case = name;

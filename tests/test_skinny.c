@@ -1,5 +1,6 @@
 /* How quant/skinny.c cuts products: within shared memory and the cluster, every tile once. */
 #include "quant/skinny.h"
+#include "quant/skinny_wide.h"
 #include "tests/check.h"
 
 static void check_tile(int64_t m, int64_t n, int64_t k, int32_t sms) {
@@ -53,16 +54,58 @@ static void test_known(void) {
     }
 }
 
+static int pays(int64_t m, int64_t n, int64_t k) {
+    const fp8_gemm g = {.m = m, .n = n, .k = k, .d_dtype = FP8_DTYPE_BF16};
+    return skinny_pays(&g);
+}
+
 static void test_pays(void) {
     check_case = "pays";
-    CHECK(skinny_pays(1, 3072, 4096) && skinny_pays(32, 28672, 4096));
-    CHECK(!skinny_pays(33, 28672, 4096) && !skinny_pays(1, 1024, 1024));
-    CHECK(skinny_pays(64, 256000, 3072) && !skinny_pays(65, 256000, 3072));
+    CHECK(pays(1, 3072, 4096) && pays(32, 28672, 4096));
+    CHECK(!pays(33, 28672, 4096) && !pays(1, 1024, 1024));
+    CHECK(pays(64, 256000, 3072) && !pays(65, 256000, 3072));
+}
+
+/* Wide tiles: what is compiled, within shared memory, with room for the sums. */
+static void check_wide(const fp8_gemm *g, int32_t sms) {
+    static const int32_t few[] = {96, 112, 128, 192, 224}, many[] = {96, 112};
+    const wide_tile t = wide_choose(g, sms);
+    const int64_t units = (g->k + WIDE_BLOCK_K - 1) / WIDE_BLOCK_K;
+    static char name[96];
+    int compiled = 0;
+
+    snprintf(name, sizeof name, "wide m=%lld n=%lld k=%lld sms=%d act=%d", (long long)g->m,
+             (long long)g->n, (long long)g->k, sms, g->activation);
+    check_case = name;
+    for (int i = 0; i < (g->m > 64 ? 2 : 5); i++) compiled += (g->m > 64 ? many : few)[i] == t.rows;
+    CHECK(compiled == 1 && t.tokens == (g->m > 64 ? 128 : 64));
+    CHECK(t.splits >= 1 && t.splits <= WIDE_MAX_SPLITS && t.splits <= units);
+    CHECK(t.x_stages >= 1 && t.x_stages <= t.stages && t.stages >= 2);
+    CHECK(t.stages <= WIDE_MAX_STAGES && t.lead >= 0);
+    CHECK(wide_shared_bytes(&t) <= (t.resident > 1 ? 113u : 227u) * 1024u);
+    CHECK(wide_sums_bytes(&t) <= wide_ring_bytes(&t));
+    if (fp8_gemm_is_gated(g->activation)) CHECK(t.splits == 1 && wide_gates(&t));
+}
+
+static void test_wide(void) {
+    static const int64_t sizes[] = {2, 128, 130, 3072, 4096, 6144, 14336, 24576, 28672, 49152};
+    static const int32_t sms[] = {1, 114, 132, 144};
+    enum { N = sizeof sizes / sizeof *sizes };
+
+    for (int64_t m = 1; m <= WIDE_MAX_TOKENS; m += 7)
+        for (int i = 0; i < N; i++)
+            for (int j = 0; j < N; j++)
+                for (int act = 0; act <= FP8_GEMM_GEGLU_TANH; act++) {
+                    const fp8_gemm g = {.m = m, .n = sizes[i], .k = sizes[j],
+                                        .activation = (fp8_gemm_activation)act};
+                    check_wide(&g, sms[(i + j + act) % 4]);
+                }
 }
 
 int main(void) {
     test_all();
     test_pays();
+    test_wide();
     test_known();
     return CHECK_DONE();
 }
