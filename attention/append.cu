@@ -9,9 +9,9 @@
  *            that follow each other; `lanes` threads, a power of two, make a head, 32 / lanes heads
  *            of one part a warp. Longer runs: a warp keeps its heads for eight tokens, the next
  *            loaded before the last is done; V by tiles in blocks of their own (append_values.cuh),
- *            which come last: they are shorter, and fill the last wave. Decoding: a warp has one token; of V 64 columns, stored one by one:
- *            each is a sector of its own, so they are spread over all multiprocessors. What is not
- *            in units of 16: append_any.cu
+ *            which come last: they are shorter, and fill the last wave. Decoding: a warp has one
+ *            token; of V 64 columns, stored one by one: each is a sector of its own, so they are
+ *            spread over all multiprocessors. What is not in units of 16: append_any.cu
  * Numerics   F32; the rotation is not contracted, as on the CPU; sums in a fixed order
  */
 #include "attention/append_values.cuh"

@@ -351,10 +351,10 @@ done:
 
 /* ---- verdict --------------------------------------------------------------------------------- */
 
-/* The oracle's O and LSE, NaN where no sequence is. P in codes is the oracle's for sequences of more
- * than exact_q queries; for the others P is exact: that is what `pages` owes (it keeps P in 16
- * bits), and where a row sees few keys the two differ by up to 2^-4 of sum(P |V|), which is more
- * than the tolerances of the tests leave. */
+/* The oracle's O and LSE, NaN where no sequence is. P is in codes, if the options say so, for
+ * sequences of more than exact_q queries; for the others P is exact: that is what `pages` owes (it
+ * keeps P in 16 bits), and where a row sees few keys the two differ by up to 2^-4 of sum(P |V|),
+ * which is more than the tolerances of the tests leave. */
 static inline void decode_expect(double *want, double *lse, const decode_problem *p,
                                  int64_t exact_q) {
     const int64_t rows = p->o.total_q, heads = p->o.num_heads, row = heads * p->o.d_v;
@@ -376,8 +376,8 @@ static inline void decode_expect(double *want, double *lse, const decode_problem
     free(exact);
 }
 
-/* |got - want| <= atol + rtol |want| for rows of sequences; NaN still where no sequence is. exact_q:
- * see decode_expect. */
+/* |got - want| <= atol + rtol |want| for rows of sequences; NaN still where no sequence is. For
+ * exact_q see decode_expect. */
 static inline void decode_check(const decode_result *r, const decode_problem *p, int64_t exact_q,
                                 double atol, double rtol) {
     const fp8_decode_options *o = &p->o;
