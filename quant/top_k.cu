@@ -4,9 +4,10 @@
  * Shapes     logits [rows, vocab] F32, BF16, F16
  * Bound      memory, one read: 64 x 128256 F32 33 MB, at the H200's read rate of 4.55 TB/s 7.2 us
  * Tiling     a cluster of up to eight blocks a row (one before Hopper), each with a slice of it.
- *            What is read next is under way beside what is looked at. k = 1: a thread keeps its
- *            best. Else a block keeps candidates in shared memory, those at or above the k-th of
- *            its threads' best of a first look: a comparison an element. Where they are too many,
+ *            k = 1: a thread keeps its best, in 40 registers: a third block an SM is what the
+ *            clusters of 64 rows need to be there at once. Else what is read next is under way
+ *            beside what is looked at, and a block keeps candidates in shared memory, those at or
+ *            above the k-th of its threads' best of a first look. Where they are too many,
  *            because the logits rise, they are sorted and the k-th is the bound; at the end the
  *            k-th of the threads' best among them leaves few more than k, which count who is above
  *            them. The first block of a cluster joins the others' lists
@@ -125,22 +126,20 @@ best_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__re
     wait_for_previous();
     let_next_start();
     const slice<T> s = slice_of(logits, vocab, stride, cluster);
-    quad_of<T> next[DEPTH];
-    load_quads(next, s, s.begin + threadIdx.x * QUAD);
     for (uint32_t c = s.begin + threadIdx.x * QUAD; c < s.end; c += LOOK) {
         quad_of<T> q[DEPTH];
-#pragma unroll
-        for (int i = 0; i < DEPTH; i++) q[i] = next[i];
-        load_quads(next, s, c + LOOK);
+        load_quads(q, s, c);
 #pragma unroll
         for (int i = 0; i < DEPTH; i++) {
             float v[QUAD];
             widen_quad(v, q[i]);
-            const float most = most_of(v);
-            if (!(most > top)) continue; /* NaN, or equal, which stands later */
-            top = most;
-            any = true;
-            at = c + i * ROUND + (v[0] == most ? 0 : v[1] == most ? 1 : v[2] == most ? 2 : 3);
+#pragma unroll
+            for (int k = 0; k < QUAD; k++)
+                if (v[k] > top) { /* false for NaN, and for an equal one, which stands later */
+                    top = v[k];
+                    at = c + i * ROUND + k;
+                    any = true;
+                }
         }
     }
     sort_key best = block_max(any ? key_of(top, at) : 0, scratch);
