@@ -67,7 +67,7 @@ gpu_export
 gpu_flash_options quick
 gpu_kv_append few
 gpu_ops few
-gpu_produce
+gpu_produce few
 gpu_skinny few
 EOF
         wait
