@@ -16,7 +16,7 @@
  * Numerics   Hopper's FP8 products keep about 14 bits of a running sum and truncate: every 128 of K
  *            they start from zero and are added in FP32. Partial sums are added by rank
  * Overlap    as skinny.cu: W fills its ring while the kernel before still runs
- * Registers  80 to 96 of 96 with two blocks a multiprocessor, up to 146 of 168 with one; no spills
+ * Registers  95 or 96 of 96 with two blocks a multiprocessor, up to 146 of 168 with one; no spills
  *            (ptxas 13.0, sm_90a)
  *
  *   ring of W   slot of the last unit is the last one: what lies in the first slots is done some
