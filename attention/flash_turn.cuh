@@ -73,6 +73,14 @@ static __device__ __forceinline__ void turn_columns(uint8_t *to, const uint8_t *
     }
 }
 
+/* What lies there, read by the lane that arrives in release(): so the read comes before the arrival
+ * in program order, for racecheck too, which follows single threads. */
+static __device__ __forceinline__ int32_t keys_of_warp(const int32_t &keys) {
+    int32_t mine = 0;
+    if (threadIdx.x % 32 == 0) mine = keys;
+    return __shfl_sync(0xffffffffu, mine, 0);
+}
+
 /* TURN_WARPS warps, threads from 0: every tile that comes, until there are no more. */
 template <int D, class SHARED>
 static __device__ void turn_tiles(SHARED &s, int32_t thread) {
@@ -80,7 +88,7 @@ static __device__ void turn_tiles(SHARED &s, int32_t thread) {
 
     for (uint32_t parity = 0; ; parity ^= 1) {
         barrier_wait(&s.v_came, parity);
-        const int32_t end = s.v_keys;
+        const int32_t end = keys_of_warp(s.v_keys);
         if (end < 0) return;
         barrier_wait(&s.v_empty[place.stage], place.parity ^ 1);
         if (end < BLOCK_N) clear_keys<D>(s.as_is, end, thread);
