@@ -61,7 +61,7 @@ typedef struct fp8_engine_options {
     fp8_engine_join join;
     fp8_engine_ahead ahead;
     int fp8_head;  /* 1: the output layer in E4M3, one scale a row, its input one a token */
-    int no_graphs; /* 1: launch every kernel anew */
+    int no_graphs; /* 1: launch every kernel anew, as is done with a mixture of experts */
 } fp8_engine_options;
 
 /* FP8_EINVAL: sizes (expected, found); FP8_EUNSUPPORTED: a RoPE whose frequencies would change

@@ -96,6 +96,7 @@ static int goes_on(const fp8_engine *e) {
     for (int64_t s = 0; s < e->num_parts; s++) {
         const engine_request *r = e->parts[s].request;
         if (e->running[s] != r) return 0; /* it may be gone */
+        if (e->parts[s].row != s) return 0; /* one token of a prompt looks like decoding */
         if (r->canceled || r->count + 1 >= r->num_prompt + r->max_new) return 0;
     }
     return 1;

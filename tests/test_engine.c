@@ -92,6 +92,7 @@ static const fp8_engine_options shapes[] = {
      .max_requests = PROMPTS},
     {.max_context = CONTEXT, .max_seqs = 4, .step_tokens = 16, .num_pages = 3},
     {.max_context = CONTEXT, .ahead = FP8_ENGINE_AHEAD_ALWAYS},
+    {.max_context = CONTEXT, .max_seqs = 4, .step_tokens = 4, .ahead = FP8_ENGINE_AHEAD_ALWAYS},
     {.max_context = CONTEXT, .max_seqs = 3, .step_tokens = 20, .ahead = FP8_ENGINE_AHEAD_ALWAYS},
 };
 

@@ -160,7 +160,7 @@ static void drain(soak *s) {
 /* ---- main ------------------------------------------------------------------------------------ */
 
 static void run(soak *s, fp8_model *m, double seconds, int exact) {
-    const fp8_engine_options o = {.max_context = CONTEXT, .max_seqs = 6, .step_tokens = 24,
+    const fp8_engine_options o = {.max_context = CONTEXT, .max_seqs = 6, .step_tokens = 7,
                                   .num_pages = 9, .max_requests = LIVE,
                                   .ahead = FP8_ENGINE_AHEAD_ALWAYS};
     const double begin = now();
