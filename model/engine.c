@@ -183,11 +183,6 @@ done:
     return st;
 }
 
-static int goes_ahead(const fp8_engine *e) {
-    if (e->o.ahead != FP8_ENGINE_AHEAD_AUTO) return e->o.ahead == FP8_ENGINE_AHEAD_ALWAYS;
-    return fp8_device_place(e->device) == FP8_PLACE_CUDA;
-}
-
 static int joins(const fp8_engine *e) {
     if (e->o.join != FP8_ENGINE_JOIN_AUTO) return e->o.join == FP8_ENGINE_JOIN_ALWAYS;
     return fp8_device_place(e->device) == FP8_PLACE_CUDA;
@@ -411,7 +406,7 @@ fp8_status fp8_engine_create(fp8_engine **out, fp8_model *m, const fp8_engine_op
     e->max_pages = (e->o.max_context + e->o.page_size - 1) / e->o.page_size;
     e->graphs = !e->o.no_graphs && fp8_device_place(m->device) == FP8_PLACE_CUDA &&
                 !m->config.num_experts; /* a mixture waits for the device: nothing to capture */
-    e->ahead = goes_ahead(e);
+    e->ahead = e->o.ahead == FP8_ENGINE_AHEAD_ALWAYS;
     FP8_TRY(fp8_rope_extend(m, e->o.max_context));
     FP8_TRY(fp8_rope_fit(m, e->o.max_context));
     FP8_TRY(create_pages(e));

@@ -126,6 +126,8 @@ static void check_model(const fixture *f, const fp8_checkpoint *c, int codes) {
         {.max_context = CONTEXT, .max_requests = PROMPTS, .max_seqs = 3, .step_tokens = 20},
         {.max_context = CONTEXT, .max_requests = PROMPTS, .max_seqs = 1, .step_tokens = 8},
         {.max_context = CONTEXT, .max_requests = PROMPTS, .max_seqs = 4, .step_tokens = 4},
+        {.max_context = CONTEXT, .max_requests = PROMPTS, .max_seqs = 4, .step_tokens = 4,
+         .ahead = FP8_ENGINE_AHEAD_ALWAYS},
     };
     const fp8_model_options options = {.max_tokens = FIXTURE_TOKENS};
     static int32_t want[PROMPTS][NEW], got[PROMPTS][NEW], again[PROMPTS][NEW];
