@@ -7,8 +7,8 @@
  *            of the 35 that the memory leaves time for
  * Tiling     four pieces of eight elements a thread, few rows one; a row is cut into segments of
  *            equal size, a block each. With one scale a token the row is in registers: of blocks
- *            that stay, the next rows on their way (many rows, quant/produce_ring.cuh), of a cluster
- *            of two (few long ones), else of a block, up to eight pieces a thread. Rows too long
+ *            that stay, the next rows on their way (many rows, quant/produce_ring.cuh), of two
+ *            blocks (few long ones), else of a block, up to eight pieces a thread. Rows too long
  *            for that or not in pieces: a block each, an element at a time, made twice
  * Numerics   F32. Exponentials and reciprocals by the special-function unit (ex2.approx,
  *            rcp.approx: 2 units in the last place, subnormals kept): e^y is off by 2^-22 + |y|
