@@ -576,7 +576,6 @@ static const struct wide_compiled {
     {64, 224, 2, wide_kernel<64, 56, 2, 2>},   {64, 256, 1, wide_kernel<64, 64, 2, 1>},
     {128, 96, 2, wide_kernel<128, 48, 2, 2>},  {128, 112, 2, wide_kernel<128, 56, 2, 2>},
     {128, 128, 1, wide_kernel<128, 64, 2, 1>},
-   
 };
 
 static const wide_compiled *find_compiled(const wide_tile *t) {
