@@ -25,6 +25,12 @@
     X(cudaError_t, cudaEventSynchronize, cudaErrorUnknown, (cudaEvent_t e), (e))                   \
     X(cudaError_t, cudaGetLastError, cudaErrorLaunchFailure, (void), ())                           \
     X(cublasStatus_t, cublasLtCreate, CUBLAS_STATUS_ALLOC_FAILED, (cublasLtHandle_t * h), (h))     \
+    X(cublasStatus_t, cublasLtMatmul, CUBLAS_STATUS_EXECUTION_FAILED,                              \
+      (cublasLtHandle_t h, cublasLtMatmulDesc_t op, const void *alpha, const void *a,              \
+       cublasLtMatrixLayout_t la, const void *b, cublasLtMatrixLayout_t lb, const void *beta,      \
+       const void *c, cublasLtMatrixLayout_t lc, void *d, cublasLtMatrixLayout_t ld,               \
+       const cublasLtMatmulAlgo_t *algo, void *workspace, size_t bytes, cudaStream_t stream),      \
+      (h, op, alpha, a, la, b, lb, beta, c, lc, d, ld, algo, workspace, bytes, stream))            \
     X(cudnnStatus_t, cudnnBackendExecute, CUDNN_STATUS_EXECUTION_FAILED,                           \
       (cudnnHandle_t h, cudnnBackendDescriptor_t plan, cudnnBackendDescriptor_t pack),             \
       (h, plan, pack))
@@ -37,31 +43,6 @@
         return __real_##name arguments;                                                            \
     }
 CUDA_FAULT_MAP(WRAP)
-
-/* Sixteen arguments: apart, as open is. */
-cublasStatus_t __real_cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t op,
-                                     const void *alpha, const void *a, cublasLtMatrixLayout_t la,
-                                     const void *b, cublasLtMatrixLayout_t lb, const void *beta,
-                                     const void *c, cublasLtMatrixLayout_t lc, void *d,
-                                     cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t *algo,
-                                     void *workspace, size_t bytes, cudaStream_t stream);
-cublasStatus_t __wrap_cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t op,
-                                     const void *alpha, const void *a, cublasLtMatrixLayout_t la,
-                                     const void *b, cublasLtMatrixLayout_t lb, const void *beta,
-                                     const void *c, cublasLtMatrixLayout_t lc, void *d,
-                                     cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t *algo,
-                                     void *workspace, size_t bytes, cudaStream_t stream);
-cublasStatus_t __wrap_cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t op,
-                                     const void *alpha, const void *a, cublasLtMatrixLayout_t la,
-                                     const void *b, cublasLtMatrixLayout_t lb, const void *beta,
-                                     const void *c, cublasLtMatrixLayout_t lc, void *d,
-                                     cublasLtMatrixLayout_t ld, const cublasLtMatmulAlgo_t *algo,
-                                     void *workspace, size_t bytes, cudaStream_t stream) {
-    if (fp8_fault_hits("cublasLtMatmul", 0, __builtin_return_address(0)))
-        return CUBLAS_STATUS_EXECUTION_FAILED;
-    return __real_cublasLtMatmul(h, op, alpha, a, la, b, lb, beta, c, lc, d, ld, algo, workspace,
-                                 bytes, stream);
-}
 #else
 extern int fp8_no_cuda_faults; /* ISO C has no empty file */
 #endif

@@ -7,13 +7,16 @@
  *            of the 35 that the memory leaves time for
  * Tiling     four pieces of eight elements a thread, few rows one; a row is cut into segments of
  *            equal size, a block each. With one scale a token the row is in registers: of blocks
- *            that stay, the next rows on their way (many rows, quant/produce_ring.cuh), of two
- *            blocks (few long ones), else of a block, up to eight pieces a thread. Rows too long
- *            for that or not in pieces: a block each, an element at a time, made twice
+ *            a block, up to eight pieces a thread; with FP8_PRODUCER_RINGS=1 of blocks that stay,
+ *            the next rows on their way (many rows, quant/produce_ring.cuh), or of a cluster of two
+ *            (few long ones). Rows too long for that or not in pieces: a block each, an element at
+ *            a time, made twice
  * Numerics   F32. Exponentials and reciprocals by the special-function unit (ex2.approx,
  *            rcp.approx: 2 units in the last place, subnormals kept): e^y is off by 2^-22 + |y|
  *            2^-23, far below half a step of E4M3 or BF16. erf by a polynomial, see normal_mass
  */
+#include <stdlib.h>
+#include <string.h>
 
 #include "quant/produce_ring.cuh"
 
@@ -233,8 +236,14 @@ static fp8_status launch_known(fp8_device *d, const act_args<T> &a, const sink_a
     return launch_rows(names[CAST], d, how, op{a}, s, t);
 }
 
+/* Its bytes were compared, but it was rewritten after it was timed: on request. */
+static bool rings_wanted(void) {
+    const char *wanted = getenv("FP8_PRODUCER_RINGS");
+    return wanted && strcmp(wanted, "1") == 0;
+}
+
 /* One scale a token, where the whole row in one block is not the best: many rows by blocks that
- * stay, few long ones by two blocks each. *taken 0: it is. */
+ * stay, few long ones by two blocks each. *taken 0: it is, or they were not asked for. */
 template <typename T, int MODE>
 static fp8_status launch_token(fp8_device *d, const act_args<T> &a, const sink_args<T> &s, int sms,
                                fp8_launch how, int *taken) {
@@ -244,7 +253,7 @@ static fp8_status launch_token(fp8_device *d, const act_args<T> &a, const sink_a
     const ring_tile r = ring_of<T>(a.rows, n_pieces, (int)(n_pieces + 127) / 128 * 32, many::INPUTS,
                                    many::RING_THREADS, sms);
 
-    *taken = fp8_device_capability(d) >= 90;
+    *taken = fp8_device_capability(d) >= 90 && rings_wanted();
     if (*taken && r.stages)
         return launch_ring(names[0], token_ring_kernel<many>, sms, r, d, how, many{a}, s, r);
     *taken = *taken && a.rows * 2 <= sms && n_pieces >= SPREAD_PIECES;
