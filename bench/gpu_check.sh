@@ -3,6 +3,7 @@
 # in OUT/NAME.log, one line a step on stdout, exit status 1 when a step failed. BUILD is a finished CUDA build;
 # FP8_TEST_DATA holds models, fixtures and texts (default ../shared). Without PARTs all of them, in this order:
 #   tests      every GPU test, side by side                    minutes with one core a test, seconds of GPU time
+#   alone      what only shows with the GPU for itself: no memory left on it, none kept by an engine
 #   sanitize   compute-sanitizer over the tests that are small enough for it, side by side
 #   spine      run and eval on four models, CUDA, with the simulation of the same scheme
 #   attention  bench attention, flux and decode     linear  bench linear, linear-large     quant  bench quant, block
@@ -46,6 +47,12 @@ tests() {
         [ -f "$script" ] && step "$(basename "$script" .sh)" bash "$script" &
     done
     wait
+}
+
+alone() {
+    for program in gpu_oom gpu_engine; do
+        FP8_GPU_ALONE=1 step "alone-$program" "$build/tests/$program"
+    done
 }
 
 sanitize() { # cuDNN's kernels are not ours to judge: racecheck reports them, synccheck stops in them
@@ -106,12 +113,12 @@ peers() {
     step peers-block "$PYTHON" bench/block_peers.py
 }
 
-for part in "${@:-tests sanitize spine attention linear quant peers}"; do
+for part in "${@:-tests alone sanitize spine attention linear quant peers}"; do
     for name in $part; do
         case $name in
-        tests | sanitize | spine | attention | linear | quant | peers) "$name" ;;
+        tests | alone | sanitize | spine | attention | linear | quant | peers) "$name" ;;
         *)
-            echo "bench/gpu_check.sh: part '$name', expected tests, sanitize, spine, attention, linear, quant or peers" >&2
+            echo "bench/gpu_check.sh: part '$name', expected tests, alone, sanitize, spine, attention, linear, quant or peers" >&2
             exit 2
             ;;
         esac
