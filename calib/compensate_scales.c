@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "calib/compensate.h"
+#include "calib/e4m3_error.h"
 #include "core/half.h"
 #include "quant/cast.h"
 
@@ -86,57 +87,57 @@ done:
 
 /* ---- search ---------------------------------------------------------------------------------- */
 
+enum { ROWS = 32 }; /* that a worker takes */
+
 typedef struct search_job {
     const fp8_rows *x;
     const double *metric;
-    const fp8_recipe *recipe;
-    float amax;
-    double errors[CANDIDATES];
+    fp8_scale candidates[CANDIDATES];
+    double *errors; /* [pieces of ROWS][CANDIDATES] */
 } search_job;
 
-static fp8_scale candidate(const search_job *j, int i) {
-    const float amax = (float)((double)j->amax * exp2((double)(i + FIRST) / 16));
+static fp8_scale candidate(const fp8_recipe *recipe, float most, int i) {
+    const float amax = (float)((double)most * exp2((double)(i + FIRST) / 16));
     fp8_scale s = {.amax = amax, .amax_without_first = amax, .scale = 1, .descale = 1};
-    fp8_recipe_scale(j->recipe, FP8_DTYPE_E4M3, amax, &s.scale, &s.descale);
+    fp8_recipe_scale(recipe, FP8_DTYPE_E4M3, amax, &s.scale, &s.descale);
     return s;
 }
 
+/* Pieces [begin, end) of the rows, each row by all candidates while it is in the cache. */
 static fp8_status try_candidates(void *ctx, int64_t begin, int64_t end, int32_t worker) {
-    search_job *j = ctx;
-    const int64_t width = j->x->width;
-    float values[256];
+    const search_job *j = ctx;
+    const int64_t width = j->x->width, stop = end * ROWS;
 
     (void)worker;
-    for (int i = 0; i < 256; i++) values[i] = fp8_to_f32(FP8_DTYPE_E4M3, (uint8_t)i);
-    for (int64_t i = begin; i < end; i++) {
-        const fp8_scale s = candidate(j, (int)i);
-        double sum = 0;
-        for (int64_t r = 0; r < j->x->count; r++)
-            for (int64_t c = 0; c < width; c++) {
-                const float x = j->x->x[r * width + c];
-                const uint8_t code = fp8_from_f32(FP8_DTYPE_E4M3, x * s.scale);
-                const double e = (double)x - (double)(values[code] * s.descale);
-                sum += (j->metric ? j->metric[c] : 1) * e * e;
-            }
-        j->errors[i] = sum;
-    }
+    for (int64_t r = begin * ROWS; r < stop && r < j->x->count; r++)
+        for (int i = 0; i < CANDIDATES; i++)
+            j->errors[r / ROWS * CANDIDATES + i] +=
+                fp8_e4m3_error(j->x->x + r * width, j->metric, width, j->candidates[i].scale,
+                               j->candidates[i].descale);
     return FP8_OK;
 }
 
 fp8_status fp8_search_scale(fp8_scale *s, const fp8_rows *x, const double *metric, float amax,
                             const fp8_recipe *recipe, fp8_pool *pool) {
-    search_job j = {.x = x, .metric = metric, .recipe = recipe, .amax = amax};
+    const int64_t pieces = (x->count + ROWS - 1) / ROWS;
+    search_job j = {.x = x, .metric = metric};
+    double errors[CANDIDATES] = {0};
     int best = -FIRST;
     fp8_status st = FP8_OK;
 
-    *s = candidate(&j, best);
+    *s = candidate(recipe, amax, best);
     if (!(amax > 0) || amax > FLT_MAX / 4) return FP8_OK;
-    FP8_TRY(fp8_parallel_for(pool, CANDIDATES, 1, try_candidates, &j));
+    j.errors = calloc((size_t)(pieces * CANDIDATES) + 1, sizeof *j.errors);
+    if (!j.errors) return FP8_FAIL(FP8_ENOMEM, "errors of %d scales", CANDIDATES);
+    for (int i = 0; i < CANDIDATES; i++) j.candidates[i] = candidate(recipe, amax, i);
+    FP8_TRY(fp8_parallel_for(pool, pieces, 1, try_candidates, &j));
+    for (int64_t i = 0; i < pieces * CANDIDATES; i++) errors[i % CANDIDATES] += j.errors[i];
     for (int i = 0; i < CANDIDATES; i++)
-        if (j.errors[i] < j.errors[best]) best = i;
-    *s = candidate(&j, best);
+        if (errors[i] < errors[best]) best = i;
+    *s = j.candidates[best];
     s->clipped = best < -FIRST;
 done:
+    free(j.errors);
     return st;
 }
 

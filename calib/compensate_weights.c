@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "calib/compensate.h"
+#include "calib/e4m3_error.h"
 #include "calib/turn.h"
 #include "core/half.h"
 #include "core/log.h"
@@ -300,16 +301,6 @@ static fp8_scale candidate(const search_job *s, int64_t scale, int64_t i) {
                                s->j->options->ue8m0);
 }
 
-static double segment_error(const float *w, int64_t n, fp8_scale s) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const uint8_t code = fp8_from_f32(FP8_DTYPE_E4M3, w[i] * s.scale);
-        const double e = (double)w[i] - (double)(fp8_to_f32(FP8_DTYPE_E4M3, code) * s.descale);
-        if (isfinite(e)) sum += e * e;
-    }
-    return sum;
-}
-
 /* What candidate c of every scale of the group costs. */
 static void measure(const search_job *s, int64_t c) {
     const group *g = s->g;
@@ -321,8 +312,9 @@ static void measure(const search_job *s, int64_t c) {
             for (int64_t k = 0; k < g->in; k += grid.col_span) {
                 const int64_t scale = at + r / grid.row_span * across + k / grid.col_span;
                 const int64_t n = g->in - k < grid.col_span ? g->in - k : grid.col_span;
+                const fp8_scale x = candidate(s, scale, c);
                 s->errors[c * s->num_scales + scale] +=
-                    segment_error(g->w[i] + r * g->in + k, n, candidate(s, scale, c));
+                    fp8_e4m3_error(g->w[i] + r * g->in + k, NULL, n, x.scale, x.descale);
             }
     }
 }
