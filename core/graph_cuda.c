@@ -63,7 +63,7 @@ static fp8_status measure(fp8_graph_shape *shape, cudaGraph_t graph) {
         st = FP8_FAIL(FP8_ENOMEM, "graph: %zu nodes", count);
         goto done;
     }
-    FP8_TRY_CUDA(cudaGraphGetNodes(graph, nodes, &count));
+    if (count > 0) FP8_TRY_CUDA(cudaGraphGetNodes(graph, nodes, &count));
     for (size_t i = 0; i < count; i++) {
         enum cudaGraphNodeType type;
         FP8_TRY_CUDA(cudaGraphNodeGetType(nodes[i], &type));

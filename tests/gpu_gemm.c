@@ -1,8 +1,8 @@
 /* quant/gemm.h on CUDA against sums in double: each way a product is made, odd layouts, same-sign
  * data, CUDA graphs, the same bytes each time. */
-#include <cuda_runtime_api.h>
 #include <string.h>
 
+#include "core/graph.h"
 #include "core/half.h"
 #include "quant/cast.h"
 #include "quant/gemm.h"
@@ -254,30 +254,26 @@ static void test_same_sign(void) {
 }
 
 static void test_graph(void) {
-    const cudaStream_t stream = fp8_device_stream(gpu);
     const int fp8 = fp8_device_capability(gpu) >= 89;
     const gemm_shape s = {"graph", 32, 64, 128, 0, 0, 0, fp8 ? E4M3 : BF16, fp8 ? E4M3 : BF16,
                           BF16, 2, -1, 4e-3};
     problem p = make_problem(&s, 0);
     const size_t bytes = fp8_gemm_workspace_size(gpu, &p.g);
-    cudaGraph_t graph = NULL;
-    cudaGraphExec_t exec = NULL;
+    fp8_graph *graph = NULL;
     void *workspace = NULL;
 
     check_case = "graph";
     CHECK_STATUS(fp8_device_alloc(gpu, &workspace, bytes), FP8_OK);
     CHECK_STATUS(fp8_gemm_run(gpu, &p.g, workspace, bytes), FP8_OK); /* loads the kernels */
     CHECK_STATUS(fp8_device_sync(gpu), FP8_OK);
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_begin(gpu), FP8_OK);
     CHECK_STATUS(fp8_gemm_run(gpu, &p.g, workspace, bytes), FP8_OK);
-    CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
-    CHECK(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_end(gpu, &graph), FP8_OK);
     CHECK_STATUS(fp8_device_fill(gpu, p.d.device, 0, p.d.bytes), FP8_OK);
-    CHECK(cudaGraphLaunch(exec, stream) == cudaSuccess);
+    if (graph) CHECK_STATUS(fp8_graph_launch(graph), FP8_OK);
     download(&p);
     CHECK(error_of(&p) <= s.bound);
-    (void)cudaGraphExecDestroy(exec);
-    (void)cudaGraphDestroy(graph);
+    fp8_graph_destroy(graph);
     fp8_device_free(gpu, workspace);
     drop_problem(&p);
 }

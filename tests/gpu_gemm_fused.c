@@ -1,7 +1,6 @@
 /* What is fused behind a CUDA product, and block descales, against the formula in double; token
  * counts; same-sign data; tuning, its cache, and captured graphs. */
-#include <cuda_runtime_api.h>
-
+#include "core/graph.h"
 #include "quant/gemm_tune.h"
 #include "tests/gemm_fused.h"
 
@@ -96,13 +95,12 @@ static void test_hostile(int scaling) {
 /* ---- tuning ---------------------------------------------------------------------------------- */
 
 static fp8_status capture(const fp8_gemm *g, void *workspace, size_t bytes, int tune,
-                          cudaGraph_t *graph) {
-    const cudaStream_t stream = fp8_device_stream(gpu);
+                          fp8_graph **graph) {
     fp8_status st;
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_begin(gpu), FP8_OK);
     st = tune ? fp8_gemm_tune(gpu, g, workspace, bytes, NULL)
               : fp8_gemm_run(gpu, g, workspace, bytes);
-    CHECK(cudaStreamEndCapture(stream, graph) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_end(gpu, graph), FP8_OK);
     return st;
 }
 
@@ -111,8 +109,7 @@ static void test_tuned(const fused_case *c) {
     fused_problem p;
     const char *path = "gpu_gemm_fused.cache";
     fp8_gemm_tuned tuned;
-    cudaGraph_t graph = NULL;
-    cudaGraphExec_t exec = NULL;
+    fp8_graph *graph = NULL;
     void *workspace = NULL, *once, *again;
     fp8_gemm bare;
     size_t bytes;
@@ -139,14 +136,12 @@ static void test_tuned(const fused_case *c) {
     if (tuned.candidates > 0) CHECK_STATUS(fp8_gemm_cache_open(path, FP8_CACHE_READ), FP8_OK);
     CHECK_STATUS(fp8_device_fill(gpu, p.d.device, 0, p.d.bytes), FP8_OK);
     CHECK_STATUS(capture(&p.g, workspace, bytes, 0, &graph), FP8_OK);
-    CHECK(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess);
-    CHECK(cudaGraphLaunch(exec, fp8_device_stream(gpu)) == cudaSuccess);
+    if (graph) CHECK_STATUS(fp8_graph_launch(graph), FP8_OK);
     CHECK_STATUS(fp8_device_download(gpu, again, p.d.device, p.d.bytes), FP8_OK);
     CHECK(memcmp(once, again, p.d.bytes) == 0);
-    (void)cudaGraphExecDestroy(exec);
-    (void)cudaGraphDestroy(graph);
+    fp8_graph_destroy(graph);
     CHECK_STATUS(capture(&p.g, workspace, bytes, 1, &graph), FP8_EINVAL);
-    (void)cudaGraphDestroy(graph);
+    fp8_graph_destroy(graph);
     fp8_gemm_cache_clear();
     (void)remove(path);
     free(once);

@@ -1,7 +1,6 @@
 /* fp8_linear_apply on CUDA: every scaling, what is fused; weights in the caller's memory; tuning;
  * a captured graph with another x in it. */
-#include <cuda_runtime_api.h>
-
+#include "core/graph.h"
 #include "quant/gemm_tune.h"
 #include "tests/linear_fused.h"
 
@@ -12,15 +11,11 @@ static int serves(const linear_case *c) {
 }
 
 static fp8_status captured(const fp8_linear *l, const fp8_tensor *y, const fp8_tensor *x,
-                           void *workspace, size_t bytes, cudaGraphExec_t *exec) {
-    const cudaStream_t stream = fp8_device_stream(gpu);
-    cudaGraph_t graph = NULL;
+                           void *workspace, size_t bytes, fp8_graph **graph) {
     fp8_status st;
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_begin(gpu), FP8_OK);
     st = fp8_linear_apply(l, y, x, NULL, workspace, bytes);
-    CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
-    CHECK(cudaGraphInstantiate(exec, graph, 0) == cudaSuccess);
-    (void)cudaGraphDestroy(graph);
+    CHECK_STATUS(fp8_graph_end(gpu, graph), FP8_OK);
     return st;
 }
 
@@ -31,7 +26,7 @@ static void test_graph(const linear_case *c) {
     linear_buffers b = {0};
     fp8_linear_spec spec;
     fp8_linear *l = NULL;
-    cudaGraphExec_t exec = NULL;
+    fp8_graph *graph = NULL;
     void *weight = NULL, *descales = NULL, *x2;
     fp8_tensor x, y;
     size_t bytes;
@@ -57,15 +52,15 @@ static void test_graph(const linear_case *c) {
     CHECK_STATUS(fp8_linear_tune(l, NULL, 0, MAX_TOKENS, c->y, NULL, b.workspace, bytes), FP8_OK);
     CHECK(fp8_gemm_cache_count() > 0);
     CHECK_STATUS(fp8_linear_apply(l, &y, &x, NULL, b.workspace, bytes), FP8_OK);
-    CHECK_STATUS(captured(l, &y, &x, b.workspace, bytes, &exec), FP8_OK);
+    CHECK_STATUS(captured(l, &y, &x, b.workspace, bytes, &graph), FP8_OK);
     CHECK_STATUS(fp8_device_copy(gpu, b.x, x2, (size_t)(17 * c->in * 2)), FP8_OK);
-    CHECK(cudaGraphLaunch(exec, fp8_device_stream(gpu)) == cudaSuccess);
+    if (graph) CHECK_STATUS(fp8_graph_launch(graph), FP8_OK);
     CHECK_STATUS(fp8_device_download(gpu, y_raw, b.y, (size_t)(17 * c->out * 2)), FP8_OK);
     linear_see_x(&t, c, 17);
     for (int64_t i = 0; i < 17 * c->out; i++)
         t.want[i] = linear_value(&t, c, i / c->out, i % c->out);
     linear_check(&t, c, y_raw, 17 * c->out, 1, 1);
-    (void)cudaGraphExecDestroy(exec);
+    fp8_graph_destroy(graph);
     fp8_linear_destroy(l);
     fp8_gemm_cache_clear();
     fp8_device_free(gpu, weight);
