@@ -52,9 +52,10 @@ FP8_NODISCARD fp8_status fp8_bench_write_svg(const fp8_bench_table *t, const cha
 
 typedef enum fp8_bench_dtype { FP8_BENCH_ALL, FP8_BENCH_BF16, FP8_BENCH_FP8 } fp8_bench_dtype;
 
-/* Of `bench block`: heads of hidden / heads elements; batch sequences of seq tokens. */
+/* Of `bench block`: heads of hidden / heads elements; batch sequences of seq tokens, behind
+ * `context` more whose keys are in pages (0: none). */
 typedef struct fp8_bench_block_shape {
-    int64_t hidden, ffn, heads, seq, batch;
+    int64_t hidden, ffn, heads, seq, batch, context;
     fp8_bench_dtype dtype; /* of the Linears */
 } fp8_bench_block_shape;
 
@@ -117,7 +118,8 @@ FP8_NODISCARD fp8_status fp8_bench_quant(fp8_bench_table *out, fp8_device *d,
 
 /* A decoder block of GPT-2's form, options->block, its forward: dense with every step a pass of its
  * own, dense with residuals, biases and GELU at the products' stores, FP8 by static scales, and FP8
- * attention besides; each with flash, fused and unfused attention. Error: relative L2 of the first
+ * attention besides; each with flash, fused and unfused attention, or, with a context, over pages,
+ * beside reading weights, keys and values alone (x floor: times as long as that). Error: relative L2 of the first
  * sequence's output against the block in F32 on the CPU, at most 8e-2. peak_GB: device memory that
  * the block, its weights, input and output take. */
 FP8_NODISCARD fp8_status fp8_bench_block(fp8_bench_table *out, fp8_device *d,

@@ -8,7 +8,7 @@
 typedef struct options {
     cli_common common;
     cli_list shapes;
-    int64_t rounds, hidden, ffn_hidden, heads, seq, batch;
+    int64_t rounds, hidden, ffn_hidden, heads, seq, batch, context;
     int64_t requests, prompt_least, prompt_most, new_tokens;
     const char *csv, *svg, *dtype;
     int force;
@@ -31,6 +31,8 @@ static const cli_option table[] = {
     {"--heads", 0, CLI_INT, offsetof(options, heads), "N", 1, 1 << 16, "block: heads"},
     {"--seq", 0, CLI_INT, offsetof(options, seq), "N", 1, 1 << 24, "block: tokens of a sequence"},
     {"--batch", 0, CLI_INT, offsetof(options, batch), "N", 1, 1 << 20, "block: sequences"},
+    {"--context", 0, CLI_INT, offsetof(options, context), "N", 0, 1 << 20,
+     "block: tokens before them, in pages"},
     {"--requests", 0, CLI_INT, offsetof(options, requests), "N", 1, 1 << 16,
      "generate: prompts at once"},
     {"--prompt-least", 0, CLI_INT, offsetof(options, prompt_least), "N", 1, 1 << 24,
@@ -124,7 +126,7 @@ static fp8_status run(const void *opts, const cli_list *operands) {
                                .rounds = o->rounds, .note = note,
                                .interrupted = cli_interrupted,
                                .block = {o->hidden, o->ffn_hidden, o->heads, o->seq, o->batch,
-                                         FP8_BENCH_ALL},
+                                         o->context, FP8_BENCH_ALL},
                                .generate = {NULL, o->requests, o->prompt_least, o->prompt_most,
                                             o->new_tokens}};
     fp8_bench_table t = {0};
@@ -179,7 +181,8 @@ const cli_command cli_cmd_bench = {
         "             a copy, and us at 64 tokens; SHAPE is part of a line's name\n"
         "  block      a decoder block's forward (LayerNorm, GELU, biases, causal): plain\n"
         "             BF16, fused BF16, FP8, FP8 attention, by --hidden, --ffn-hidden,\n"
-        "             --heads, --seq, --batch\n"
+        "             --heads, --seq, --batch; with --context a step of decoding over pages,\n"
+        "             beside reading what it must read\n"
         "  append     norm, RoPE, cast and write into a paged cache: GB/s against a copy\n"
         "  generate   serving MODEL: --requests prompts of --prompt-least to\n"
         "             --prompt-most tokens, --new-tokens forced ids each\n",

@@ -11,6 +11,8 @@ struct fp8_block {
     fp8_model *model;
     fp8_family family;
     fp8_layer layer;
+    fp8_decode_plan *plan; /* of the last forward over pages, made for `planned` */
+    fp8_decode_options planned;
 };
 
 /* ---- checks ---------------------------------------------------------------------------------- */
@@ -82,6 +84,12 @@ static fp8_status check_linears(const fp8_block_spec *s) {
     FP8_TRY(check_linear(s, "up", s->up, s->hidden, inner));
     if (s->gate) FP8_TRY(check_linear(s, "gate", s->gate, s->hidden, inner));
     FP8_TRY(check_linear(s, "down", s->down, inner, s->hidden));
+    if (s->joined_qkv)
+        FP8_TRY(check_linear(s, "joined_qkv", s->joined_qkv, s->hidden, q + 2 * kv));
+    if (s->joined_up)
+        FP8_TRY(check_linear(s, "joined_up", s->joined_up, s->hidden, 2 * inner));
+    if (s->joined_up && !s->gate)
+        return FP8_FAIL(FP8_EINVAL, "block: gate and up joined, but no gate");
 done:
     return st;
 }
@@ -178,7 +186,22 @@ static void take_layer(fp8_layer *l, const fp8_block_spec *s) {
     l->linears[FP8_LINEAR_GATE] = s->gate;
     l->linears[FP8_LINEAR_UP] = s->up;
     l->linears[FP8_LINEAR_DOWN] = s->down;
+    l->joined_qkv = s->joined_qkv;
+    l->joined_up = s->joined_up;
     fp8_layer_share_inputs(l);
+}
+
+/* Room for what a joined Linear leaves. */
+static fp8_status make_joined_room(fp8_model *m, const fp8_linear *l, void **out) {
+    const size_t size = fp8_dtype_size(m->type);
+    fp8_status st = FP8_OK;
+
+    if (!l) return FP8_OK;
+    FP8_TRY(fp8_model_alloc(m, out, (size_t)(m->max_tokens * fp8_linear_out(l)) * size));
+    FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace,
+                               fp8_linear_workspace_size(l, m->max_tokens)));
+done:
+    return st;
 }
 
 fp8_status fp8_block_create(fp8_block **out, fp8_device *d, const fp8_block_spec *spec) {
@@ -207,6 +230,8 @@ fp8_status fp8_block_create(fp8_block **out, fp8_device *d, const fp8_block_spec
         FP8_TRY(fp8_model_place_kv_scales(m, descales, &b->layer.kv_scales));
     }
     FP8_TRY(fp8_model_create_scratch(m));
+    FP8_TRY(make_joined_room(m, spec->joined_qkv, &m->scratch.joined_qkv));
+    FP8_TRY(make_joined_room(m, spec->joined_up, &m->scratch.joined_up));
     FP8_TRY(fp8_rope_extend(m, spec->max_position));
     *out = b;
     b = NULL;
@@ -217,6 +242,7 @@ done:
 
 void fp8_block_destroy(fp8_block *b) {
     if (!b) return;
+    fp8_decode_plan_destroy(b->plan);
     if (b->model) b->model->layers = NULL; /* its Linears are not the model's */
     fp8_model_destroy(b->model);
     free(b);
@@ -238,8 +264,7 @@ static fp8_status check_rows(const fp8_model *m, const char *name, const fp8_ten
     return FP8_OK;
 }
 
-static fp8_status check_batch(const fp8_model *m, const fp8_tensor *y, const fp8_tensor *x,
-                              const fp8_block_batch *b) {
+static fp8_status check_tokens(const fp8_model *m, const fp8_tensor *y, const fp8_tensor *x) {
     fp8_status st;
 
     FP8_TRY(check_rows(m, "x", x, m->max_tokens));
@@ -247,6 +272,15 @@ static fp8_status check_batch(const fp8_model *m, const fp8_tensor *y, const fp8
     if (y->shape[0] != x->shape[0])
         return FP8_FAIL(FP8_EINVAL, "block: y of %lld tokens for x of %lld",
                         (long long)y->shape[0], (long long)x->shape[0]);
+done:
+    return st;
+}
+
+static fp8_status check_batch(const fp8_model *m, const fp8_tensor *y, const fp8_tensor *x,
+                              const fp8_block_batch *b) {
+    fp8_status st;
+
+    FP8_TRY(check_tokens(m, y, x));
     if (!b->starts || (m->config.rotary_dim && !b->positions))
         return FP8_FAIL(FP8_EINVAL, "block: no starts, or no positions to turn by");
     if (b->num_seqs < 1 || b->max_len < 1 || b->max_len > x->shape[0] ||
@@ -278,9 +312,81 @@ done:
     return st;
 }
 
+static fp8_status check_pages(const fp8_model *m, const fp8_tensor *x, const int32_t *positions,
+                              const fp8_kv_pages *pages, const fp8_kv_batch *batch) {
+    const fp8_dtype type = m->quant.kv_fp8 ? FP8_DTYPE_E4M3 : m->type;
+
+    if (pages->dtype != type || pages->granularity != FP8_DESCALE_TENSOR)
+        return FP8_FAIL(FP8_EINVAL, "block: pages of %s, expected %s with a descale a tensor",
+                        fp8_dtype_name(pages->dtype), fp8_dtype_name(type));
+    if (pages->num_kv_heads != m->config.num_kv_heads || pages->d_qk != m->config.head_dim ||
+        pages->d_v != m->config.head_dim)
+        return FP8_FAIL(FP8_EINVAL, "block: pages of %d heads of %d and %d, expected %lld of %lld",
+                        (int)pages->num_kv_heads, (int)pages->d_qk, (int)pages->d_v,
+                        (long long)m->config.num_kv_heads, (long long)m->config.head_dim);
+    if (batch->total_q != x->shape[0] || (m->config.rotary_dim && !positions))
+        return FP8_FAIL(FP8_EINVAL, "block: a batch of %lld tokens for x of %lld, or no positions "
+                        "to turn by", (long long)batch->total_q, (long long)x->shape[0]);
+    return FP8_OK;
+}
+
+static int same_sizes(const fp8_decode_options *a, const fp8_decode_options *b) {
+    return a->num_seqs == b->num_seqs && a->max_q == b->max_q && a->max_kv == b->max_kv &&
+           a->total_q == b->total_q && a->page_size == b->page_size;
+}
+
+static fp8_status plan_pages(fp8_block *b, const fp8_kv_pages *pages, const fp8_kv_batch *batch) {
+    fp8_model *m = b->model;
+    fp8_decode_options o = fp8_decode_options_of(m, pages, m->config.layer_window[0],
+                                                 fp8_layer_takes_codes(m, 0));
+    fp8_status st = FP8_OK;
+
+    o.num_seqs = batch->num_seqs;
+    o.max_q = batch->max_q;
+    o.max_kv = batch->max_kv;
+    o.total_q = batch->total_q;
+    if (b->plan && same_sizes(&o, &b->planned)) return FP8_OK;
+    fp8_decode_plan_destroy(b->plan);
+    b->plan = NULL;
+    b->planned = o;
+    FP8_TRY(fp8_decode_plan_create(&b->plan, m->device, &o));
+    FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace, fp8_decode_workspace_size(b->plan)));
+done:
+    return st;
+}
+
+fp8_status fp8_block_forward_pages(fp8_block *b, const fp8_tensor *y, const fp8_tensor *x,
+                                   const int32_t *positions, const fp8_kv_pages *pages,
+                                   const fp8_kv_batch *batch) {
+    fp8_model *m = b->model;
+    const float *scales = b->layer.kv_scales;
+    fp8_kv_pages own = *pages;
+    const fp8_paged paged = {.batch = *batch, .pages = &own, .plans = &b->plan,
+                             .q_codes = m->quant.attention != FP8_ATTENTION_NONE,
+                             .o_codes = fp8_layer_takes_codes(m, 0), .joined = 1};
+    fp8_pass p = {.m = m, .paged = &paged, .positions = positions, .x = *x, .out = *y, .y = *x,
+                  .tokens = x->shape[0], .num_seqs = batch->num_seqs, .max_len = batch->max_q};
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(check_tokens(m, y, x));
+    FP8_TRY(check_pages(m, x, positions, pages, batch));
+    FP8_TRY(plan_pages(b, pages, batch));
+    if (scales) {
+        own.k_descale = scales + 3 * FP8_SCALE_STEP;
+        own.v_descale = scales + 5 * FP8_SCALE_STEP;
+    }
+    p.y.data = m->scratch.y;
+    FP8_TRY(fp8_layer_forward(&p, 0));
+    FP8_TRY(fp8_pass_settle(&p));
+done:
+    return st;
+}
+
 fp8_status fp8_block_tune(fp8_block *b, int64_t tokens) {
     fp8_model *m = b->model;
     const fp8_tensor residual = {.data = m->scratch.x, .dtype = m->type};
+    const fp8_linear *const joined[2] = {b->layer.joined_qkv, b->layer.joined_up};
+    const fp8_linear_call plain = {.accumulate = m->accumulate};
     fp8_status st = FP8_OK;
 
     for (int k = 0; k < FP8_NUM_LINEAR_KINDS; k++) {
@@ -291,6 +397,10 @@ fp8_status fp8_block_tune(fp8_block *b, int64_t tokens) {
             FP8_TRY(fp8_linear_tune(l, &tokens, 1, tokens, y, &call, m->workspace.data,
                                     m->workspace.bytes));
     }
+    for (int i = 0; i < 2; i++)
+        if (joined[i])
+            FP8_TRY(fp8_linear_tune(joined[i], &tokens, 1, tokens, m->type, &plain,
+                                    m->workspace.data, m->workspace.bytes));
 done:
     return st;
 }

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "attention/attention.h"
+#include "attention/cache.h"
 #include "quant/quant.h"
 #ifdef __cplusplus
 extern "C" {
@@ -54,6 +55,8 @@ typedef struct fp8_block_spec {
     fp8_attention_backend backend;         /* AUTO, or one that must serve */
     fp8_accumulate accumulate;             /* of the FP8 Linears */
     fp8_block_steps steps;
+    /* q, k, v and gate, up in one product (fp8_linear_join), for forwards over pages; NULL: none */
+    fp8_linear *joined_qkv, *joined_up;
 } fp8_block_spec;
 
 /* FP8_EINVAL: sizes, types or scalings that do not fit (which), FP8_ENOMEM, FP8_ECUDA. */
@@ -76,10 +79,20 @@ FP8_NODISCARD fp8_status fp8_block_forward(fp8_block *b, const fp8_tensor *y,
                                            const fp8_tensor *x, const fp8_block_batch *batch,
                                            const struct fp8_tap *tap);
 
+/* The same with keys and values in pages of the caller's (attention/cache.h): those of x's tokens
+ * are appended, and a token sees all keys of its sequence up to its own. pages: E4M3 where the
+ * block has descales, which are then theirs, else of the compute type; batch->total_q = x's rows.
+ * positions may be NULL without RoPE. Decoding is a token a sequence; prefill in pieces, and both
+ * mixed, are batches like others. FP8_EINVAL: x, y, pages or batch. */
+FP8_NODISCARD fp8_status fp8_block_forward_pages(fp8_block *b, const fp8_tensor *y,
+                                                 const fp8_tensor *x, const int32_t *positions,
+                                                 const fp8_kv_pages *pages,
+                                                 const fp8_kv_batch *batch);
+
 /* fp8_linear_tune of every product, as a forward of so many tokens calls it. Waits. */
 FP8_NODISCARD fp8_status fp8_block_tune(fp8_block *b, int64_t tokens);
 
-/* The attention backend of the last forward; AUTO before the first. */
+/* The attention backend of the last forward without pages; AUTO before the first. */
 fp8_attention_backend fp8_block_backend(const fp8_block *b);
 
 #ifdef __cplusplus

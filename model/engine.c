@@ -74,13 +74,10 @@ static int q_codes(const fp8_engine *e) {
     return fp8_keys(e) && e->m->quant.attention != FP8_ATTENTION_NONE;
 }
 
-/* Does attention leave what every o Linear reads? On the CPU it is rounded first, as elsewhere. */
+/* Does attention leave what every o Linear reads? */
 static int o_codes(const fp8_engine *e) {
-    if (fp8_device_place(e->device) == FP8_PLACE_CPU) return 0;
-    for (int64_t i = 0; i < e->m->config.num_layers; i++) {
-        const fp8_linear *o = e->m->layers[i].linears[FP8_LINEAR_O];
-        if (fp8_linear_input_scaling(o) != FP8_INPUT_STATIC) return 0;
-    }
+    for (int64_t i = 0; i < e->m->config.num_layers; i++)
+        if (!fp8_layer_takes_codes(e->m, i)) return 0;
     return 1;
 }
 
@@ -236,24 +233,12 @@ done:
 /* ---- kinds of steps -------------------------------------------------------------------------- */
 
 static fp8_decode_options plan_options(const fp8_engine *e, const engine_kind *k, int64_t window) {
-    const fp8_model_config *c = &e->m->config;
-    fp8_decode_options o = FP8_DECODE_OPTIONS;
+    fp8_decode_options o = fp8_decode_options_of(e->m, e->pages, window, o_codes(e));
 
-    o.num_heads = (int32_t)c->num_heads;
-    o.num_kv_heads = (int32_t)c->num_kv_heads;
-    o.d_qk = o.d_v = (int32_t)c->head_dim;
-    o.page_size = e->o.page_size;
     o.num_seqs = k->seqs;
     o.total_q = k->tokens;
     o.max_q = k->max_q;
     o.max_kv = e->o.max_context;
-    o.q_dtype = q_codes(e) ? FP8_DTYPE_E4M3 : e->m->type;
-    o.kv_dtype = fp8_keys(e) ? FP8_DTYPE_E4M3 : e->m->type;
-    o.o_dtype = o_codes(e) ? FP8_DTYPE_E4M3 : e->m->type;
-    o.window_left = window > 0 ? window - 1 : -1; /* a model's window counts the query itself */
-    o.scale = (float)c->attention_scale;
-    o.softcap = (float)c->softcap;
-    o.quantize_p = fp8_device_place(e->device) == FP8_PLACE_CUDA; /* what its kernels ask for */
     return o;
 }
 

@@ -277,5 +277,11 @@ FP8_NODISCARD fp8_status fp8_inputs_send(fp8_model *m, const fp8_batch *batch, i
 FP8_NODISCARD fp8_status fp8_plan_get(fp8_model *m, fp8_attention_plan **out,
                                       const fp8_attention_options *options);
 void fp8_plans_destroy(fp8_model *m);
+/* What a plan of a layer over such pages is asked for, but for the sizes of its batches; o_codes:
+ * its output is to be codes for the o Linear. */
+fp8_decode_options fp8_decode_options_of(const fp8_model *m, const fp8_kv_pages *pages,
+                                         int64_t window, int o_codes);
+/* May attention over pages leave codes for the o Linear? On the CPU it is rounded first. */
+int fp8_layer_takes_codes(const fp8_model *m, int64_t index);
 
 #endif

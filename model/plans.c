@@ -53,3 +53,30 @@ void fp8_plans_destroy(fp8_model *m) {
         m->plans[i] = (fp8_plan_slot){0};
     }
 }
+
+/* ---- over pages ------------------------------------------------------------------------------ */
+
+fp8_decode_options fp8_decode_options_of(const fp8_model *m, const fp8_kv_pages *pages,
+                                         int64_t window, int o_codes) {
+    const fp8_model_config *c = &m->config;
+    const int codes = pages->dtype == FP8_DTYPE_E4M3 && m->quant.attention != FP8_ATTENTION_NONE;
+    fp8_decode_options o = FP8_DECODE_OPTIONS;
+
+    o.num_heads = (int32_t)c->num_heads;
+    o.num_kv_heads = (int32_t)c->num_kv_heads;
+    o.d_qk = o.d_v = (int32_t)c->head_dim;
+    o.page_size = pages->page_size;
+    o.q_dtype = codes ? FP8_DTYPE_E4M3 : m->type;
+    o.kv_dtype = pages->dtype;
+    o.o_dtype = o_codes ? FP8_DTYPE_E4M3 : m->type;
+    o.window_left = window > 0 ? window - 1 : -1; /* a model's window counts the query itself */
+    o.scale = (float)c->attention_scale;
+    o.softcap = (float)c->softcap;
+    o.quantize_p = fp8_device_place(m->device) == FP8_PLACE_CUDA; /* what its kernels ask for */
+    return o;
+}
+
+int fp8_layer_takes_codes(const fp8_model *m, int64_t index) {
+    return fp8_device_place(m->device) == FP8_PLACE_CUDA &&
+           fp8_linear_input_scaling(m->layers[index].linears[FP8_LINEAR_O]) == FP8_INPUT_STATIC;
+}

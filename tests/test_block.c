@@ -44,6 +44,29 @@ static void refuse(const fp8_block_spec *s) {
     CHECK(block == NULL);
 }
 
+static void test_pages_refused(const block_data *b, fp8_block *block) {
+    const int32_t table[SEQ_PAGES] = {0}, starts[2] = {0, 2}, length = 2;
+    const fp8_tensor x = block_vector(cpu, b, b->x, 2, HIDDEN);
+    const fp8_kv_pages pages = block_pages(cpu, b);
+    const fp8_kv_batch batch = {1, table, SEQ_PAGES, &length, starts, 2, 2, 2};
+    fp8_kv_pages odd = pages;
+    fp8_kv_batch few = batch;
+
+    CHECK_STATUS(fp8_block_forward_pages(block, &x, &x, b->positions, &pages, &batch), FP8_OK);
+    CHECK_STATUS(fp8_block_forward_pages(block, &x, &x, NULL, &pages, &batch), FP8_EINVAL);
+    odd.dtype = FP8_DTYPE_E4M3;
+    CHECK_STATUS(fp8_block_forward_pages(block, &x, &x, b->positions, &odd, &batch), FP8_EINVAL);
+    odd = pages, odd.num_kv_heads = 3;
+    CHECK_STATUS(fp8_block_forward_pages(block, &x, &x, b->positions, &odd, &batch), FP8_EINVAL);
+    odd = pages, odd.page_size = 10;
+    CHECK_STATUS(fp8_block_forward_pages(block, &x, &x, b->positions, &odd, &batch), FP8_EINVAL);
+    few.total_q = 1;
+    CHECK_STATUS(fp8_block_forward_pages(block, &x, &x, b->positions, &pages, &few), FP8_EINVAL);
+    fp8_device_free(cpu, pages.k);
+    fp8_device_free(cpu, pages.v);
+    fp8_device_free(cpu, x.data);
+}
+
 static void test_refused(void) {
     static block_data b;
     static float x[MAX_TOKENS * HIDDEN];
@@ -69,6 +92,8 @@ static void test_refused(void) {
     wrong = s, wrong.down = s.up, refuse(&wrong);
     wrong = s, wrong.o = NULL, refuse(&wrong);
     wrong = s, wrong.rotary_dim = 18, refuse(&wrong);
+    wrong = s, wrong.joined_qkv = s.up, refuse(&wrong);
+    wrong = s, wrong.joined_up = s.joined_qkv, refuse(&wrong);
     wrong = s, wrong.k_descale = 1, refuse(&wrong);
     wrong = s, wrong.q_descale = wrong.k_descale = wrong.v_descale = NAN, refuse(&wrong);
     current = (fp8_linear_spec){.name = "o", .in = HIDDEN, .out = HIDDEN, .weight_scaling =
@@ -93,6 +118,7 @@ static void test_refused(void) {
     CHECK_STATUS(fp8_block_forward(block, &other, &t, &batch, NULL), FP8_EINVAL);
     t.shape[0] = MAX_TOKENS + 1;
     CHECK_STATUS(fp8_block_forward(block, &t, &t, &batch, NULL), FP8_EINVAL);
+    test_pages_refused(&b, block);
     fp8_block_destroy(block);
     block_spec_free(cpu, &s);
 }
