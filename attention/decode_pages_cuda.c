@@ -25,6 +25,7 @@ typedef struct pages_state {
     const decode_pages_kernel *kernel;
     int32_t blocks;
     int32_t *arrived; /* device: args.arrived */
+    float *exchange;  /* device: args.exchange */
     size_t stats_at;  /* in the workspace, after the sums */
     pages_place mapped;
     decode_pages_args args; /* what every run has in common, and the maps */
@@ -100,14 +101,29 @@ static void fill_args(decode_pages_args *a, const fp8_decode_options *o,
     a->scale = (float)(o->softcap != 0 ? 2 * scale / cap : scale);
 }
 
-/* Slots for parts: one a part of every item where a split is given, else two a block. */
-static fp8_status place_parts(decode_part *part, pages_state *f, int64_t split_keys) {
+/* Without a given split: two slots a block, in memory of the plan. */
+static fp8_status open_exchange(decode_part *part, pages_state *f) {
+    const int64_t shape[3] = {2 * (int64_t)f->blocks, f->kernel->rows * (part->options.d_v / 4),
+                              DECODE_PAGES_UNIT_FLOATS * (int64_t)sizeof(float)};
+    int64_t bytes;
+    fp8_status st;
+
+    FP8_TRY(fp8_shape_count(&bytes, shape, 3));
+    FP8_TRY(fp8_device_alloc(part->device, (void **)&f->exchange, (size_t)bytes));
+    FP8_TRY(fp8_device_fill(part->device, f->exchange, DECODE_PAGES_UNSENT_BYTE, (size_t)bytes));
+    f->args.exchange = f->exchange;
+done:
+    return st;
+}
+
+/* With one: a slot a part of every item, in the workspace, and counters. */
+static fp8_status open_parts(decode_part *part, pages_state *f, int64_t split_keys) {
     const fp8_decode_options *o = &part->options;
     const int64_t items = o->num_seqs * f->args.row_blocks * o->num_kv_heads;
-    const int64_t splits = split_keys ? ceil_div(o->max_kv, split_keys) + 1 : 0;
-    const int64_t slots = split_keys ? items * splits : 2 * (int64_t)f->blocks;
+    const int64_t slots = items * (ceil_div(o->max_kv, split_keys) + 1);
     const int64_t sums[3] = {slots, f->kernel->rows, o->d_v * (int64_t)sizeof(float)};
     const int64_t stats[3] = {slots, f->kernel->rows, 2 * (int64_t)sizeof(float)};
+    const size_t counters = (size_t)items * sizeof *f->arrived;
     int64_t sums_bytes, stats_bytes;
     fp8_status st;
 
@@ -115,6 +131,9 @@ static fp8_status place_parts(decode_part *part, pages_state *f, int64_t split_k
     FP8_TRY(fp8_shape_count(&stats_bytes, stats, 3));
     f->stats_at = (size_t)ceil_div(sums_bytes, ALIGN) * ALIGN;
     part->workspace_bytes = f->stats_at + (size_t)stats_bytes + ALIGN;
+    FP8_TRY(fp8_device_alloc(part->device, (void **)&f->arrived, counters));
+    FP8_TRY(fp8_device_fill(part->device, f->arrived, 0, counters));
+    f->args.arrived = f->arrived;
 done:
     return st;
 }
@@ -122,7 +141,6 @@ done:
 static fp8_status pages_open(decode_part *part) {
     const fp8_decode_options *o = &part->options;
     pages_state *f = calloc(1, sizeof *f);
-    size_t counters;
     fp8_status st;
 
     if (!f) return FP8_FAIL(FP8_ENOMEM, "decode over pages: plan");
@@ -135,11 +153,8 @@ static fp8_status pages_open(decode_part *part) {
     FP8_TRY(prepare_kernel(f, part->device));
     part->split_keys = ceil_div(o->split_keys, f->kernel->tile) * f->kernel->tile;
     fill_args(&f->args, o, f->kernel, part->split_keys);
-    FP8_TRY(place_parts(part, f, part->split_keys));
-    counters = (size_t)(o->num_seqs * f->args.row_blocks * o->num_kv_heads) * sizeof *f->arrived;
-    FP8_TRY(fp8_device_alloc(part->device, (void **)&f->arrived, counters));
-    FP8_TRY(fp8_device_fill(part->device, f->arrived, 0, counters));
-    f->args.arrived = f->arrived;
+    if (part->split_keys) FP8_TRY(open_parts(part, f, part->split_keys));
+    else FP8_TRY(open_exchange(part, f));
 done:
     return st;
 }
@@ -147,6 +162,7 @@ done:
 static void pages_close(decode_part *part) {
     pages_state *f = part->state;
     if (f) fp8_device_free(part->device, f->arrived);
+    if (f) fp8_device_free(part->device, f->exchange);
     free(f);
     part->state = NULL;
 }
@@ -244,29 +260,41 @@ static void bind_run(decode_pages_args *a, const fp8_decode_options *o, const fp
     a->max_kv = (int32_t)(b->max_kv < room ? b->max_kv : room);
 }
 
-static fp8_status pages_run(decode_part *part, const fp8_decode_io *io, void *workspace) {
-    pages_state *f = part->state;
-    const fp8_decode_options *o = &part->options;
-    const fp8_stream stream = fp8_device_stream(part->device);
-    uint8_t *base = (uint8_t *)workspace + (uintptr_t)-(intptr_t)(uintptr_t)workspace % ALIGN;
-    void *args[] = {&f->args};
-    cudaLaunchAttribute how = {.id = cudaLaunchAttributeProgrammaticStreamSerialization,
-                               .val.programmaticStreamSerializationAllowed = 1};
+/* Cooperative: blocks wait for each other (decode_pages_exchange.cuh). */
+static fp8_status launch_pages(pages_state *f, fp8_stream stream) {
+    cudaLaunchAttribute how[2] = {
+        {.id = cudaLaunchAttributeProgrammaticStreamSerialization,
+         .val.programmaticStreamSerializationAllowed = 1},
+        {.id = cudaLaunchAttributeCooperative, .val.cooperative = f->exchange != NULL}};
     const cudaLaunchConfig_t config = {.gridDim = {(unsigned)f->blocks, 1, 1},
                                        .blockDim = {(unsigned)f->kernel->threads, 1, 1},
                                        .dynamicSmemBytes = f->kernel->shared_bytes,
                                        .stream = stream,
-                                       .attrs = &how,
-                                       .numAttrs = 1};
+                                       .attrs = how,
+                                       .numAttrs = sizeof how / sizeof *how};
+    void *args[] = {&f->args};
+    fp8_status st;
+
+    FP8_TRY_CUDA(cudaLaunchKernelExC(&config, (const void *)f->kernel->entry, args));
+    FP8_TRY(fp8_cuda_launched("decode over pages", stream));
+done:
+    return st;
+}
+
+static fp8_status pages_run(decode_part *part, const fp8_decode_io *io, void *workspace) {
+    pages_state *f = part->state;
+    const fp8_decode_options *o = &part->options;
+    uint8_t *base = (uint8_t *)workspace + (uintptr_t)-(intptr_t)(uintptr_t)workspace % ALIGN;
     fp8_status st;
 
     FP8_TRY(check_places(io));
     FP8_TRY(refresh_maps(f, o, &io->pages));
     bind_run(&f->args, o, io);
-    f->args.parts = (float *)(void *)base;
-    f->args.part_stats = (float *)(void *)(base + f->stats_at);
-    FP8_TRY_CUDA(cudaLaunchKernelExC(&config, (const void *)f->kernel->entry, args));
-    FP8_TRY(fp8_cuda_launched("decode over pages", stream));
+    if (part->workspace_bytes) {
+        f->args.parts = (float *)(void *)base;
+        f->args.part_stats = (float *)(void *)(base + f->stats_at);
+    }
+    FP8_TRY(launch_pages(f, fp8_device_stream(part->device)));
 done:
     return st;
 }

@@ -81,12 +81,11 @@ static __device__ __forceinline__ void produce(uint8_t *data, decode_control<T> 
     const uint64_t policy = p.row_blocks > 1 ? policy_evict_normal() : policy_evict_first();
     ring_place at = {0, 1}, told = {0, 1};
     segment_info x = {};
+    scales by = {};
     walk w;
 
-    w.s = w.base = 0;
     dependencies_wait();
-    scales by = scales_of(p, 0); /* of all heads, or there is one a head */
-    const cut all = make_cut<T::TILE, T::ROWS>(p);
+    const cut all = make_cut<T::TILE, T::ROWS>(w, p);
     const range r = range_at(all, blockIdx.x);
     if (r.begin < r.end) walk_to<T::TILE, T::ROWS>(w, p, r.begin);
     for (int32_t unit = r.begin; unit < r.end;) {
@@ -100,7 +99,8 @@ static __device__ __forceinline__ void produce(uint8_t *data, decode_control<T> 
                          x.head_kv, g.first + i, policy);
             ring_next<T::STAGES>(at);
             if (i > 0) continue;
-            if (p.descale_by_head) by = scales_of(p, x.head_kv);
+            if (unit == r.begin || p.descale_by_head)
+                by = scales_of(p, p.descale_by_head ? x.head_kv : 0);
             x.score_scale = by.score;
             x.value_scale = by.value;
             place_part(x, p, g, all);
@@ -168,11 +168,14 @@ static __device__ __forceinline__ void consume(uint8_t *data, decode_control<T> 
         __syncwarp();
         if (threadIdx.x % 32 == 0) barrier_arrive(c.read + told.at);
         ring_next<SEGMENTS>(told);
-        if (pending == PENDING || (!more && pending > 0)) {
-            settle<T>(p, pending, c.finish);
+        if (p.unit_tiles && (pending == PENDING || (!more && pending > 0))) {
+            if (more) settle<T, false>(p, pending, c.finish, NULL);
+            else settle<T, true>(p, pending, c.finish, data); /* the ring is empty now */
             pending = 0;
         }
     }
+    /* without a given split a range has two parts at most */
+    for (int32_t k = 0; k < pending; k++) take_share<T>(p, c.finish.pending[k]);
 }
 
 #endif /* DECODE_SM90 */
@@ -184,7 +187,7 @@ decode_pages_kernel_of(const __grid_constant__ decode_pages_args p) {
     extern __shared__ uint8_t raw[];
     uint8_t *data = raw + (1024 - (shared_address(raw) & 1023)) % 1024;
     decode_control<T> &c =
-        *reinterpret_cast<decode_control<T> *>(data + T::STAGES * T::STAGE_BYTES);
+        *reinterpret_cast<decode_control<T> *>(data + T::AREA);
 
     dependents_launch();
     if (threadIdx.x == 0) {

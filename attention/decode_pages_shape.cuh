@@ -8,6 +8,16 @@ static constexpr float NONE = -1e30f,     /* maximum before the first key */
     SLACK = 8.0f,                         /* log2 of what P may grow to */
     LOG2_E = 1.4426950408889634f;
 
+enum {
+    SEGMENTS = 2, /* of a block, ahead */
+    PENDING = 4   /* parts that wait to be counted, or for the others of their item */
+};
+
+/* Columns of O that a block's warps add at a time: as many as there is room for. */
+static constexpr int round_columns(int d, int rows, int room) {
+    return rows * (d + 4) * 4 <= room ? d : round_columns(d / 2, rows, room);
+}
+
 /* KV: of the pages. NT: row blocks of 8. WARPS warps take 16 KT keys each of a tile. */
 template <fp8_dtype KV_, int D_QK_, int D_V_, int PAGE_, int NT_, int WARPS_, int KT_, int STAGES_,
           int PER_SM_>
@@ -18,7 +28,7 @@ struct tiling {
                          KT = KT_, STAGES = STAGES_, PER_SM = PER_SM_;
     static constexpr int ROWS = 8 * NT, TILE = 16 * KT * WARPS, BYTES = FP8 ? 1 : 2;
     static constexpr int SPAN = TILE < PAGE ? TILE : PAGE; /* keys of one page in a tile */
-    static constexpr int PARTS = TILE / SPAN;
+    static constexpr int SPANS = TILE / SPAN;
     static constexpr int K_ROW = D_QK * BYTES, K_PITCH = K_ROW < 128 ? 64 : 128;
     static constexpr int K_PANELS = (K_ROW + K_PITCH - 1) / K_PITCH;
     static constexpr int V_ROW = SPAN * BYTES, V_PITCH = V_ROW < 128 ? 64 : 128;
@@ -31,7 +41,12 @@ struct tiling {
     static constexpr int LOAD_D = FP8 ? 32 : 16, V_LOADS = D_V / LOAD_D; /* of 16 keys of V */
     static constexpr int EARLY = D_V > 128 || V_LOADS < 4 ? 2 : 4; /* before the softmax */
     static constexpr int Q_PITCH = D_QK * 2 + 16; /* bytes; rows in other banks */
-    static constexpr int ROUND_D = (D_V > 128 ? 32 : 64) / NT, SLAB_PITCH = ROUND_D + 4;
+    static constexpr int STRIP = D_V < 128 ? D_V : 128; /* columns that a warp adds of parts */
+    static constexpr int AREA = STAGES * STAGE_BYTES; /* the ring, and parts after it */
+    static constexpr int LIMIT = 233472 / PER_SM - 1024; /* shared memory a block may have */
+    static constexpr int ROUND_D =
+        round_columns(D_V, WARPS * ROWS, LIMIT - AREA - SEGMENTS * ROWS * Q_PITCH - 4096);
+    static constexpr int SLAB_PITCH = ROUND_D + 4;
 };
 
 /* What a block takes of one item at a time, as the copying warp tells the others. */
@@ -42,13 +57,9 @@ struct segment_info {
     float score_scale, value_scale;        /* with descales; of O with its scale */
 };
 
-enum { SEGMENTS = 2, PENDING = 4 }; /* segments ahead; parts that wait to be counted */
-
 template <class T> struct finish_memory {
-    float slab[T::WARPS][T::ROWS][T::SLAB_PITCH];
-    float most[T::WARPS][T::ROWS], sum[T::WARPS][T::ROWS], weight[T::WARPS][T::ROWS];
-    float factor[T::ROWS];  /* of O's sums */
-    int64_t to[T::ROWS];    /* elements from o, -1: the row is none */
+    alignas(16) float slab[T::WARPS][T::ROWS][T::SLAB_PITCH];
+    float2 stats[T::WARPS][T::ROWS]; /* a warp's maximum and sum */
     segment_info pending[PENDING];
     int32_t last[PENDING];
 };
@@ -61,6 +72,6 @@ template <class T> struct decode_control {
 };
 
 template <class T> static constexpr int shared_bytes() {
-    return T::STAGES * T::STAGE_BYTES + (int)sizeof(decode_control<T>) + 1024;
+    return T::AREA + (int)sizeof(decode_control<T>) + 1024;
 }
 #endif

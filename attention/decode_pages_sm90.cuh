@@ -32,6 +32,13 @@ SM90 void copy_bytes(void *to, const void *from, uint32_t bytes, uint64_t *bar) 
                  : "memory");
 }
 
+/* 16 bytes of global memory through L2, on their way until copies_wait(). */
+SM90 void copy_async(void *to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from)
+                 : "memory");
+}
+SM90 void copies_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 /* Four 8x8 matrices of 16 bits: lanes 8 i .. 8 i + 7 give the rows of matrix i; lane 4 r + c gets
  * of each bytes 4 c .. 4 c + 3 of row r. */
 SM90 void load_matrices(uint32_t (&r)[4], uint32_t from) {

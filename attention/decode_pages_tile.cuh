@@ -55,7 +55,7 @@ static __device__ __forceinline__ void copy_tile(uint8_t *stage, uint64_t *full,
                                                  int32_t kv_len, int32_t head, int32_t tile,
                                                  uint64_t policy) {
     const int32_t key = tile * T::TILE;
-    const int32_t parts = min(max(div_up(kv_len - key, T::SPAN), 0), T::PARTS);
+    const int32_t parts = min(max(div_up(kv_len - key, T::SPAN), 0), T::SPANS);
     const bool leads = threadIdx.x % 32 == 0;
     const uint32_t to = shared_address(stage);
 
@@ -63,7 +63,7 @@ static __device__ __forceinline__ void copy_tile(uint8_t *stage, uint64_t *full,
     if (leads && parts > 0)
         barrier_expect(full, parts * (T::K_PANELS * T::K_PART + T::V_PART));
 #pragma unroll
-    for (int i = 0; i < T::PARTS; i++) {
+    for (int i = 0; i < T::SPANS; i++) {
         if (i >= parts) break;
         const int32_t at = key + i * T::SPAN, page = page_of(w, p, s, at / T::PAGE);
         const int32_t token = at % T::PAGE;

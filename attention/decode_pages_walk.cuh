@@ -16,9 +16,10 @@ struct sequence {
     int32_t units, items;           /* units of an item */
 };
 
-/* All units, and the ranges they are cut into: `each` units, the first `more` one more. */
+/* All units, and the ranges they are cut into: range i begins at unit i * units / ranges, so that
+ * where ranges are a multiple of items of one length, no range has parts of two. */
 struct cut {
-    int32_t units, each, more;
+    int32_t units, ranges, each, more; /* units = ranges * each + more */
 };
 
 struct range {
@@ -32,23 +33,38 @@ struct segment {
     int32_t item_unit;          /* the item's first among all units */
 };
 
+/* What is read of a sequence; all 0 beyond the last. */
+struct raw_sequence {
+    int32_t begin, end, keys;
+};
+
 struct walk {
     sequence q;
     int32_t s, base; /* sequence, its first unit */
+    int32_t window;  /* lane l has read sequence window + l */
+    raw_sequence mine;
 };
 
 static __device__ __forceinline__ int32_t div_up(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
+static __device__ __forceinline__ void walk_read(walk &w, const decode_pages_args &p,
+                                                 int32_t window) {
+    const int32_t s = window + threadIdx.x % 32;
+    w.window = window;
+    w.mine = {0, 0, 0};
+    if (s < p.num_seqs) w.mine = {p.q_starts[s], p.q_starts[s + 1], p.kv_lengths[s]};
+}
+
 template <int TILE, int ROWS>
-static __device__ __forceinline__ sequence sequence_of(const decode_pages_args &p, int32_t s) {
+static __device__ __forceinline__ sequence sequence_of(const decode_pages_args &p,
+                                                       const raw_sequence &r) {
     sequence q;
-    const int32_t begin = min(max(p.q_starts[s], 0), p.total_q);
-    const int32_t end = min(max(p.q_starts[s + 1], begin), p.total_q);
-    const int32_t keys = p.kv_lengths[s];
+    const int32_t begin = min(max(r.begin, 0), p.total_q);
+    const int32_t end = min(max(r.end, begin), p.total_q);
 
     q.q_begin = begin;
     q.q_len = min(end - begin, p.max_q);
-    q.kv_len = min(max(keys, 0), p.max_kv);
+    q.kv_len = min(max(r.keys, 0), p.max_kv);
     /* the first query sees the earliest keys */
     q.first = min(max(q.kv_len - q.q_len - p.window_left, 0), q.kv_len) / TILE;
     q.tiles = max(div_up(q.kv_len, TILE) - q.first, 1);
@@ -57,47 +73,60 @@ static __device__ __forceinline__ sequence sequence_of(const decode_pages_args &
     return q;
 }
 
-/* Units of sequence s, 0 beyond the last. */
+/* Units of the sequence that this lane has read, 0 beyond the last. */
 template <int TILE, int ROWS>
-static __device__ __forceinline__ int32_t units_of(const decode_pages_args &p, int32_t s) {
-    if (s >= p.num_seqs) return 0;
-    const sequence q = sequence_of<TILE, ROWS>(p, s);
+static __device__ __forceinline__ int32_t units_of(const decode_pages_args &p, const walk &w) {
+    const sequence q = sequence_of<TILE, ROWS>(p, w.mine);
     return q.units * q.items;
 }
 
+/* To sequence s, which does not lie before the window. All lanes. */
 template <int TILE, int ROWS>
-static __device__ __forceinline__ cut make_cut(const decode_pages_args &p) {
-    const int32_t lane = threadIdx.x % 32;
-    cut c = {0, 0, 0};
-    int32_t blocks;
-    for (int32_t s = lane; s - lane < p.num_seqs; s += 32) c.units += units_of<TILE, ROWS>(p, s);
+static __device__ __forceinline__ void walk_take(walk &w, const decode_pages_args &p, int32_t s) {
+    if (s >= w.window + 32) walk_read(w, p, s);
+    const int32_t from = s - w.window;
+    const raw_sequence r = {__shfl_sync(0xffffffffu, w.mine.begin, from),
+                            __shfl_sync(0xffffffffu, w.mine.end, from),
+                            __shfl_sync(0xffffffffu, w.mine.keys, from)};
+    w.s = s;
+    w.q = sequence_of<TILE, ROWS>(p, r);
+}
+
+/* Begins a walk before the first sequence. */
+template <int TILE, int ROWS>
+static __device__ __forceinline__ cut make_cut(walk &w, const decode_pages_args &p) {
+    cut c = {0, 0, 0, 0};
+    for (int32_t s = (p.num_seqs - 1) / 32 * 32; s >= 0; s -= 32) { /* the first window remains */
+        walk_read(w, p, s);
+        c.units += units_of<TILE, ROWS>(p, w);
+    }
+    w.s = w.base = 0;
 #pragma unroll
     for (int off = 16; off > 0; off >>= 1)
         c.units += __shfl_xor_sync(0xffffffffu, c.units, off);
-    blocks = max(min(c.units, (int32_t)gridDim.x), 1);
-    c.each = c.units / blocks;
-    c.more = c.units - c.each * blocks;
+    c.ranges = max(min(c.units, (int32_t)gridDim.x), 1);
+    c.each = c.units / c.ranges;
+    c.more = c.units - c.each * c.ranges;
     return c;
 }
 
 /* Empty beyond the last. */
 static __device__ __forceinline__ range range_at(const cut &c, int32_t index) {
-    const int32_t begin = min(index * c.each + min(index, c.more), c.units);
-    return {begin, min(begin + c.each + (index < c.more), c.units)};
+    const int32_t i = min(index, c.ranges), j = min(index + 1, c.ranges);
+    return {i * c.each + i * c.more / c.ranges, j * c.each + j * c.more / c.ranges};
 }
 
 /* The range that a unit is in. */
 static __device__ __forceinline__ int32_t range_of(const cut &c, int32_t unit) {
-    const int32_t longer = c.more * (c.each + 1);
-    return unit < longer ? unit / (c.each + 1) : c.more + (unit - longer) / c.each;
+    return (int32_t)(((int64_t)(unit + 1) * c.ranges - 1) / c.units);
 }
 
-/* To the sequence of a unit, which is none before w.base. All lanes. */
+/* To the sequence of a unit, from the first. All lanes. */
 template <int TILE, int ROWS>
 static __device__ __forceinline__ void walk_to(walk &w, const decode_pages_args &p, int32_t unit) {
     const int32_t lane = threadIdx.x % 32;
     for (;;) {
-        const int32_t n = units_of<TILE, ROWS>(p, w.s + lane);
+        const int32_t n = units_of<TILE, ROWS>(p, w);
         int32_t upto = n, found;
         unsigned beyond;
 #pragma unroll
@@ -108,10 +137,12 @@ static __device__ __forceinline__ void walk_to(walk &w, const decode_pages_args 
         beyond = __ballot_sync(0xffffffffu, w.base + upto > unit);
         found = beyond ? __ffs((int)beyond) - 1 : 31;
         w.base += __shfl_sync(0xffffffffu, beyond ? upto - n : upto, found);
-        w.s += beyond ? found : 32;
-        if (beyond) break;
+        if (beyond) {
+            walk_take<TILE, ROWS>(w, p, w.window + found);
+            return;
+        }
+        walk_read(w, p, w.window + 32);
     }
-    w.q = sequence_of<TILE, ROWS>(p, w.s);
 }
 
 /* The segment that begins at a unit; `end`: of the range. */
@@ -123,7 +154,7 @@ static __device__ __forceinline__ segment segment_at(walk &w, const decode_pages
 
     while (unit >= w.base + w.q.units * w.q.items) {
         w.base += w.q.units * w.q.items;
-        w.q = sequence_of<TILE, ROWS>(p, ++w.s);
+        walk_take<TILE, ROWS>(w, p, w.s + 1);
     }
     g.s = w.s;
     g.item = (unit - w.base) / w.q.units;
