@@ -33,9 +33,10 @@ enum {
 
 /* How a call is cut up. */
 struct append_shape {
-    int lanes;               /* threads a head */
+    int lanes_log;           /* of threads a head, to 2 */
     int q_chunks, chunks;    /* warps' worth of heads a token: of q, of q and k */
     int value_warps;         /* decoding: warps of V a token */
+    unsigned per_column;     /* decoding: 2^32 / d_v, rounded up */
     int64_t tasks;           /* of all warps, without the tiles */
     int tiles, slabs;        /* of V in longer runs */
 };
@@ -62,7 +63,7 @@ __device__ __forceinline__ const fp8_append_heads &heads_of(const append_args &g
 template <typename T>
 __device__ __forceinline__ head_work<T> work_of(const append_args &g, const append_shape &s,
                                                 int chunk) {
-    const int lane = (int)threadIdx.x % WARP, at_once = WARP / s.lanes;
+    const int lane = (int)threadIdx.x % WARP, heads_log = 5 - s.lanes_log; /* of a warp */
     const fp8_kv_pages &c = g.pages;
     head_work<T> w;
 
@@ -70,8 +71,8 @@ __device__ __forceinline__ head_work<T> work_of(const append_args &g, const appe
     const fp8_append_heads &h = w.is_q ? g.a.q : g.a.k;
     const int heads = w.is_q ? g.a.num_heads : c.num_kv_heads;
     const fp8_dtype dtype = w.is_q ? g.a.q_dtype : c.dtype;
-    w.head = (w.is_q ? chunk : chunk - s.q_chunks) * at_once + lane / s.lanes;
-    w.slot = lane % s.lanes;
+    w.head = ((w.is_q ? chunk : chunk - s.q_chunks) << heads_log) + (lane >> s.lanes_log);
+    w.slot = lane & ((1 << s.lanes_log) - 1);
     w.there = w.head < heads && w.slot * UNIT < c.d_qk;
     w.turns = w.there && w.slot * UNIT < g.a.rotary_dim;
     const bool halves = w.slot * UNIT < g.a.rotary_dim && g.a.rope == FP8_ROPE_HALVES;
@@ -94,10 +95,10 @@ __device__ __forceinline__ raw_unit load_unit(const T *x, int apart, bool there)
 /* The descale of the thread's heads, 1 for real types. */
 template <typename T>
 __device__ __forceinline__ float descale_of(const append_args &g, const head_work<T> &w) {
-    const int group = w.is_q ? g.a.num_heads / g.pages.num_kv_heads : 1;
     const float *descale = w.is_q ? g.a.q_descale : g.pages.k_descale;
     if (!w.codes || !w.there) return 1.0f;
-    return descale[g.pages.granularity == FP8_DESCALE_HEAD ? w.head / group : 0];
+    if (g.pages.granularity != FP8_DESCALE_HEAD) return descale[0];
+    return descale[w.is_q ? w.head / (g.a.num_heads / g.pages.num_kv_heads) : w.head];
 }
 
 /* RMS norm of a head over its lanes. */
@@ -126,13 +127,30 @@ __device__ __forceinline__ void norm_unit(const append_args &g, float (&v)[UNIT]
 }
 
 /* The thread's eight angles are in a row of the tables, whatever the form. */
+struct angles {
+    float4 cos[PIECE / 4], sin[PIECE / 4];
+};
+
+template <typename T>
+__device__ __forceinline__ angles load_angles(const append_args &g, const head_work<T> &w,
+                                              int position) {
+    const int64_t at = (int64_t)position * (g.a.rotary_dim / 2) + w.slot * PIECE;
+    angles a = {};
+    if (!w.turns) return a;
+#pragma unroll
+    for (int k = 0; k < PIECE / 4; k++) {
+        a.cos[k] = reinterpret_cast<const float4 *>(g.a.cos + at)[k];
+        a.sin[k] = reinterpret_cast<const float4 *>(g.a.sin + at)[k];
+    }
+    return a;
+}
+
 __device__ __forceinline__ void rotate_unit(const append_args &g, float (&v)[UNIT],
-                                            const float *cos_at, const float *sin_at) {
+                                            const angles &a) {
     const bool halves = g.a.rope == FP8_ROPE_HALVES;
 #pragma unroll
     for (int k = 0; k < PIECE; k += 4) {
-        const float4 c = *reinterpret_cast<const float4 *>(cos_at + k);
-        const float4 s = *reinterpret_cast<const float4 *>(sin_at + k);
+        const float4 c = a.cos[k / 4], s = a.sin[k / 4];
         const float cos[4] = {c.x, c.y, c.z, c.w}, sin[4] = {s.x, s.y, s.z, s.w};
         if (halves) {
 #pragma unroll
@@ -161,22 +179,23 @@ __device__ __forceinline__ void store_unit(void *base, const head_work<T> &w, in
     }
 }
 
-/* One token of a warp's heads, from what was loaded to its place. */
+/* A unit as F32, normed. */
 template <typename T>
-__device__ __forceinline__ void finish_unit(const append_args &g, const append_shape &s,
-                                            const head_work<T> &w, const raw_unit &raw,
-                                            float scale, int row, append_place p, int position,
-                                            float *most, uint32_t *others) {
-    const fp8_kv_pages &c = g.pages;
-    float v[UNIT];
-
+__device__ __forceinline__ void widen_unit(const append_args &g, const append_shape &s,
+                                           const head_work<T> &w, const raw_unit &raw,
+                                           float (&v)[UNIT]) {
     widen8<T>(v, raw.low);
     widen8<T>(v + PIECE, raw.high);
-    if (heads_of(g, w).norm_weight) norm_unit(g, v, w, s.lanes);
-    if (w.turns) {
-        const int64_t at = (int64_t)position * (g.a.rotary_dim / 2) + w.slot * PIECE;
-        rotate_unit(g, v, g.a.cos + at, g.a.sin + at);
-    }
+    if (heads_of(g, w).norm_weight) norm_unit(g, v, w, 1 << s.lanes_log);
+}
+
+/* One token of a warp's heads to its place. */
+template <typename T>
+__device__ __forceinline__ void put_unit(const append_args &g, const head_work<T> &w, float scale,
+                                         int row, append_place p, const float (&v)[UNIT],
+                                         float *most, uint32_t *others) {
+    const fp8_kv_pages &c = g.pages;
+
     if (!w.there) return;
     if (heads_of(g, w).amax) *most = fmaxf(*most, finite_amax<UNIT>(v, others));
     if (w.is_q)
@@ -191,10 +210,10 @@ __device__ __forceinline__ void finish_unit(const append_args &g, const append_s
 
 /* A warp's heads of a longer run: RUN rows. Lane l finds the place of row l. */
 template <typename T>
-__device__ void append_run(const append_args &g, const append_shape &s, int64_t task) {
-    const int row0 = (int)(task / s.chunks) * RUN, lane = (int)threadIdx.x % WARP;
+__device__ void append_run(const append_args &g, const append_shape &s, int task) {
+    const int row0 = task / s.chunks * RUN, lane = (int)threadIdx.x % WARP;
     const int rows = min(RUN, (int)g.batch.total_q - row0);
-    const head_work<T> w = work_of<T>(g, s, (int)(task % s.chunks));
+    const head_work<T> w = work_of<T>(g, s, task % s.chunks);
     const fp8_append_heads &h = heads_of(g, w);
     const T *x = w.x + row0 * h.token_stride;
     raw_unit ahead = load_unit(x, w.apart, w.there);
@@ -216,35 +235,46 @@ __device__ void append_run(const append_args &g, const append_shape &s, int64_t 
         const int at = __shfl_sync(0xffffffffu, position, t);
         x += h.token_stride;
         if (t + 1 < rows) ahead = load_unit(x, w.apart, w.there);
-        if (p.page != APPEND_NOBODY)
-            finish_unit(g, s, w, raw, scale, row0 + t, p, at, &most, &others);
+        if (p.page == APPEND_NOBODY) continue;
+        float v[UNIT];
+        widen_unit(g, s, w, raw, v);
+        if (w.turns) rotate_unit(g, v, load_angles(g, w, at));
+        put_unit(g, w, scale, row0 + t, p, v, &most, &others);
     }
     if (h.amax) join_amax(h.amax, most, others);
 }
 
-/* Decoding: heads of q or k of one row. */
+/* Decoding: heads of q or k of one row. All that can be asked for at once is, before anything
+ * waits: x, descale and the sequence; then its page and the angles. */
 template <typename T>
 __device__ __forceinline__ void append_heads_once(const append_args &g, const append_shape &s,
                                                   int row, int chunk) {
+    const append_guess guess = guess_row(g, row);
     const head_work<T> w = work_of<T>(g, s, chunk);
     const fp8_append_heads &h = heads_of(g, w);
     const raw_unit raw = load_unit(w.x + row * h.token_stride, w.apart, w.there);
     const float descale = descale_of(g, w);
-    const append_place p = place_of_row(g, row);
+    const append_token t = token_of_row(g, row, guess);
+    const int page = w.is_q ? APPEND_NOWHERE : table_page(g, t);
+    const angles turn = load_angles(
+        g, w, g.a.rotary_dim > 0 ? (int)position_of(g, row, t.key) : 0);
+    const append_place p = {t.key, is_page(g, page) ? page : APPEND_NOWHERE};
     uint32_t others = 0;
-    float most = 0.0f;
-    int position = 0;
+    float most = 0.0f, v[UNIT];
 
-    if (p.page == APPEND_NOBODY) return;
-    if (g.a.rotary_dim > 0) position = (int)position_of(g, row, p.key);
-    finish_unit(g, s, w, raw, __fdiv_rn(1.0f, descale), row, p, position, &most, &others);
+    if (t.seq < 0) return;
+    widen_unit(g, s, w, raw, v);
+    if (w.turns) rotate_unit(g, v, turn);
+    put_unit(g, w, __fdiv_rn(1.0f, descale), row, p, v, &most, &others);
     if (h.amax) join_amax(h.amax, most, others);
 }
 
 /* Decoding: VALUES columns of V of one row, lanes side by side. */
 template <typename T>
-__device__ __forceinline__ void append_values_once(const append_args &g, int row, int chunk) {
+__device__ __forceinline__ void append_values_once(const append_args &g, const append_shape &s,
+                                                   int row, int chunk) {
     const fp8_kv_pages &c = g.pages;
+    const append_guess guess = guess_row(g, row);
     const int columns = c.num_kv_heads * c.d_v, lane = (int)threadIdx.x % WARP;
     const bool codes = c.dtype == FP8_DTYPE_E4M3;
     const T *x = static_cast<const T *>(g.a.v.x) + row * g.a.v.token_stride;
@@ -253,18 +283,20 @@ __device__ __forceinline__ void append_values_once(const append_args &g, int row
 
 #pragma unroll
     for (int k = 0; k < VALUES_A_LANE; k++) {
-        const int column = chunk * VALUES + k * WARP + lane, head = column / c.d_v;
+        const int column = chunk * VALUES + k * WARP + lane;
+        const int head = (int)__umulhi((unsigned)column, s.per_column);
         v[k] = 0.0f;
         descale[k] = 1.0f;
         if (column >= columns) continue;
-        v[k] = widen(x[head * g.a.v.head_stride + column % c.d_v]);
+        v[k] = widen(x[head * g.a.v.head_stride + column - head * c.d_v]);
         if (codes) descale[k] = c.v_descale[c.granularity == FP8_DESCALE_HEAD ? head : 0];
     }
-    const append_place p = place_of_row(g, row);
-    if (p.page == APPEND_NOBODY) return;
+    const append_token t = token_of_row(g, row, guess);
+    const int page = table_page(g, t);
+    if (t.seq < 0) return;
     if (g.a.v.amax) join_amax(g.a.v.amax, finite_amax<VALUES_A_LANE>(v, &others), others);
-    if (p.page < 0) return;
-    const int64_t at = p.page * c.v_page + (p.key & (c.page_size - 1));
+    if (!is_page(g, page)) return;
+    const int64_t at = page * c.v_page + (t.key & (c.page_size - 1));
 #pragma unroll
     for (int k = 0; k < VALUES_A_LANE; k++) {
         const int column = chunk * VALUES + k * WARP + lane;
@@ -276,17 +308,18 @@ __device__ __forceinline__ void append_values_once(const append_args &g, int row
     }
 }
 
+/* grid: rows, warps of a row. */
 template <typename T>
 __global__ void __launch_bounds__(ONCE_THREADS)
 append_once_kernel(const __grid_constant__ append_args g, const __grid_constant__ append_shape s) {
-    const int task = (int)blockIdx.x * (ONCE_THREADS / WARP) + (int)threadIdx.x / WARP;
-    const int a_row = s.chunks + s.value_warps, row = task / a_row, chunk = task % a_row;
+    const int chunk = (int)(blockIdx.y * (ONCE_THREADS / WARP) + threadIdx.x / WARP);
+    const int row = (int)blockIdx.x;
 
     fp8::wait_for_previous();
     fp8::let_next_start();
-    if (task >= s.tasks) return;
-    if (chunk < s.value_warps) append_values_once<T>(g, row, chunk);
-    else append_heads_once<T>(g, s, row, chunk - s.value_warps);
+    if (chunk < s.value_warps) append_values_once<T>(g, s, row, chunk);
+    else if (chunk < s.value_warps + s.chunks)
+        append_heads_once<T>(g, s, row, chunk - s.value_warps);
 }
 
 /* T: of x; C, Q: an element of V's pages, and four. grid: runs of q and k, then tiles of V. */
@@ -300,7 +333,7 @@ append_runs_kernel(const __grid_constant__ append_args g, const __grid_constant_
     fp8::wait_for_previous();
     fp8::let_next_start();
     if (block >= runs) append_values<T, C>(g, &tile, block - runs, s.slabs);
-    else if (task < s.tasks) append_run<T>(g, s, task);
+    else if (task < s.tasks) append_run<T>(g, s, (int)task);
 }
 
 /* ---- launcher ------------------------------------------------------------------------------- */
@@ -324,14 +357,15 @@ append_shape shape_of(const append_args &g) {
     const fp8_kv_pages &p = g.pages;
     const int64_t rows = g.batch.total_q;
     const int columns = g.a.k.x ? p.num_kv_heads * p.d_v : 0;
-    append_shape s = {1, 0, 0, 0, 0, 0, 1};
+    append_shape s = {};
 
-    while (s.lanes * UNIT < p.d_qk) s.lanes *= 2;
-    const int at_once = WARP / s.lanes;
+    while ((UNIT << s.lanes_log) < p.d_qk) s.lanes_log++;
+    const int at_once = WARP >> s.lanes_log;
     s.q_chunks = g.a.q.x ? (g.a.num_heads + at_once - 1) / at_once : 0;
     s.chunks = s.q_chunks + (g.a.k.x ? (p.num_kv_heads + at_once - 1) / at_once : 0);
     if (g.batch.max_q <= FP8_DECODE_ROWS) {
         s.value_warps = (columns + VALUES - 1) / VALUES;
+        s.per_column = (unsigned)(((INT64_C(1) << 32) + p.d_v - 1) / p.d_v);
         s.tasks = rows * (s.chunks + s.value_warps);
     } else {
         s.slabs = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
@@ -347,7 +381,9 @@ fp8_status launch_append(fp8_device *d, const append_args &g, fp8_launch how) {
     const bool once = g.batch.max_q <= FP8_DECODE_ROWS;
     const int threads = once ? (int)ONCE_THREADS : (int)TILE_THREADS, warps = threads / WARP;
     const int64_t blocks = s.tiles + (s.tasks + warps - 1) / warps;
-    const dim3 grid((unsigned)blocks), block((unsigned)threads);
+    const unsigned a_row = (unsigned)((s.chunks + s.value_warps + warps - 1) / warps);
+    const dim3 grid = once ? dim3((unsigned)g.batch.total_q, a_row) : dim3((unsigned)blocks);
+    const dim3 block((unsigned)threads);
 
     if (s.tasks > INT32_MAX || blocks > INT32_MAX)
         return FP8_FAIL(FP8_EUNSUPPORTED, "append: %lld rows are more than one launch can take",

@@ -104,8 +104,10 @@ append_any_kernel(const __grid_constant__ append_args g) {
 
     fp8::wait_for_previous();
     fp8::let_next_start();
-    const append_place p = place_of_row(g, row);
-    if (p.page == APPEND_NOBODY) return;
+    const append_token t = token_of_row(g, row, guess_row(g, row));
+    const int page = table_page(g, t);
+    const append_place p = {t.key, is_page(g, page) ? page : APPEND_NOWHERE};
+    if (t.seq < 0) return;
     for (int i = warp; i < heads; i += ANY_WARPS) {
         bool turns;
         const any_head w = head_of(g, row, p, i, &turns);

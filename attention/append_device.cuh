@@ -66,21 +66,41 @@ static __device__ __forceinline__ int sequence_of(const append_args &g, int row)
     return count;
 }
 
-/* Where each row of a call is a sequence of its own, its number is the sequence's: a wait less, as
- * the length may be asked for with the starts. */
-static __device__ __forceinline__ append_place place_of_row(const append_args &g, int row) {
+/* A row's key before its page is known. seq -1: it is in no sequence. */
+struct append_token {
+    int seq, key;
+};
+
+/* What is read first of a row of a call where each row may be a sequence of its own: then its number
+ * is the sequence's, and the length may be asked for with the starts. */
+struct append_guess {
+    int begin, end, length;
+};
+
+static __device__ __forceinline__ append_guess guess_row(const append_args &g, int row) {
     const fp8_kv_batch &b = g.batch;
     const int guess = row < b.num_seqs ? row : 0;
-    const int begin = b.q_starts[guess], end = b.q_starts[guess + 1];
-    const int64_t key = (int64_t)b.kv_lengths[guess] - 1;
-    append_place p = {(int)key, APPEND_NOWHERE};
+    return {b.q_starts[guess], b.q_starts[guess + 1], b.kv_lengths[guess]};
+}
 
-    if (guess != row || begin != row || end != row + 1 || b.max_q < 1)
-        return place_of(g, row, sequence_of(g, row));
-    if (key < 0 || key >= b.max_pages << g.page_shift) return p;
-    p.page = b.page_table[row * b.max_pages + (key >> g.page_shift)];
-    if (p.page < 0 || p.page >= g.pages.num_pages) p.page = APPEND_NOWHERE;
-    return p;
+static __device__ __forceinline__ append_token token_of_row(const append_args &g, int row,
+                                                            const append_guess &x) {
+    if (row < g.batch.num_seqs && x.begin == row && x.end == row + 1 && g.batch.max_q >= 1)
+        return {row, x.length - 1};
+    const int seq = sequence_of(g, row);
+    const append_place p = place_of(g, row, seq);
+    return {p.page == APPEND_NOBODY ? -1 : seq, p.key};
+}
+
+/* What the table has for a token, or APPEND_NOWHERE. */
+static __device__ __forceinline__ int table_page(const append_args &g, append_token t) {
+    const fp8_kv_batch &b = g.batch;
+    if (t.seq < 0 || t.key < 0 || t.key >= b.max_pages << g.page_shift) return APPEND_NOWHERE;
+    return b.page_table[t.seq * b.max_pages + (t.key >> g.page_shift)];
+}
+
+static __device__ __forceinline__ bool is_page(const append_args &g, int page) {
+    return page >= 0 && page < g.pages.num_pages;
 }
 
 static __device__ __forceinline__ int64_t position_of(const append_args &g, int row, int key) {
