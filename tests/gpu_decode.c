@@ -1,8 +1,9 @@
 /* Attention over pages on the GPU, each backend that serves: the table of cases against the oracle,
  * the same bytes twice and in other company, lengths and tables that lie, and a captured graph
  * replayed with other lengths, pages and scales. `gpu_decode CASE` leaves one case. */
-#include <cuda_runtime_api.h>
+#include <string.h>
 
+#include "core/graph.h"
 #include "decode_cases.h"
 
 static fp8_device *gpu;
@@ -138,8 +139,7 @@ static void change(decode_problem *p) {
 static void test_graph(fp8_decode_backend b, int which) {
     const decode_case *c = &decode_cases[which];
     fp8_decode_plan *plan = NULL;
-    cudaGraph_t graph = NULL;
-    cudaGraphExec_t exec = NULL;
+    fp8_graph *graph = NULL;
     void *workspace = NULL;
     decode_problem p;
     decode_device g = {0};
@@ -154,12 +154,11 @@ static void test_graph(fp8_decode_backend b, int which) {
     bytes = fp8_decode_workspace_size(plan);
     decode_device_init(&g, gpu, &p);
     CHECK_STATUS(fp8_device_alloc(gpu, &workspace, bytes), FP8_OK);
-    CHECK(cudaStreamBeginCapture(fp8_device_stream(gpu), cudaStreamCaptureModeGlobal) ==
-          cudaSuccess);
+    CHECK_STATUS(fp8_graph_begin(gpu), FP8_OK);
     CHECK_STATUS(fp8_decode_run(plan, &g.io, workspace, bytes), FP8_OK);
-    CHECK(cudaStreamEndCapture(fp8_device_stream(gpu), &graph) == cudaSuccess);
-    CHECK(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess);
-    CHECK(cudaGraphLaunch(exec, fp8_device_stream(gpu)) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_end(gpu, &graph), FP8_OK);
+    if (!graph) goto done;
+    CHECK_STATUS(fp8_graph_launch(graph), FP8_OK);
     change(&p);
     CHECK_STATUS(fp8_device_upload(gpu, g.memory[2], p.k_descale, p.descale_bytes), FP8_OK);
     CHECK_STATUS(fp8_device_upload(gpu, g.memory[3], p.v_descale, p.descale_bytes), FP8_OK);
@@ -168,15 +167,14 @@ static void test_graph(fp8_decode_backend b, int which) {
     CHECK_STATUS(fp8_device_upload(gpu, g.memory[5], p.batch.kv_lengths, n * sizeof(int32_t)),
                  FP8_OK);
     CHECK_STATUS(fp8_device_fill(gpu, workspace, 0xff, bytes), FP8_OK);
-    CHECK(cudaGraphLaunch(exec, fp8_device_stream(gpu)) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_launch(graph), FP8_OK);
     decode_fetch(&got, gpu, &g, &p);
     CHECK_STATUS(decode_problem_run(&want, gpu, &p, b), FP8_OK);
     CHECK(want.bytes && memcmp(want.bytes, got.bytes, p.o_bytes) == 0);
     decode_result_free(&got);
     decode_result_free(&want);
 done:
-    if (exec) cudaGraphExecDestroy(exec);
-    if (graph) cudaGraphDestroy(graph);
+    fp8_graph_destroy(graph);
     decode_device_free(&g, gpu);
     fp8_device_free(gpu, workspace);
     fp8_decode_plan_destroy(plan);

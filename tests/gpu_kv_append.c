@@ -1,9 +1,10 @@
 /* Appending to a paged cache on the GPU: the formula in double and every byte of the pages, ordered
  * and overlapping launches, the same bytes twice, odd alignments, lengths and tables that lie, and
  * a captured graph replayed with other ones. `gpu_kv_append few` leaves some of the cases. */
-#include <cuda_runtime_api.h>
+#include <string.h>
 
 #include "append_cases.h"
+#include "core/graph.h"
 
 static fp8_device *gpu;
 
@@ -100,8 +101,7 @@ static void test_hostile(void) {
 /* Replayed with other lengths and pages, a graph gives what a call with them gives. */
 static void test_graph(int which) {
     const append_case *c = &append_cases[which];
-    cudaGraph_t graph = NULL;
-    cudaGraphExec_t exec = NULL;
+    fp8_graph *graph = NULL;
     append_problem p, fresh;
     int32_t *lengths, *table;
 
@@ -109,11 +109,9 @@ static void test_graph(int which) {
     append_problem_init(&p, c, 11);
     append_problem_init(&fresh, c, 11);
     CHECK_STATUS(append_upload(&p, gpu), FP8_OK);
-    CHECK(cudaStreamBeginCapture(fp8_device_stream(gpu), cudaStreamCaptureModeGlobal) ==
-          cudaSuccess);
+    CHECK_STATUS(fp8_graph_begin(gpu), FP8_OK);
     CHECK_STATUS(fp8_kv_append_run(gpu, &p.pages, &p.batch, &p.a, FP8_LAUNCH_ORDERED), FP8_OK);
-    CHECK(cudaStreamEndCapture(fp8_device_stream(gpu), &graph) == cudaSuccess);
-    CHECK(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_end(gpu, &graph), FP8_OK);
     lengths = fresh.host[MEM_LENGTHS];
     table = fresh.host[MEM_TABLE];
     for (int s = 0; s < c->num_seqs; s++)
@@ -126,14 +124,13 @@ static void test_graph(int which) {
     *(float *)fresh.host[MEM_V_DESCALE] *= 1.5f;
     for (int k = MEM_TABLE; k <= MEM_V_DESCALE; k++)
         CHECK_STATUS(fp8_device_upload(gpu, p.device[k], fresh.host[k], p.bytes[k]), FP8_OK);
-    CHECK(cudaGraphLaunch(exec, fp8_device_stream(gpu)) == cudaSuccess);
+    if (graph) CHECK_STATUS(fp8_graph_launch(graph), FP8_OK);
     for (int k = MEM_INPUTS; k < MEM_COUNT; k++)
         CHECK_STATUS(fp8_device_download(gpu, p.host[k], p.device[k], p.bytes[k]), FP8_OK);
     CHECK_STATUS(append_problem_run(&fresh, gpu, FP8_LAUNCH_ORDERED), FP8_OK);
     for (int k = MEM_K; k <= MEM_Q; k++)
         CHECK(memcmp(p.host[k], fresh.host[k], p.bytes[k]) == 0);
-    if (exec) cudaGraphExecDestroy(exec);
-    if (graph) cudaGraphDestroy(graph);
+    fp8_graph_destroy(graph);
     for (int k = 0; k < MEM_COUNT; k++) fp8_device_free(gpu, p.device[k]);
     append_problem_free(&p);
     append_problem_free(&fresh);
