@@ -71,8 +71,8 @@ struct append_token {
     int seq, key;
 };
 
-/* What is read first of a row of a call where each row may be a sequence of its own: then its number
- * is the sequence's, and the length may be asked for with the starts. */
+/* What is read first of a row of a call where each row may be a sequence of its own: then its
+ * number is the sequence's, and the length may be asked for with the starts. */
 struct append_guess {
     int begin, end, length;
 };

@@ -17,8 +17,8 @@
  *            rounded to F16 (to BF16 over pages of BF16): 16-bit products of warps add in FP32, so
  *            nothing is lost at any length and Q keeps what it has. A warp's maximum rises when a
  *            score exceeds it by 2^8: P stays below 2^8 and most tiles skip the reduction
- * Order      parts of an item are added by number, so that the same lengths give the same bytes;
- *            with a given split the same sequence does
+ * Order      parts of an item are added in an order that follows from their number alone, so that
+ *            the same lengths give the same bytes; with a given split the same sequence does
  * Registers  a block's threads x registers fit once or twice a multiprocessor; no spills (ptxas
  *            13.0, sm_90a) */
 #include "attention/decode_pages_table.cuh"

@@ -18,8 +18,9 @@ typedef struct decode_pages_args {
     const float *q_descale, *k_descale, *v_descale; /* NULL: 1 */
     const float *o_scale, *alibi_slopes, *sink;     /* NULL: none, or ALiBi's own slopes */
     float *lse;                                     /* NULL: not wanted */
-    float *exchange;   /* [slots, rows, d_v / 4, unit]: parts of items, UNSENT before and after a run */
-    /* where a split is given, instead of `exchange`: */
+    /* parts of items, [slots, rows, d_v / 4, DECODE_PAGES_UNIT_FLOATS], all bytes
+     * DECODE_PAGES_UNSENT_BYTE before and after a run; with a split given, those below instead */
+    float *exchange;
     float *parts;      /* workspace [slots, rows, d_v]: sums of parts of an item */
     float *part_stats; /* workspace [slots, rows, 2]: their maxima and sums of exponentials */
     int32_t *arrived;  /* parts of an item that are there; 0 before and after a run */

@@ -1,10 +1,10 @@
 /* attention/decode_pages_exchange.cuh - private: parts of an item that lies in several ranges. The
- * blocks of those ranges send each other what they have of each row, and each adds up an equal share
- * of the columns, in an order that follows from the number of parts alone.
+ * blocks of those ranges send each other what they have of each row, and each adds up an equal
+ * share of the columns, in an order that follows from the number of parts alone.
  *
  * What is sent lies in memory of the plan that is UNSENT before and after a run: a word that is not
- * has come, so that nothing is counted and nothing fenced. Blocks wait for each other: all of a grid
- * must be there at a time (decode_pages_cuda.c launches it so). */
+ * has come, so that nothing is counted and nothing fenced. Blocks wait for each other: all of a
+ * grid must be there at a time (decode_pages_cuda.c launches it so). */
 #ifndef FP8_ATTENTION_DECODE_PAGES_EXCHANGE_CUH
 #define FP8_ATTENTION_DECODE_PAGES_EXCHANGE_CUH
 #include "attention/decode_pages_output.cuh"

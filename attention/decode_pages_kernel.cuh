@@ -186,8 +186,7 @@ decode_pages_kernel_of(const __grid_constant__ decode_pages_args p) {
 #if DECODE_SM90
     extern __shared__ uint8_t raw[];
     uint8_t *data = raw + (1024 - (shared_address(raw) & 1023)) % 1024;
-    decode_control<T> &c =
-        *reinterpret_cast<decode_control<T> *>(data + T::AREA);
+    decode_control<T> &c = *reinterpret_cast<decode_control<T> *>(data + T::AREA);
 
     dependents_launch();
     if (threadIdx.x == 0) {
