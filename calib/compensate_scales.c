@@ -6,7 +6,7 @@
 
 #include "calib/compensate.h"
 #include "calib/e4m3_error.h"
-#include "core/half.h"
+#include "calib/real.h"
 #include "quant/cast.h"
 
 enum { MOST_ROWS = 4096, FIRST = -4, LAST = 15, CANDIDATES = LAST - FIRST + 1 };
@@ -40,9 +40,7 @@ static fp8_status keep(catcher *c, fp8_rows *to, const fp8_tensor *x) {
     FP8_TRY(fp8_device_download(c->j->d, c->host,
                                 (const char *)x->data + (size_t)(at * width) * size, bytes));
     out = to->x + to->count * width;
-    for (int64_t i = 0; i < n * width; i++)
-        out[i] = x->dtype == FP8_DTYPE_F32 ? ((const float *)c->host)[i]
-                                           : fp8_bf16_to_f32(((const uint16_t *)c->host)[i]);
+    for (int64_t i = 0; i < n * width; i++) out[i] = fp8_real_at(c->host, x->dtype, i);
     to->count += n;
 done:
     return st;

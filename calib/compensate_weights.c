@@ -5,23 +5,10 @@
 
 #include "calib/compensate.h"
 #include "calib/e4m3_error.h"
+#include "calib/real.h"
 #include "calib/turn.h"
-#include "core/half.h"
 #include "core/log.h"
 #include "quant/cast.h"
-
-static float element(const fp8_tensor *t, int64_t i) {
-    const unsigned char *p = t->data;
-    uint16_t half;
-    float f;
-
-    if (t->dtype == FP8_DTYPE_F32) {
-        memcpy(&f, p + 4 * i, sizeof f);
-        return f;
-    }
-    memcpy(&half, p + 2 * i, sizeof half);
-    return t->dtype == FP8_DTYPE_BF16 ? fp8_bf16_to_f32(half) : fp8_f16_to_f32(half);
-}
 
 enum { GRAIN = 16 }; /* rows, or inputs, that a worker takes */
 
@@ -34,12 +21,13 @@ typedef struct read_job {
 static fp8_status read_rows(void *ctx, int64_t begin, int64_t end, int32_t worker) {
     const read_job *j = ctx;
     const fp8_weight *from = j->from;
+    const fp8_tensor *t = &from->entry->tensor;
 
     (void)worker;
     for (int64_t r = begin; r < end; r++)
         for (int64_t c = 0; c < from->cols; c++)
             j->w[from->in_out ? c * from->rows + r : r * from->cols + c] =
-                element(&from->entry->tensor, r * from->cols + c);
+                fp8_real_at(t->data, t->dtype, r * from->cols + c);
     return FP8_OK;
 }
 
@@ -55,13 +43,14 @@ static int64_t in_of(const fp8_weight *w) { return w->in_out ? w->rows : w->cols
 static fp8_status sum_energy(void *ctx, int64_t begin, int64_t end, int32_t worker) {
     const read_job *j = ctx;
     const fp8_weight *w = j->from;
+    const fp8_tensor *t = &w->entry->tensor;
     const int64_t outs = w->in_out ? w->cols : w->rows;
 
     (void)worker;
     for (int64_t out = 0; out < outs; out++)
         for (int64_t in = begin; in < end; in++) {
             const int64_t at = w->in_out ? in * w->cols + out : out * w->cols + in;
-            const double x = (double)element(&w->entry->tensor, at);
+            const double x = (double)fp8_real_at(t->data, t->dtype, at);
             j->energy[in] += x * x;
         }
     return FP8_OK;
@@ -130,8 +119,6 @@ done:
     return st;
 }
 
-static int64_t spans(int64_t n, int64_t span) { return (n + span - 1) / span; }
-
 typedef struct amax_job {
     const float *w;
     float *amax; /* of bands of row_span rows, by pieces of col_span columns */
@@ -140,7 +127,7 @@ typedef struct amax_job {
 
 static fp8_status find_amax(void *ctx, int64_t begin, int64_t end, int32_t worker) {
     const amax_job *j = ctx;
-    const int64_t across = spans(j->in, j->col_span);
+    const int64_t across = fp8_pieces(j->in, j->col_span);
 
     (void)worker;
     for (int64_t r = begin * j->row_span; r < end * j->row_span && r < j->rows; r++)
@@ -157,7 +144,7 @@ static fp8_status join_amax(const group *g, const fp8_compensation *j, int64_t i
     const int one = g->grid.row_span == 0;
     const int64_t rows = j->weights.data[g->begin + i].channels;
     amax_job job = {g->w[i], amax, rows, g->in, one ? GRAIN : g->grid.row_span, g->grid.col_span};
-    const int64_t bands = spans(rows, job.row_span);
+    const int64_t bands = fp8_pieces(rows, job.row_span);
     fp8_status st = FP8_OK;
 
     if (one) {
@@ -182,8 +169,8 @@ static fp8_status group_scale(group *g, const fp8_compensation *j) {
     g->grid.row_span = scheme == FP8_SCHEME_BLOCK ? side : scheme == FP8_SCHEME_DYNAMIC ? 1 : 0;
     g->grid.col_span = scheme == FP8_SCHEME_BLOCK ? side : g->in;
     for (int64_t i = g->begin; i < g->end; i++)
-        count += g->grid.row_span ? spans(j->weights.data[i].channels, g->grid.row_span) *
-                                        spans(g->in, g->grid.col_span)
+        count += g->grid.row_span ? fp8_pieces(j->weights.data[i].channels, g->grid.row_span) *
+                                        fp8_pieces(g->in, g->grid.col_span)
                                   : 1;
     g->scales = malloc((size_t)count * sizeof *g->scales);
     g->descales = calloc((size_t)count, sizeof *g->descales);
@@ -192,8 +179,8 @@ static fp8_status group_scale(group *g, const fp8_compensation *j) {
     for (int64_t i = 0; i < g->end - g->begin; i++) {
         FP8_TRY(join_amax(g, j, i, g->descales + at));
         if (g->grid.row_span)
-            at += spans(j->weights.data[g->begin + i].channels, g->grid.row_span) *
-                  spans(g->in, g->grid.col_span);
+            at += fp8_pieces(j->weights.data[g->begin + i].channels, g->grid.row_span) *
+                  fp8_pieces(g->in, g->grid.col_span);
     }
     for (int64_t i = 0; i < count; i++) {
         const fp8_scale s = fp8_weight_scale_of(g->descales[i], j->options->ue8m0);
@@ -209,7 +196,7 @@ static fp8_status group_keep(const group *g, fp8_compensation *j, int64_t i, uin
                              const fp8_gptq_scales *s) {
     const fp8_weight *w = &j->weights.data[g->begin + i];
     const int64_t rows = w->channels, n = rows * g->in;
-    const int64_t count = spans(rows, s->row_span) * spans(g->in, s->col_span);
+    const int64_t count = fp8_pieces(rows, s->row_span) * fp8_pieces(g->in, s->col_span);
     fp8_rounded *out = &j->out->weights[g->begin + i];
 
     out->codes = codes;
@@ -235,8 +222,8 @@ static fp8_gptq_scales group_scales(const group *g, const fp8_compensation *j, i
 /* Where those of the next one begin. */
 static int64_t group_next(const group *g, const fp8_compensation *j, int64_t i, int64_t at) {
     if (!g->grid.row_span) return 0;
-    return at + spans(j->weights.data[g->begin + i].channels, g->grid.row_span) *
-                    spans(g->in, g->grid.col_span);
+    return at + fp8_pieces(j->weights.data[g->begin + i].channels, g->grid.row_span) *
+                    fp8_pieces(g->in, g->grid.col_span);
 }
 
 /* Weight i of the group into j->out and into the quantized model. */
@@ -307,7 +294,7 @@ static void measure(const search_job *s, int64_t c) {
 
     for (int64_t i = 0, at = 0; i < g->end - g->begin; at = group_next(g, s->j, i++, at)) {
         const fp8_gptq_scales grid = group_scales(g, s->j, i, at);
-        const int64_t across = spans(g->in, grid.col_span);
+        const int64_t across = fp8_pieces(g->in, grid.col_span);
         for (int64_t r = 0; r < s->j->weights.data[g->begin + i].channels; r++)
             for (int64_t k = 0; k < g->in; k += grid.col_span) {
                 const int64_t scale = at + r / grid.row_span * across + k / grid.col_span;
@@ -349,7 +336,7 @@ done:
 
 static uint8_t *plain_codes(const group *g, const fp8_weight *w, int64_t i,
                             const fp8_gptq_scales *s) {
-    const int64_t across = spans(g->in, s->col_span);
+    const int64_t across = fp8_pieces(g->in, s->col_span);
     uint8_t *codes = malloc((size_t)(w->channels * g->in) + 1);
 
     for (int64_t k = 0; codes && k < w->channels * g->in; k++) {

@@ -2,9 +2,8 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "core/half.h"
+#include "calib/real.h"
 #include "quant/cast.h"
 #include "quant/gemm.h"
 #include "quant/recipe.h"
@@ -110,10 +109,7 @@ done:
 
 /* ---- on the host ----------------------------------------------------------------------------- */
 
-static float value_at(const fp8_hessian *h, int64_t i) {
-    return h->type == FP8_DTYPE_F32 ? ((const float *)h->host)[i]
-                                    : fp8_bf16_to_f32(((const uint16_t *)h->host)[i]);
-}
+static float value_at(const fp8_hessian *h, int64_t i) { return fp8_real_at(h->host, h->type, i); }
 
 typedef struct turn_job {
     const fp8_hessian *h;

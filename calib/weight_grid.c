@@ -2,8 +2,8 @@
  * other. */
 #include <math.h>
 
+#include "calib/real.h"
 #include "calib/weight_stage.h"
-#include "core/half.h"
 #include "quant/cast.h"
 
 typedef struct grid_job {
@@ -15,17 +15,11 @@ typedef struct grid_job {
     int64_t rows, cols;
 } grid_job;
 
-static int64_t pieces(int64_t n, int64_t span) { return (n + span - 1) / span; }
-
 int64_t fp8_weight_grid_count(const fp8_weight_grid *g, int64_t rows, int64_t cols) {
-    return pieces(rows, g->row_span) * pieces(cols, g->col_span);
+    return fp8_pieces(rows, g->row_span) * fp8_pieces(cols, g->col_span);
 }
 
-static float value_at(const grid_job *j, int64_t i) {
-    if (j->from == FP8_DTYPE_BF16) return fp8_bf16_to_f32(((const uint16_t *)j->x)[i]);
-    if (j->from == FP8_DTYPE_F16) return fp8_f16_to_f32(((const uint16_t *)j->x)[i]);
-    return ((const float *)j->x)[i];
-}
+static float value_at(const grid_job *j, int64_t i) { return fp8_real_at(j->x, j->from, i); }
 
 /* The power of two by which amax comes below 448, from 1.75 of a power on the next one:
  * compressed-tensors adds a quarter to the mantissa and drops it. */
@@ -65,7 +59,7 @@ static void quantize_cell(const grid_job *j, int64_t row, int64_t col, float *de
 
 static fp8_status quantize_bands(void *ctx, int64_t begin, int64_t end, int32_t worker) {
     const grid_job *j = ctx;
-    const int64_t wide = pieces(j->cols, j->grid.col_span);
+    const int64_t wide = fp8_pieces(j->cols, j->grid.col_span);
 
     (void)worker;
     for (int64_t i = begin; i < end; i++)
@@ -83,5 +77,5 @@ fp8_status fp8_quantize_grid(fp8_pool *pool, uint8_t *codes, float *descales, co
     if (grid->rule == FP8_GRID_BF16 && from != FP8_DTYPE_BF16)
         return FP8_FAIL(FP8_EUNSUPPORTED, "BF16 scales are of BF16 weights, found %s",
                         fp8_dtype_name(from));
-    return fp8_parallel_for(pool, pieces(rows, grid->row_span), 1, quantize_bands, &j);
+    return fp8_parallel_for(pool, fp8_pieces(rows, grid->row_span), 1, quantize_bands, &j);
 }
