@@ -172,8 +172,8 @@ extern "C" fp8_status attention_flash_prepare(int32_t d, int v_as_is) {
 }
 
 extern "C" fp8_status attention_flash_launch(const flash_params *p, int32_t d, int32_t blocks,
-                                             fp8_stream stream) {
+                                             const flash_queue *to) {
     size_t bytes = 0;
     const flash_entry entry = entry_of(d, p->v_as_is, &bytes);
-    return flash_launch("flash attention", entry, blocks, THREADS, bytes, stream, *p);
+    return flash_launch("flash attention", entry, blocks, THREADS, bytes, to, *p);
 }

@@ -4,6 +4,7 @@
 #include <cuda.h> /* CUtensorMap; nothing of libcuda is linked */
 
 #include "attention/flash_limits.h"
+#include "attention/flash_steps.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -114,37 +115,37 @@ fp8_status attention_flash_prepare(int32_t d, int v_as_is);
 
 /* The codes, and zeros for the kernel to start from. One launch; two more with amax; one, of one
  * block, when there is nothing to make. Asynchronous. */
-fp8_status attention_flash_prologue(const flash_prologue *p, fp8_stream stream);
+fp8_status attention_flash_prologue(const flash_prologue *p, const flash_queue *to);
 
 /* Q and K alone, both in blocks of p->part columns (32, 64 or 128), rotated within them: their amax
  * (observe), or their codes. One launch. Asynchronous. */
-fp8_status attention_flash_rotate(const flash_prologue *p, int observe, fp8_stream stream);
+fp8_status attention_flash_rotate(const flash_prologue *p, int observe, const flash_queue *to);
 
 /* The attention itself, on `blocks` persistent blocks, after the prologue. Asynchronous. */
 fp8_status attention_flash_launch(const flash_params *p, int32_t d, int32_t blocks,
-                                  fp8_stream stream);
+                                  const flash_queue *to);
 
 /* The same over long sequences (flash_wide.cu): tiles of flash_wide_rows, no amax. */
 fp8_status attention_flash_wide_prepare(int32_t d);
 fp8_status attention_flash_wide_launch(const flash_params *p, int32_t d, int32_t blocks,
-                                       fp8_stream stream);
+                                       const flash_queue *to);
 
 /* The same with terms and for other head sizes (flash_any.cu), V in codes transposed, its map of
  * boxes (FLASH_BLOCK_N, d.v), those of Q and K of flash_any_row_bytes(d). */
 fp8_status attention_flash_any_prepare(flash_sizes d);
 fp8_status attention_flash_any_launch(const flash_params *p, flash_sizes d, int32_t blocks,
-                                      fp8_stream stream);
+                                      const flash_queue *to);
 
 /* The same in 16 bits (flash16_any.cu); maps as below, of FLASH16_ANY_KEYS. */
 fp8_status attention_flash16_any_prepare(flash_sizes d, int f16);
 fp8_status attention_flash16_any_launch(const flash_params *p, flash_sizes d, int f16,
-                                        int32_t blocks, fp8_stream stream);
+                                        int32_t blocks, const flash_queue *to);
 
 /* The same in BF16 or F16: a 16-bit operand each, V as it lies; maps' boxes are 64 columns by
  * FLASH_BLOCK_M or FLASH16_KEYS(d) tokens. */
 fp8_status attention_flash16_prepare(int32_t d, int f16);
 fp8_status attention_flash16_launch(const flash_params *p, int32_t d, int f16, int32_t blocks,
-                                    fp8_stream stream);
+                                    const flash_queue *to);
 
 #ifdef __cplusplus
 }

@@ -41,8 +41,8 @@ extern "C" fp8_status attention_flash16_prepare(int32_t d, int f16) {
 }
 
 extern "C" fp8_status attention_flash16_launch(const flash_params *p, int32_t d, int f16,
-                                               int32_t blocks, fp8_stream stream) {
+                                               int32_t blocks, const flash_queue *to) {
     const flash16_entry e = entry_of(d, f16);
-    return flash_launch("flash attention in 16 bits", e.kernel, blocks, e.threads, e.bytes, stream,
+    return flash_launch("flash attention in 16 bits", e.kernel, blocks, e.threads, e.bytes, to,
                         *p);
 }

@@ -33,8 +33,8 @@ extern "C" fp8_status attention_flash16_any_prepare(flash_sizes d, int f16) {
 }
 
 extern "C" fp8_status attention_flash16_any_launch(const flash_params *p, flash_sizes d, int f16,
-                                                   int32_t blocks, fp8_stream stream) {
+                                                   int32_t blocks, const flash_queue *to) {
     const flash16_entry e = entry_of(d, f16);
     return flash_launch("flash attention in 16 bits, any", e.kernel, blocks, e.threads, e.bytes,
-                        stream, *p);
+                        to, *p);
 }

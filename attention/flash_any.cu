@@ -149,8 +149,8 @@ extern "C" fp8_status attention_flash_any_prepare(flash_sizes d) {
 }
 
 extern "C" fp8_status attention_flash_any_launch(const flash_params *p, flash_sizes d,
-                                                 int32_t blocks, fp8_stream stream) {
+                                                 int32_t blocks, const flash_queue *to) {
     size_t bytes = 0;
     const flash_entry entry = entry_of(d, &bytes);
-    return flash_launch("flash attention, any", entry, blocks, THREADS, bytes, stream, *p);
+    return flash_launch("flash attention, any", entry, blocks, THREADS, bytes, to, *p);
 }

@@ -37,6 +37,7 @@ typedef struct flash_state {
     int any;  /* flash_any.cu or flash16_any.cu */
     flash_sizes sizes; /* of the kernel */
     int is_static; /* items of alike lengths, given out by their index: no launch before */
+    flash_steps *steps; /* of a run of several launches; NULL: one */
     flash_places places;
     flash_operands mapped;   /* of the maps in params: those of the last run */
     flash_params params;     /* what every run has in common */
@@ -228,38 +229,6 @@ static fp8_status prepare(const flash_state *f, const fp8_attention_options *o) 
     if (f->is_16) return attention_flash16_prepare(o->d_v, f16);
     if (f->wide) return attention_flash_wide_prepare(o->d_v);
     return attention_flash_prepare(o->d_v, f->params.v_as_is);
-}
-
-static fp8_status flash_open(fp8_attention_plan *p) {
-    const fp8_attention_options *o = &p->options;
-    flash_state *f = calloc(1, sizeof *f);
-    fp8_status st = FP8_OK;
-
-    if (!f) return FP8_FAIL(FP8_ENOMEM, "flash attention plan");
-    p->state = f;
-    f->is_16 = flash_is_16(o);
-    f->wide = flash_wide_rows(o) > 0;
-    f->any = flash_is_any(o);
-    f->sizes = flash_any_sizes(o);
-    fill_params(&f->params, o);
-    fill_prologue(&f->prologue, o);
-    FP8_TRY_CUDA(cudaSetDevice(fp8_device_index(p->device)));
-    FP8_TRY_CUDA(cudaDeviceGetAttribute(&f->num_sms, cudaDevAttrMultiProcessorCount,
-                                        fp8_device_index(p->device)));
-    f->is_static = is_static(&f->params, &f->prologue, o);
-    f->prologue.num_counters = 1;
-    if (f->wide) share_items(f, o);
-    FP8_TRY(place_parts(f, o));
-    FP8_TRY(prepare(f, o));
-    FP8_TRY(fp8_tensor_map_encoder(&f->encode));
-    p->workspace_bytes = f->places.bytes;
-done:
-    return st;
-}
-
-static void flash_close(fp8_attention_plan *p) {
-    free(p->state);
-    p->state = NULL;
 }
 
 /* ---- tensor maps ----------------------------------------------------------------------------- */
@@ -461,44 +430,71 @@ static void bind_run(const flash_state *f, flash_params *a, flash_prologue *p,
 /* Codes, V transposed, and what the attention starts from. Rotated Q and K have launches of their
  * own, after the one that clears their amax. */
 static fp8_status prepare_operands(flash_prologue *p, const fp8_attention_options *o,
-                                   fp8_stream stream) {
+                                   const flash_queue *to) {
     flash_prologue rotated = *p;
     fp8_status st;
 
-    if (!o->hadamard) return attention_flash_prologue(p, stream);
+    if (!o->hadamard) return attention_flash_prologue(p, to);
     rotated.part = attention_hadamard_block(o->d_qk);
     for (int i = 0; i < 2; i++) {
         rotated.x[i].blocks = p->x[i].blocks * p->part / rotated.part;
         p->x[i].blocks = 0;
     }
-    FP8_TRY(attention_flash_prologue(p, stream));
-    if (p->backwards) FP8_TRY(attention_flash_rotate(&rotated, 1, stream));
-    FP8_TRY(attention_flash_rotate(&rotated, 0, stream));
+    FP8_TRY(attention_flash_prologue(p, to));
+    if (p->backwards) FP8_TRY(attention_flash_rotate(&rotated, 1, to));
+    FP8_TRY(attention_flash_rotate(&rotated, 0, to));
 done:
     return st;
 }
 
-static fp8_status attend(const flash_state *f, const fp8_attention_options *o, int32_t blocks,
-                         fp8_stream stream) {
+static fp8_status attend(const flash_state *f, const fp8_attention_options *o,
+                         const flash_queue *to) {
     const flash_params *a = &f->params;
+    const int32_t blocks = f->num_sms < a->num_items ? f->num_sms : a->num_items;
     const int f16 = o->q_dtype == FP8_DTYPE_F16;
     if (f->any && f->is_16)
-        return attention_flash16_any_launch(a, f->sizes, f16, blocks, stream);
-    if (f->any) return attention_flash_any_launch(a, f->sizes, blocks, stream);
-    if (f->is_16) return attention_flash16_launch(a, o->d_v, f16, blocks, stream);
-    if (f->wide) return attention_flash_wide_launch(a, o->d_v, blocks, stream);
-    return attention_flash_launch(a, o->d_v, blocks, stream);
+        return attention_flash16_any_launch(a, f->sizes, f16, blocks, to);
+    if (f->any) return attention_flash_any_launch(a, f->sizes, blocks, to);
+    if (f->is_16) return attention_flash16_launch(a, o->d_v, f16, blocks, to);
+    if (f->wide) return attention_flash_wide_launch(a, o->d_v, blocks, to);
+    return attention_flash_launch(a, o->d_v, blocks, to);
+}
+
+static fp8_status enqueue(const flash_state *f, const fp8_attention_options *o, flash_prologue *p,
+                          const flash_queue *to) {
+    fp8_status st = FP8_OK;
+    if (!f->is_static) FP8_TRY(prepare_operands(p, o, to));
+    FP8_TRY(attend(f, o, to));
+done:
+    return st;
+}
+
+/* Where a run has several launches. What they are given is not looked at yet. */
+static fp8_status make_steps(flash_state *f, const fp8_attention_options *o) {
+    static uint8_t somewhere[1]; /* in the workspace's place */
+    const fp8_attention_io nothing = {0};
+    flash_prologue p = f->prologue;
+    flash_queue to = {0};
+    fp8_status st = FP8_OK;
+
+    if (f->is_static || f->params.num_items == 0) return FP8_OK;
+    FP8_TRY(flash_steps_create(&f->steps));
+    to.steps = f->steps;
+    bind_run(f, &f->params, &p, o, &nothing, somewhere);
+    FP8_TRY(enqueue(f, o, &p, &to));
+    FP8_TRY(flash_steps_finish(f->steps));
+done:
+    return st;
 }
 
 static fp8_status flash_run(fp8_attention_plan *plan, const fp8_attention_io *io,
                             void *workspace) {
     flash_state *f = plan->state;
     const fp8_attention_options *o = &plan->options;
-    const fp8_stream stream = fp8_device_stream(plan->device);
-    const int32_t blocks =
-        f->num_sms < f->params.num_items ? f->num_sms : f->params.num_items;
+    flash_queue to = {fp8_device_stream(plan->device), NULL};
     uint8_t *base = (uint8_t *)workspace + (uintptr_t)-(intptr_t)(uintptr_t)workspace % ALIGN;
     flash_prologue p = f->prologue;
+    int captured = 1;
     fp8_status st;
 
     FP8_TRY(check_io(io));
@@ -506,13 +502,54 @@ static fp8_status flash_run(fp8_attention_plan *plan, const fp8_attention_io *io
     if (f->is_static) f->params.next_item = NULL;
     if (f->params.num_items == 0) { /* amax is written all the same */
         memset(p.x, 0, sizeof p.x);
-        return attention_flash_prologue(&p, stream);
+        return attention_flash_prologue(&p, &to);
     }
     FP8_TRY(refresh_maps(f, &p, o, io, base));
-    if (!f->is_static) FP8_TRY(prepare_operands(&p, o, stream));
-    FP8_TRY(attend(f, o, blocks, stream));
+    if (f->steps) FP8_TRY(flash_steps_captured(&captured, to.stream));
+    if (captured) return enqueue(f, o, &p, &to);
+    to.steps = f->steps;
+    flash_steps_begin(f->steps);
+    FP8_TRY(enqueue(f, o, &p, &to));
+    FP8_TRY(flash_steps_launch(f->steps, to.stream));
 done:
     return st;
+}
+
+/* ---- plan: open and close -------------------------------------------------------------------- */
+
+static fp8_status flash_open(fp8_attention_plan *p) {
+    const fp8_attention_options *o = &p->options;
+    flash_state *f = calloc(1, sizeof *f);
+    fp8_status st = FP8_OK;
+
+    if (!f) return FP8_FAIL(FP8_ENOMEM, "flash attention plan");
+    p->state = f;
+    f->is_16 = flash_is_16(o);
+    f->wide = flash_wide_rows(o) > 0;
+    f->any = flash_is_any(o);
+    f->sizes = flash_any_sizes(o);
+    fill_params(&f->params, o);
+    fill_prologue(&f->prologue, o);
+    FP8_TRY_CUDA(cudaSetDevice(fp8_device_index(p->device)));
+    FP8_TRY_CUDA(cudaDeviceGetAttribute(&f->num_sms, cudaDevAttrMultiProcessorCount,
+                                        fp8_device_index(p->device)));
+    f->is_static = is_static(&f->params, &f->prologue, o);
+    f->prologue.num_counters = 1;
+    if (f->wide) share_items(f, o);
+    FP8_TRY(place_parts(f, o));
+    FP8_TRY(prepare(f, o));
+    FP8_TRY(fp8_tensor_map_encoder(&f->encode));
+    FP8_TRY(make_steps(f, o));
+    p->workspace_bytes = f->places.bytes;
+done:
+    return st;
+}
+
+static void flash_close(fp8_attention_plan *p) {
+    flash_state *f = p->state;
+    if (f) flash_steps_destroy(f->steps);
+    free(p->state);
+    p->state = NULL;
 }
 
 const attention_backend attention_backend_flash = {

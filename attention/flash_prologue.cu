@@ -291,7 +291,7 @@ prologue_kernel(const __grid_constant__ flash_prologue p) {
 
 typedef void (*prologue_entry)(const flash_prologue);
 
-extern "C" fp8_status attention_flash_prologue(const flash_prologue *p, fp8_stream stream) {
+extern "C" fp8_status attention_flash_prologue(const flash_prologue *p, const flash_queue *to) {
     const prologue_entry observe = p->f16 ? observe_kernel<true> : observe_kernel<false>;
     const int codes = p->x[0].blocks + p->x[1].blocks == 0 && p->x[2].is_codes;
     const prologue_entry make = codes    ? prologue_kernel<ALL_CODES>
@@ -306,12 +306,12 @@ extern "C" fp8_status attention_flash_prologue(const flash_prologue *p, fp8_stre
         if (p->x[i].amax) observed += p->x[i].blocks;
     }
     if (observed > 0 || blocks == 0)
-        FP8_TRY(flash_launch("flash attention, begin", begin_kernel, 1, BEGIN_THREADS, 0, stream,
+        FP8_TRY(flash_launch("flash attention, begin", begin_kernel, 1, BEGIN_THREADS, 0, to,
                              *p));
     if (observed > 0)
-        FP8_TRY(flash_launch("flash attention, amax", observe, observed, threads, 0, stream, *p));
+        FP8_TRY(flash_launch("flash attention, amax", observe, observed, threads, 0, to, *p));
     if (blocks > 0)
-        FP8_TRY(flash_launch("flash attention, prologue", make, blocks, threads, 0, stream, *p));
+        FP8_TRY(flash_launch("flash attention, prologue", make, blocks, threads, 0, to, *p));
 done:
     return st;
 }

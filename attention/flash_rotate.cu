@@ -193,12 +193,12 @@ static rotate_entry entry_for(int f16, bool observe) {
 }
 
 extern "C" fp8_status attention_flash_rotate(const flash_prologue *p, int observe,
-                                             fp8_stream stream) {
+                                             const flash_queue *to) {
     const rotate_entry entry = p->part == 128  ? entry_for<128>(p->f16, observe)
                                : p->part == 64 ? entry_for<64>(p->f16, observe)
                                                : entry_for<32>(p->f16, observe);
     const int64_t blocks = (int64_t)p->x[0].blocks + p->x[1].blocks;
     if (blocks == 0) return FP8_OK;
     return flash_launch(observe ? "flash attention, amax of rotated" : "flash attention, rotated",
-                        entry, blocks, THREADS, 0, stream, *p);
+                        entry, blocks, THREADS, 0, to, *p);
 }

@@ -188,7 +188,7 @@ extern "C" fp8_status attention_flash_wide_prepare(int32_t d) {
 }
 
 extern "C" fp8_status attention_flash_wide_launch(const flash_params *p, int32_t d, int32_t blocks,
-                                                  fp8_stream stream) {
+                                                  const flash_queue *to) {
     const wide_entry e = entry_of(d);
-    return flash_launch("flash attention, wide", e.kernel, blocks, e.threads, e.bytes, stream, *p);
+    return flash_launch("flash attention, wide", e.kernel, blocks, e.threads, e.bytes, to, *p);
 }

@@ -4,6 +4,7 @@
 
 #include "attention/flash.h"
 #include "attention_device.h"
+#include "core/graph.h"
 
 enum { NUM_HEAD_SIZES = 3 };
 static const int32_t head_sizes[NUM_HEAD_SIZES] = {64, 128, 256};
@@ -315,28 +316,27 @@ typedef fp8_status (*bench_call)(void *ctx);
 /* Median milliseconds of a call, by replays of a graph of RUNS of them; NaN if something fails. */
 static double median_ms(fp8_device *d, bench_call call, void *ctx) {
     const cudaStream_t stream = fp8_device_stream(d);
-    cudaGraph_t graph = NULL;
-    cudaGraphExec_t exec = NULL;
+    fp8_graph *graph = NULL;
     cudaEvent_t begin = NULL, end = NULL;
     float ms[REPLAYS];
-    cudaError_t e = cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    cudaError_t e;
 
+    CHECK_STATUS(fp8_graph_begin(d), FP8_OK);
     for (int i = 0; i < RUNS; i++) CHECK_STATUS(call(ctx), FP8_OK);
-    if (e == cudaSuccess) e = cudaStreamEndCapture(stream, &graph);
-    if (e == cudaSuccess) e = cudaGraphInstantiate(&exec, graph, 0);
-    if (e == cudaSuccess) e = cudaEventCreate(&begin);
+    CHECK_STATUS(fp8_graph_end(d, &graph), FP8_OK);
+    if (!graph) return NAN;
+    e = cudaEventCreate(&begin);
     if (e == cudaSuccess) e = cudaEventCreate(&end);
     for (int i = -3; i < REPLAYS && e == cudaSuccess; i++) {
         e = cudaEventRecord(begin, stream);
-        if (e == cudaSuccess) e = cudaGraphLaunch(exec, stream);
+        if (e == cudaSuccess) CHECK_STATUS(fp8_graph_launch(graph), FP8_OK);
         if (e == cudaSuccess) e = cudaEventRecord(end, stream);
         if (e == cudaSuccess) e = cudaEventSynchronize(end);
         if (e == cudaSuccess && i >= 0) e = cudaEventElapsedTime(&ms[i], begin, end);
     }
     if (e != cudaSuccess) fprintf(stderr, "bench: %s\n", cudaGetErrorString(e));
     CHECK(e == cudaSuccess);
-    if (exec) (void)cudaGraphExecDestroy(exec);
-    if (graph) (void)cudaGraphDestroy(graph);
+    fp8_graph_destroy(graph);
     if (begin) (void)cudaEventDestroy(begin);
     if (end) (void)cudaEventDestroy(end);
     if (e != cudaSuccess) return NAN;
@@ -360,7 +360,8 @@ static fp8_status call_attention(void *ctx) {
 
 static fp8_status call_transpose(void *ctx) {
     bench_run *r = ctx;
-    return attention_flash_prologue(&r->transpose, fp8_device_stream(r->d));
+    const flash_queue to = {fp8_device_stream(r->d), NULL};
+    return attention_flash_prologue(&r->transpose, &to);
 }
 
 /* Exact, then with fast sums. */

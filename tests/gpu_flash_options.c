@@ -3,8 +3,7 @@
  * granularity and output; operands that hold NaN outside the sequences; lengths and starts that
  * lie; NaN and Inf; the same bytes twice; a captured graph with changed lengths. Skipped off
  * sm_90. */
-#include <cuda_runtime_api.h>
-
+#include "core/graph.h"
 #include "flash_cases.h"
 
 #define BF16 FP8_DTYPE_BF16
@@ -267,14 +266,29 @@ static void test_refusals(fp8_device *gpu) {
 
 /* ---- graphs ---------------------------------------------------------------------------------- */
 
+/* The plan of a run with every operand, the output and the workspace elsewhere, uncaptured. */
+static void test_moved(gpu_run *r, sweep_case *c, const void *want) {
+    gpu_run there;
+    fp8_attention_plan *own;
+
+    sweep_poison(c);
+    CHECK_STATUS(run_open(&there, r->d, c), FP8_OK);
+    own = there.plan;
+    there.plan = r->plan;
+    CHECK_STATUS(run_call(r, c), FP8_OK);
+    CHECK_STATUS(run_call(&there, c), FP8_OK);
+    CHECK_STATUS(run_fetch(&there, c), FP8_OK);
+    CHECK(memcmp(want, c->buffer[SWEEP_O].data, c->buffer[SWEEP_O].bytes) == 0);
+    there.plan = own;
+    run_close(&there);
+}
+
 /* A captured run, replayed with other lengths and scales, gives what an uncaptured one gives. */
 static void test_graph(fp8_device *gpu) {
-    const cudaStream_t stream = fp8_device_stream(gpu);
     for (int i = 0; i < 6; i++) {
         fp8_attention_options o = base_options(4, 2, i / 2 == 0 ? 64 : i / 2 == 1 ? 128 : 256, 3,
                                                300, 400, BF16, BF16);
-        cudaGraph_t graph = NULL;
-        cudaGraphExec_t exec = NULL;
+        fp8_graph *graph = NULL;
         gpu_run r = {0};
         sweep_case c;
         void *want;
@@ -294,11 +308,10 @@ static void test_graph(fp8_device *gpu) {
         sweep_make_terms(&c, &(uint64_t){(uint64_t)i});
         sweep_poison(&c);
         CHECK_STATUS(run_open(&r, gpu, &c), FP8_OK);
-        CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+        CHECK_STATUS(fp8_graph_begin(gpu), FP8_OK);
         CHECK_STATUS(run_call(&r, &c), FP8_OK);
-        CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
-        CHECK(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess);
-        CHECK(cudaGraphLaunch(exec, stream) == cudaSuccess);
+        CHECK_STATUS(fp8_graph_end(gpu, &graph), FP8_OK);
+        CHECK_STATUS(fp8_graph_launch(graph), FP8_OK);
         for (int k = SWEEP_Q_LENGTHS; k <= SWEEP_KV_LENGTHS; k++)
             memcpy(c.buffer[k].data, (int32_t[]){7, 300, 129}, 12);
         for (int k = SWEEP_Q_DESCALE; k <= SWEEP_V_DESCALE; k++)
@@ -311,13 +324,13 @@ static void test_graph(fp8_device *gpu) {
             if (c.buffer[k].data)
                 CHECK_STATUS(fp8_device_upload(gpu, r.at[k], c.buffer[k].data, c.buffer[k].bytes),
                              FP8_OK);
-        for (int k = 0; k < 3; k++) CHECK(cudaGraphLaunch(exec, stream) == cudaSuccess);
+        for (int k = 0; k < 3; k++) CHECK_STATUS(fp8_graph_launch(graph), FP8_OK);
         CHECK_STATUS(run_fetch(&r, &c), FP8_OK);
         CHECK(memcmp(want, c.buffer[SWEEP_O].data, c.buffer[SWEEP_O].bytes) == 0);
         (void)flash_compare(&c, SAMPLES, 1);
+        test_moved(&r, &c, want);
         free(want);
-        if (exec) (void)cudaGraphExecDestroy(exec);
-        if (graph) (void)cudaGraphDestroy(graph);
+        fp8_graph_destroy(graph);
         run_close(&r);
         sweep_free(&c);
     }

@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "attention_cell.h"
+#include "core/graph.h"
 
 #define BSHD FP8_LAYOUT_BSHD_BSHD_BSHD
 #define SBHD FP8_LAYOUT_SBHD_SBHD_SBHD
@@ -551,9 +552,7 @@ static void test_graph(fp8_device *gpu, fp8_dtype dtype) {
                                     .lse = 1};
     const int32_t lengths[] = {120, 100, 0, 33};
     const float descale = 0.11f;
-    const fp8_stream stream = fp8_device_stream(gpu);
-    cudaGraph_t graph = NULL;
-    cudaGraphExec_t exec = NULL;
+    fp8_graph *graph = NULL;
     placed p;
     void *kept;
     cell c;
@@ -562,10 +561,9 @@ static void test_graph(fp8_device *gpu, fp8_dtype dtype) {
     init_cell(&c, &from, dtype, 7);
     CHECK_STATUS(place(&p, &c, gpu), FP8_OK);
     CHECK_STATUS(fp8_attention_run(p.plan, &p.io, p.workspace, p.bytes), FP8_OK); /* warm */
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_begin(gpu), FP8_OK);
     CHECK_STATUS(fp8_attention_run(p.plan, &p.io, p.workspace, p.bytes), FP8_OK);
-    CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
-    CHECK(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_end(gpu, &graph), FP8_OK);
 
     memcpy(c.host[MEM_KV_LENGTHS], lengths, sizeof lengths);
     CHECK_STATUS(fp8_device_upload(gpu, p.dev[MEM_KV_LENGTHS], lengths, sizeof lengths), FP8_OK);
@@ -575,7 +573,7 @@ static void test_graph(fp8_device *gpu, fp8_dtype dtype) {
                      FP8_OK);
     }
     CHECK_STATUS(fp8_device_fill(gpu, p.dev[MEM_O], 0xff, c.bytes[MEM_O]), FP8_OK);
-    CHECK(cudaGraphLaunch(exec, stream) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_launch(graph), FP8_OK);
     wait_or_die(gpu);
     cell_poison(&c);
     CHECK_STATUS(cell_download(&c, gpu, p.dev), FP8_OK);
@@ -585,8 +583,7 @@ static void test_graph(fp8_device *gpu, fp8_dtype dtype) {
     CHECK_STATUS(run_cell(&c, gpu), FP8_OK);
     CHECK(memcmp(kept, c.host[MEM_O], c.bytes[MEM_O]) == 0);
     free(kept);
-    (void)cudaGraphExecDestroy(exec);
-    (void)cudaGraphDestroy(graph);
+    fp8_graph_destroy(graph);
     remove_placed(&p, gpu);
     cell_free(&c);
 }
