@@ -177,8 +177,9 @@ static fp8_status find_turn(fp8_compensation *j) {
 
     if (!j->angles) return FP8_OK;
     FP8_TRY(fp8_compensation_rows(j, FP8_DENSE, rows, 2, 0));
-    fp8_turn_angles(j->angles, rows[0].x, rows[1].x, rows[0].count, c->num_heads, c->num_kv_heads,
-                    c->head_dim, c->rotary_dim / 2);
+    FP8_TRY(fp8_turn_angles(j->angles, rows[0].x, rows[1].x, rows[0].count, c->num_heads,
+                            c->num_kv_heads, c->head_dim, c->rotary_dim / 2,
+                            fp8_device_pool(j->d)));
 done:
     free(rows[0].x);
     free(rows[1].x);

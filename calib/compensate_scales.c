@@ -21,13 +21,28 @@ typedef struct catcher {
     void *host; /* [per_step, widest] of the compute type */
 } catcher;
 
+typedef struct widen_job {
+    float *out;
+    const void *x;
+    fp8_dtype type;
+    int64_t width;
+} widen_job;
+
+static fp8_status widen_rows(void *ctx, int64_t begin, int64_t end, int32_t worker) {
+    const widen_job *j = ctx;
+    (void)worker;
+    for (int64_t i = begin * j->width; i < end * j->width; i++)
+        j->out[i] = fp8_real_at(j->x, j->type, i);
+    return FP8_OK;
+}
+
 static fp8_status keep(catcher *c, fp8_rows *to, const fp8_tensor *x) {
     const int64_t tokens = x->shape[0], width = fp8_tensor_count(x) / tokens;
     const int64_t n = c->per_step < tokens ? c->per_step : tokens;
     const int64_t at = c->step * 977 % (tokens - n + 1); /* another place in every step */
     const size_t size = fp8_dtype_size(x->dtype), bytes = (size_t)(n * width) * size;
     const int64_t most = c->per_step * c->j->steps;
-    float *out;
+    widen_job widen;
     fp8_status st = FP8_OK;
 
     if (!to->x) {
@@ -39,8 +54,8 @@ static fp8_status keep(catcher *c, fp8_rows *to, const fp8_tensor *x) {
     if (!to->x || !c->host) return FP8_FAIL(FP8_ENOMEM, "sample of activations");
     FP8_TRY(fp8_device_download(c->j->d, c->host,
                                 (const char *)x->data + (size_t)(at * width) * size, bytes));
-    out = to->x + to->count * width;
-    for (int64_t i = 0; i < n * width; i++) out[i] = fp8_real_at(c->host, x->dtype, i);
+    widen = (widen_job){to->x + to->count * width, c->host, x->dtype, width};
+    FP8_TRY(fp8_parallel_for(fp8_device_pool(c->j->d), n, 1, widen_rows, &widen));
     to->count += n;
 done:
     return st;
@@ -148,11 +163,14 @@ static void weigh(double *of_q, double *of_k, const fp8_rows *q, const fp8_rows 
     const int64_t dim = c->head_dim, group = c->num_heads / c->num_kv_heads;
 
     for (int64_t r = 0; r < q->count; r++)
-        for (int64_t i = 0; i < q->width; i++) {
-            const int64_t at = i / dim / group * dim + i % dim;
-            const double x = (double)q->x[r * q->width + i], y = (double)k->x[r * k->width + at];
-            of_k[at] += x * x;
-            of_q[i] += y * y;
+        for (int64_t h = 0; h < c->num_heads; h++) {
+            const int64_t from = h * dim, met = h / group * dim;
+            for (int64_t i = 0; i < dim; i++) {
+                const double x = (double)q->x[r * q->width + from + i];
+                const double y = (double)k->x[r * k->width + met + i];
+                of_k[met + i] += x * x;
+                of_q[from + i] += y * y;
+            }
         }
 }
 

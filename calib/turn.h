@@ -10,6 +10,8 @@
 #define FP8_CALIB_TURN_H
 #include <stdint.h>
 
+#include "core/threads.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -18,8 +20,9 @@ extern "C" {
  * E[q2'^2] E[k2'^2], where x1' = x1 cos + x2 sin and x2' = x2 cos - x1 sin, over rows of
  *   q [rows, heads * dim], k [rows, kv_heads * dim]   after RoPE; query head h meets key head
  *   h / (heads / kv_heads). The pairs are (i, i + pairs); dim >= 2 * pairs. */
-void fp8_turn_angles(double *angles, const float *q, const float *k, int64_t rows, int64_t heads,
-                     int64_t kv_heads, int64_t dim, int64_t pairs);
+FP8_NODISCARD fp8_status fp8_turn_angles(double *angles, const float *q, const float *k,
+                                         int64_t rows, int64_t heads, int64_t kv_heads,
+                                         int64_t dim, int64_t pairs, fp8_pool *pool);
 
 /* Turns rows of w [heads * dim, cols] in place, head h by angles of h / (heads / kv_heads). */
 void fp8_turn_rows(float *w, const double *angles, int64_t heads, int64_t kv_heads, int64_t dim,
