@@ -26,7 +26,7 @@
  * Registers  80 to 96 of 96 (two blocks of 9 warps) up to 64 tokens, 168 of 168 at 128; no spills
  *            (ptxas 13.0, sm_90a)
  */
-#include "core/cuda_check.h"
+#include "core/launch.cuh"
 #include "quant/cast_device.cuh"
 #include "quant/skinny_cuda.h"
 
@@ -524,26 +524,14 @@ done:
 
 extern "C" fp8_status skinny_launch(fp8_device *d, const skinny_args *a, const skinny_tile *t,
                                     fp8_launch how) {
-    const cudaStream_t stream = fp8_device_stream(d);
-    cudaLaunchAttribute attributes[2] = {};
-    cudaLaunchConfig_t config = {};
+    const size_t shared = skinny_shared_bytes(t);
     fp8_status st = FP8_OK;
 
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = (unsigned)t->splits;
-    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
     FP8_TRY_CUDA(cudaFuncSetAttribute(entry_of(t), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)skinny_shared_bytes(t)));
-    config.gridDim = dim3((unsigned)(t->clusters * t->splits));
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = skinny_shared_bytes(t);
-    config.stream = stream;
-    config.attrs = attributes;
-    config.numAttrs = how == FP8_LAUNCH_OVERLAP ? 2 : 1;
-    FP8_TRY_CUDA(cudaLaunchKernelEx(&config, entry_of(t), *a));
-    FP8_TRY(fp8_cuda_launched("skinny gemm", stream));
+                                      (int)shared));
+    FP8_TRY(launch_clusters("skinny gemm", entry_of(t), (unsigned)t->splits,
+                            dim3((unsigned)(t->clusters * t->splits)), dim3(THREADS), shared, d,
+                            how, *a));
 done:
     return st;
 }

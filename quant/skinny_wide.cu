@@ -22,7 +22,7 @@
  *   ring of W   slot of the last unit is the last one: what lies in the first slots is done some
  *               units before the end, and takes the partial sums of other blocks from then on
  */
-#include "core/cuda_check.h"
+#include "core/launch.cuh"
 #include "quant/cast_device.cuh"
 #include "quant/skinny_wide_cuda.h"
 
@@ -588,27 +588,15 @@ extern "C" int wide_is_compiled(const wide_tile *t) { return find_compiled(t) !=
 
 extern "C" fp8_status wide_launch(fp8_device *d, const wide_args *a, const wide_tile *t,
                                   fp8_launch how) {
-    const cudaStream_t stream = fp8_device_stream(d);
     const wide_entry entry = find_compiled(t)->entry;
-    cudaLaunchAttribute attributes[2] = {};
-    cudaLaunchConfig_t config = {};
+    const size_t shared = wide_shared_bytes(t);
     fp8_status st = FP8_OK;
 
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = (unsigned)t->splits;
-    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
     FP8_TRY_CUDA(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)wide_shared_bytes(t)));
-    config.gridDim = dim3((unsigned)(a->tiles * t->splits));
-    config.blockDim = dim3(THREADS);
-    config.dynamicSmemBytes = wide_shared_bytes(t);
-    config.stream = stream;
-    config.attrs = attributes;
-    config.numAttrs = how == FP8_LAUNCH_OVERLAP ? 2 : 1;
-    FP8_TRY_CUDA(cudaLaunchKernelEx(&config, entry, *a));
-    FP8_TRY(fp8_cuda_launched("skinny wide gemm", stream));
+                                      (int)shared));
+    FP8_TRY(launch_clusters("skinny wide gemm", entry, (unsigned)t->splits,
+                            dim3((unsigned)(a->tiles * t->splits)), dim3(THREADS), shared, d, how,
+                            *a));
 done:
     return st;
 }

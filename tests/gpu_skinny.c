@@ -1,9 +1,9 @@
 /* quant/skinny.h against sums in double on the same codes: every token count, odd sizes, each way
  * of storing, hostile codes, data of one sign, all splits, replay, equal bytes. Skipped off
  * sm_90. */
-#include <cuda_runtime_api.h>
 #include <string.h>
 
+#include "core/graph.h"
 #include "core/half.h"
 #include "quant/cast.h"
 #include "quant/skinny.h"
@@ -455,23 +455,20 @@ static void test_refused(void) {
 /* Products one after the other in a graph, which may overlap. */
 static void test_replay(void) {
     static const skinny_case c = {"replay", 40, 640, 640, 0, B16, NONE, 1, 0};
-    const cudaStream_t stream = fp8_device_stream(gpu);
     problem p = make(&c, CODES_NORMAL);
-    cudaGraph_t graph = NULL;
-    cudaGraphExec_t exec = NULL;
+    fp8_graph *graph = NULL;
 
     check_case = c.name;
     run(&p); /* loads the kernels */
     CHECK_STATUS(fp8_device_fill(gpu, p.g.d, 0xff, p.d_bytes), FP8_OK);
     CHECK_STATUS(fp8_device_sync(gpu), FP8_OK);
-    CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_begin(gpu), FP8_OK);
     for (int i = 0; i < 20; i++) CHECK_STATUS(fp8_gemm_run(gpu, &p.g, NULL, 0), FP8_OK);
-    CHECK(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
-    CHECK(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess);
-    for (int i = 0; i < 3; i++) CHECK(cudaGraphLaunch(exec, stream) == cudaSuccess);
+    CHECK_STATUS(fp8_graph_end(gpu, &graph), FP8_OK);
+    CHECK(fp8_graph_get_shape(graph).early == 19);
+    for (int i = 0; i < 3; i++) CHECK_STATUS(fp8_graph_launch(graph), FP8_OK);
     check_result(&p);
-    (void)cudaGraphExecDestroy(exec);
-    (void)cudaGraphDestroy(graph);
+    fp8_graph_destroy(graph);
     drop(&p);
 }
 
