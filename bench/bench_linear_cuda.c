@@ -31,9 +31,9 @@ enum { NUM_DEFAULT = sizeof default_shapes / sizeof *default_shapes };
 
 /* The quantizing ones are whole steps without attention: RMS norm and quantize before q k v and
  * before gate and up, quantize before o, the residual in the products of o and down, SwiGLU and
- * quantize before down: at the store of gate and up with FP8_GEMM_SKINNY, apart with cuBLASLt. */
+ * quantize before down: at the store of gate and up where fp8_gemm_gates says so, else apart. */
 static const char *const provider_names[NUM_PROVIDERS] = {
-    "skinny", "skinny, quantizing", "cuBLASLt", "cuBLASLt, quantizing", "reading alone",
+    "skinny", "by default, quantizing", "cuBLASLt", "cuBLASLt, quantizing", "reading alone",
 };
 enum { SKINNY, QUANTIZING, CUBLASLT, LT_QUANTIZING, READING };
 
@@ -107,8 +107,9 @@ static fp8_gemm product_of(const problem *p, int64_t layer, int linear, int prov
                   .b_descale = p->descales[1], .a_descale_count = 1, .b_descale_count = 1,
                   .launch = FP8_LAUNCH_OVERLAP};
 
-    g.backend = provider == SKINNY || provider == QUANTIZING ? FP8_GEMM_SKINNY
-                                                             : FP8_GEMM_CUBLASLT;
+    g.backend = provider == SKINNY       ? FP8_GEMM_SKINNY
+                : provider == QUANTIZING ? FP8_GEMM_AUTO
+                                         : FP8_GEMM_CUBLASLT;
     if (is_quantizing(provider)) add_store(p, &g, linear);
     return g;
 }

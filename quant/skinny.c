@@ -94,16 +94,18 @@ static int take_measured(skinny_tile *t, int64_t n, int64_t k) {
     return 0;
 }
 
-/* Up to 32 tokens the chains took 3.35 to 4.04 TB/s, cuBLASLt's 3.15 to 3.41; at 64 and 128 it
- * depends on the sizes. An output layer of 786 MB at 64 tokens: 223 us against 265 (docs/NOTES.md,
- * An engine that serves). With the quantizing between them, at 64 tokens, gate and up with their
- * activation at the store won. The smallest Linear in them has 12.6 MB. */
+/* Up to 32 tokens the chains took 3.35 to 4.04 TB/s, cuBLASLt's 3.15 to 3.41, with residuals and
+ * the quantizing between them 3.35 to 3.80 and 2.86 to 3.15; at 64 and 128 it depends on the sizes.
+ * An output layer of 786 MB at 64 tokens: 223 us against 265 (docs/NOTES.md, An engine that
+ * serves).
+ * With the quantizing between them, at 64 tokens, gate and up with their activation at the store
+ * won. The smallest Linear in them has 12.6 MB. */
 int skinny_pays(const fp8_gemm *g) {
-    const int64_t few_tokens = 32, more_tokens = 64, least_bytes = 12000000;
+    const int64_t few_tokens = SKINNY_RESIDUAL_TOKENS, more_tokens = 64, least_bytes = 12000000;
     const int64_t head_bytes = 500000000, bytes = g->n * g->k;
     if (bytes < least_bytes) return 0;
     if (fp8_gemm_is_gated(g->activation)) return g->m > few_tokens && g->m <= more_tokens;
-    return (g->m <= few_tokens || (g->m <= more_tokens && bytes >= head_bytes)) && !g->residual &&
+    return (g->m <= few_tokens || (g->m <= more_tokens && bytes >= head_bytes)) &&
            !skinny_is_wide(g);
 }
 

@@ -54,16 +54,18 @@ static void test_known(void) {
     }
 }
 
-static int pays(int64_t m, int64_t n, int64_t k) {
-    const fp8_gemm g = {.m = m, .n = n, .k = k, .d_dtype = FP8_DTYPE_BF16};
+static int pays(int64_t m, int64_t n, int64_t k, const void *residual) {
+    const fp8_gemm g = {.m = m, .n = n, .k = k, .d_dtype = FP8_DTYPE_BF16, .residual = residual};
     return skinny_pays(&g);
 }
 
 static void test_pays(void) {
     check_case = "pays";
-    CHECK(pays(1, 3072, 4096) && pays(32, 28672, 4096));
-    CHECK(!pays(33, 28672, 4096) && !pays(1, 1024, 1024));
-    CHECK(pays(64, 256000, 3072) && !pays(65, 256000, 3072));
+    CHECK(pays(1, 3072, 4096, NULL) && pays(32, 28672, 4096, NULL));
+    CHECK(!pays(33, 28672, 4096, NULL) && !pays(1, 1024, 1024, NULL));
+    CHECK(pays(64, 256000, 3072, NULL) && !pays(65, 256000, 3072, NULL));
+    CHECK(pays(32, 4096, 4096, &check_case) && !pays(33, 4096, 4096, &check_case));
+    CHECK(!pays(64, 256000, 3072, &check_case));
 }
 
 /* Wide tiles: what is compiled, within shared memory, with room for the sums. */
