@@ -1,16 +1,18 @@
 """`fp8calib convert` beside a numpy script and `cp`: GB/s over the page cache, and memory.
 
     python3 bench/convert_peers.py BUILD_DIR WORK_DIR [--gb 4] [--threads 2] [--repeats 5]
-        [--schemes dynamic,tensor] [--skip-script] [--compare]
+        [--schemes dynamic,tensor] [--skip-script] [--compare] [--torch]
 
 Makes a random BF16 checkpoint of a Llama's shapes in WORK_DIR (kept there; of Llama-3-8B's width
 from 2 GB on), reads it once, and takes the best of the repeats of
     ours     fp8calib convert, with and without --no-sync
     script   numpy + ml_dtypes + safetensors: the same codes and scales, one tensor at a time,
              shard by shard, with and without an fsync of what it wrote
+    torch    with --torch: the script with torch's tensors and casts in place of numpy's
     cp       of the weights, with and without an fsync
-`beyond files` is the largest RssAnon seen in /proc, every 5 ms: memory that is no mapped file's. With --compare the script's tensors are held against ours, byte by byte.
-Needs numpy, ml_dtypes, safetensors."""
+`beyond files` is the largest RssAnon seen in /proc, every 5 ms: memory that is no mapped file's.
+With --compare the scripts' tensors are held against ours, byte by byte. Needs numpy, ml_dtypes,
+safetensors."""
 import argparse
 import glob
 import json
@@ -23,7 +25,6 @@ import time
 import ml_dtypes
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 ALIGN = 4096
 
@@ -96,28 +97,45 @@ def quantize(w, scheme, amax=None):
     return codes.view(np.uint8), np.asarray(np.float32(amax) / np.float32(448), np.float32)
 
 
-def script(source, out, scheme, sync):
+def quantize_torch(w, scheme, amax=None):
+    import torch
+    x = w.float()
+    if scheme == "dynamic":
+        amax = x.abs().amax(dim=1, keepdim=True)
+    amax = torch.as_tensor(amax, dtype=torch.float32)
+    most = torch.tensor(448.0)  # a plain 448 would be multiplied by a reciprocal
+    return (x * (most / amax)).clamp(-448, 448).to(torch.float8_e4m3fn), amax / most
+
+
+def script(source, out, scheme, sync, package):
     """Scheme tensor: q, k, v share a scale, and gate, up: their amax is taken first."""
+    if package == "torch":
+        from safetensors.torch import save_file
+        framework, make_codes = "pt", quantize_torch
+    else:
+        from safetensors.numpy import save_file
+        framework, make_codes = "np", quantize
     os.makedirs(out)
     paths = sorted(glob.glob(f"{source}/*.safetensors"))
     group = {}
     kept = ("embed_tokens", "lm_head", "norm")
     for path in paths if scheme == "tensor" else ():
-        with safe_open(path, framework="np") as f:
+        with safe_open(path, framework=framework) as f:
             for name in f.keys():
                 if not any(k in name for k in kept):
-                    key = group_of(name)
-                    one = np.abs(f.get_tensor(name).astype(np.float32)).max()
+                    key, w = group_of(name), f.get_tensor(name)
+                    one = np.float32(w.abs().max().float() if package == "torch" else
+                                     np.abs(w.astype(np.float32)).max())
                     group[key] = max(group.get(key, np.float32(0)), one)
     for path in paths:
         tensors = {}
-        with safe_open(path, framework="np") as f:
+        with safe_open(path, framework=framework) as f:
             for name in f.keys():
                 w = f.get_tensor(name)
                 if any(k in name for k in kept):
                     tensors[name] = w
                     continue
-                codes, descale = quantize(w, scheme, group.get(group_of(name)))
+                codes, descale = make_codes(w, scheme, group.get(group_of(name)))
                 tensors[name] = codes
                 tensors[name + "_scale"] = descale
         target = f"{out}/{os.path.basename(path)}"
@@ -172,33 +190,36 @@ def run(command, out, repeats, after=None):
     return best, busy, memory, size
 
 
-def compare(ours, theirs):
-    """Every tensor of the script's output has the same bytes in ours."""
-    mine = {}
-    for path in glob.glob(f"{ours}/*.safetensors"):
+def tensors_of(folder):
+    """name -> (file, first byte, last)."""
+    found = {}
+    for path in glob.glob(f"{folder}/*.safetensors"):
         with open(path, "rb") as f:
             head = int.from_bytes(f.read(8), "little")
             for name, t in json.loads(f.read(head)).items():
                 if name != "__metadata__":
-                    mine[name] = (path, 8 + head, t)
-    count = 0
-    for path in glob.glob(f"{theirs}/*.safetensors"):
-        with safe_open(path, framework="np") as f:
-            for name in f.keys():
-                at, head, t = mine[name]
-                begin, end = t["data_offsets"]
-                with open(at, "rb") as g:
-                    g.seek(head + begin)
-                    same = g.read(end - begin) == f.get_tensor(name).tobytes()
-                if not same:
-                    sys.exit(f"{name}: bytes differ")
-                count += 1
-    print(f"{count} tensors have the script's bytes")
+                    found[name] = (path, *(8 + head + at for at in t["data_offsets"]))
+    return found
+
+
+def bytes_of(path, begin, end):
+    with open(path, "rb") as f:
+        f.seek(begin)
+        return f.read(end - begin)
+
+
+def compare(ours, theirs):
+    """Every tensor of the script's output has the same bytes in ours."""
+    mine, others = tensors_of(ours), tensors_of(theirs)
+    for name, where in others.items():
+        if bytes_of(*where) != bytes_of(*mine[name]):
+            sys.exit(f"{name}: bytes differ")
+    print(f"{len(others)} tensors have the script's bytes")
 
 
 def main():
     if len(sys.argv) > 1 and sys.argv[1] == "--as-script":
-        return script(*sys.argv[2:5], sys.argv[5] == "sync")
+        return script(*sys.argv[2:5], sys.argv[5] == "sync", sys.argv[6])
     p = argparse.ArgumentParser()
     p.add_argument("build")
     p.add_argument("work")
@@ -211,6 +232,7 @@ def main():
     p.add_argument("--skip-sync", action="store_true")
     p.add_argument("--only-sync", action="store_true")
     p.add_argument("--compare", action="store_true")
+    p.add_argument("--torch", action="store_true")
     a = p.parse_args()
     source, out = f"{a.work}/source-{a.gb:g}", f"{a.work}/out"
     if not os.path.exists(source):
@@ -246,12 +268,13 @@ def main():
                 continue
             if a.compare:
                 os.rename(out, out + "-ours")
-            theirs = row(f"script, {scheme}, {sync}",
-                         own + ["--as-script", source, out, scheme, sync], 2)
-            print(f"  {scheme}, {sync}: {theirs / ours:.1f} x the script")
-            if a.compare:
-                compare(out + "-ours", out)
-                shutil.rmtree(out + "-ours")
+            for package in ("numpy", "torch")[:1 + a.torch]:
+                theirs = row(f"script, {package}, {scheme}, {sync}",
+                             own + ["--as-script", source, out, scheme, sync, package], 2)
+                print(f"  {scheme}, {sync}: {theirs / ours:.1f} x the script with {package}")
+                if a.compare:
+                    compare(out + "-ours", out)
+            shutil.rmtree(out + "-ours", ignore_errors=True)
     shutil.rmtree(out, ignore_errors=True)
 
 
