@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "calib/compensate.h"
+#include "calib/plain_model.h"
 #include "calib/steps.h"
 #include "calib/turn.h"
 #include "core/log.h"
@@ -298,24 +299,6 @@ done:
     return st;
 }
 
-/* The quantized model, whose Linears are replaced one after the other. */
-static fp8_status load_plain(fp8_compensation *j, const char *scratch, const fp8_record *record) {
-    const fp8_model_options model_options = {.compute = fp8_model_compute(j->models[FP8_DENSE]),
-                                             .max_tokens = j->calib->batch * j->calib->seq};
-    fp8_export_options options = *j->options;
-    fp8_export_result result;
-    fp8_status st = FP8_OK;
-
-    options.force = 1;
-    options.rounding = NULL;
-    options.dialect = FP8_DIALECT_COMPRESSED_TENSORS; /* has all schemes; nobody else reads it */
-    FP8_TRY(fp8_export(&result, scratch, j->source, j->d, record, &options));
-    FP8_TRY(fp8_checkpoint_open(&j->plain, scratch));
-    FP8_TRY(fp8_model_load(&j->models[FP8_CODED], j->d, j->plain, &model_options));
-done:
-    return st;
-}
-
 fp8_status fp8_rounding_create(fp8_rounding **out, fp8_model *m, const fp8_checkpoint *source,
                                const char *scratch, const fp8_record *record,
                                const fp8_samples *samples, const fp8_calib_options *calib,
@@ -324,6 +307,8 @@ fp8_status fp8_rounding_create(fp8_rounding **out, fp8_model *m, const fp8_check
     fp8_compensation j = {.d = fp8_model_device(m), .models = {m, NULL}, .source = source,
                           .samples = samples, .calib = calib, .options = options, .how = how,
                           .config = fp8_model_get_config(m)};
+    const fp8_model_options as_m = {.compute = fp8_model_compute(m),
+                                    .max_tokens = calib->batch * calib->seq};
     fp8_status st = FP8_OK, removed = FP8_OK;
 
     *out = NULL;
@@ -334,7 +319,8 @@ fp8_status fp8_rounding_create(fp8_rounding **out, fp8_model *m, const fp8_check
     FP8_TRY(fp8_weights_of_model(&j.weights, &j.points, source));
     FP8_TRY(fp8_weights_keep(&j.weights, options->keep, options->num_keep));
     FP8_TRY(create_result(&j, record));
-    FP8_TRY(load_plain(&j, scratch, record));
+    FP8_TRY(fp8_plain_model_load(&j.plain, &j.models[FP8_CODED], j.d, scratch, source, record,
+                                 options, &as_m));
     FP8_TRY(allocate(&j));
     FP8_TRY(round_layers(&j));
     *out = j.out;

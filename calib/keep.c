@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "calib/calib.h"
+#include "calib/plain_model.h"
 #include "calib/points.h"
 #include "calib/weight_stage.h"
 
@@ -22,17 +23,11 @@ static fp8_status load(job *j, const char *scratch, const fp8_record *record,
     const fp8_model_options how = {.compute = fp8_model_compute(j->m),
                                    .max_tokens = fp8_model_max_tokens(j->m)};
     fp8_device *d = fp8_model_device(j->m);
-    fp8_export_options plain = *options;
-    fp8_export_result result;
+    fp8_export_options all = *options;
     fp8_status st = FP8_OK;
 
-    plain.force = 1;
-    plain.rounding = NULL;
-    plain.num_keep = 0;
-    plain.dialect = FP8_DIALECT_COMPRESSED_TENSORS;
-    FP8_TRY(fp8_export(&result, scratch, j->source, d, record, &plain));
-    FP8_TRY(fp8_checkpoint_open(&j->plain, scratch));
-    FP8_TRY(fp8_model_load(&j->coded, d, j->plain, &how));
+    all.num_keep = 0;
+    FP8_TRY(fp8_plain_model_load(&j->plain, &j->coded, d, scratch, j->source, record, &all, &how));
     FP8_TRY(fp8_model_load(&j->donor, d, j->source, &how));
 done:
     return st;
