@@ -197,23 +197,31 @@ static __device__ __forceinline__ uint32_t finite_amax(const float *v, uint32_t 
     return most;
 }
 
-/* Most find nothing larger than what is there: look before the atomic. */
-static __device__ __forceinline__ void raise_to(float *slot, uint32_t bits) {
-    uint32_t *u = reinterpret_cast<uint32_t *>(slot);
-    if (bits > *reinterpret_cast<volatile uint32_t *>(u)) atomicMax(u, bits);
+/* What a slot has been seen to hold: bits, which only grow. Asked for beside a row's values, so
+ * that nobody waits for it at the end. */
+struct amax_seen {
+    uint32_t amax, without_first;
+};
+
+static __device__ __forceinline__ amax_seen look_at(const fp8_amax_slot *slot) {
+    const uint32_t *bits = reinterpret_cast<const uint32_t *>(slot);
+    return {__ldcg(bits), __ldcg(bits + 1)};
 }
 
-/* Joins a warp's findings with the slot; is_first is the lane's row's. All lanes take part. */
-static __device__ __forceinline__ void join_amax(fp8_amax_slot *slot, uint32_t most,
+/* Joins a warp's findings with the slot; is_first is the lane's row's. All lanes take part. Most
+ * find nothing larger than what was seen, and so need no atomic. */
+static __device__ __forceinline__ void join_amax(fp8_amax_slot *slot, amax_seen seen, uint32_t most,
                                                  uint32_t others, bool is_first) {
     const uint32_t all = warp_max(most), later = warp_max(is_first ? 0u : most);
+    uint32_t *bits = reinterpret_cast<uint32_t *>(slot);
+
     if (__any_sync(0xffffffffu, others != 0)) {
         others = warp_sum(others);
         if (threadIdx.x % 32 == 0) atomicAdd(&slot->nonfinite, others);
     }
     if (threadIdx.x % 32 != 0) return;
-    raise_to(&slot->amax, all);
-    raise_to(&slot->amax_without_first, later);
+    if (all > seen.amax) atomicMax(bits, all);
+    if (later > seen.without_first) atomicMax(bits + 1, later);
 }
 
 /* ---- the sink -------------------------------------------------------------------------------- */
@@ -395,6 +403,7 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
                      : s.scaling == FP8_SINK_TOKEN   ? MODE_TOKEN
                      : s.scaling == FP8_SINK_GROUP   ? MODE_GROUP
                                                      : MODE_ONE_SCALE;
+    const bool observed = known ? sink == MODE_OBSERVED : s.amax != nullptr;
     __shared__ team_scratch scratch;
     const int lane = (int)threadIdx.x & ((1 << t.shift) - 1), group = (int)threadIdx.x >> t.shift;
     const unsigned block = t.segments == 1 ? blockIdx.x : blockIdx.x / (unsigned)t.segments;
@@ -404,6 +413,8 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
     typename Op::held held;
     uint32_t most = 0, others = 0;
     float one = 1.0f;
+    amax_seen seen = {};
+    bool is_first = false;
 
     if (known && sink == MODE_TOKEN && t.segments > 1) cluster_started();
     op.ask(held, mine);
@@ -411,6 +422,10 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
     let_next_start();
     if (row >= t.rows) mine.end = 0; /* stays, for the others of its warp and block */
     if (sink == MODE_ONE_SCALE && s.scale) one = *s.scale;
+    if (observed) {
+        seen = look_at(s.amax);
+        is_first = mine.end > 0 && s.first && s.first[row] != 0;
+    }
     op.load(held, mine, &scratch);
     if (sink == MODE_TOKEN) {
 #pragma unroll
@@ -433,15 +448,14 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
         float v[STEP][PIECE], scale[STEP];
         op.values(v, held, mine, first);
         if (sink == MODE_GROUP) scale_groups<whole>(s, mine, first, v, scale, &most, &others);
-        else if (sink == MODE_OBSERVED || (!known && s.amax))
+        else if (observed)
             most = max(most, finite_amax<STEP * PIECE>(v[0], &others));
 #pragma unroll
         for (int i = 0; i < STEP; i++)
             if (sink != MODE_GROUP) scale[i] = one;
         store_pieces<Op::KEEP_NAN_SIGN, MODE>(s, mine, first, v, scale);
     }
-    if (sink == MODE_OBSERVED || (!known && s.amax))
-        join_amax(s.amax, most, others, mine.end > 0 && s.first && s.first[row] != 0);
+    if (observed) join_amax(s.amax, seen, most, others, is_first);
 }
 
 /* ---- any row: a block each, an element at a time --------------------------------------------- */
@@ -495,7 +509,8 @@ static __device__ __forceinline__ void put_any(const sink_args<T> &s, int64_t ro
             if (s.dense) s.dense[row * s.dense_stride + c] = from_float<T>(v[k]);
         }
     }
-    if (s.amax) join_amax(s.amax, most, others, s.first && s.first[row] != 0);
+    if (s.amax)
+        join_amax(s.amax, look_at(s.amax), most, others, s.first && s.first[row] != 0);
 }
 
 /* ---- tiles ----------------------------------------------------------------------------------- */

@@ -68,11 +68,16 @@ static __device__ __forceinline__ unit_held<T> load_unit(const qkv_args<T> &a, i
     return held;
 }
 
+/* Figures of what a warp made of one part of a token. */
+struct found {
+    uint32_t most, others;
+};
+
 /* All lanes of the warp come here. */
 template <typename T>
 static __device__ __forceinline__ void
 produce_unit(const qkv_args<T> &a, const unit_held<T> &held, int64_t token, place w, unit u,
-             const float cos[PIECE], const float sin[PIECE], int lanes) {
+             const float cos[PIECE], const float sin[PIECE], int lanes, found *f) {
     const heads_args<T> &p = a.part[w.part];
     float v[2][PIECE];
 
@@ -91,12 +96,7 @@ produce_unit(const qkv_args<T> &a, const unit_held<T> &held, int64_t token, plac
 #pragma unroll
         for (int k = 0; k < PIECE; k++) rotate(&v[0][k], &v[1][k], cos[k], sin[k]);
     }
-    if (p.amax) {
-        uint32_t others = 0;
-        const uint32_t low = finite_amax<PIECE>(v[0], &others);
-        const uint32_t high = finite_amax<PIECE>(v[1], &others);
-        join_amax(p.amax, max(low, high), others, a.first && a.first[token] != 0);
-    }
+    if (p.amax) f->most = max(f->most, finite_amax<2 * PIECE>(v[0], &f->others));
     if (!u.there) return;
     if (p.codes) {
         uint8_t *to = p.codes + token * p.codes_token + w.head * p.codes_head;
@@ -131,6 +131,8 @@ qkv_kernel(const __grid_constant__ qkv_args<T> a, int64_t tokens, int lanes, int
         float cos[PIECE] = {}, sin[PIECE] = {};
         place at = place_of(a, begin < end ? begin : 0, lanes);
         unit_held<T> held = load_unit(a, token, at, u); /* beside the walk to the tables */
+        const bool is_first = a.first && a.first[token] != 0;
+        found f = {};
 
         if (begin < end && u.turns && u.there) {
             const int64_t angle = (int64_t)a.positions[token] * (a.rotary / 2) + u.low;
@@ -144,7 +146,11 @@ qkv_kernel(const __grid_constant__ qkv_args<T> a, int64_t tokens, int lanes, int
                 at = place_of(a, chunk + 1, lanes);
                 held = load_unit(a, token, at, u);
             }
-            produce_unit(a, mine, token, now, u, cos, sin, lanes);
+            produce_unit(a, mine, token, now, u, cos, sin, lanes, &f);
+            if (!a.part[now.part].amax || (chunk + 1 < end && at.part == now.part)) continue;
+            join_amax(a.part[now.part].amax, look_at(a.part[now.part].amax), f.most, f.others,
+                      is_first);
+            f = {};
         }
     }
 }
@@ -204,11 +210,27 @@ qkv_any_kernel(const __grid_constant__ qkv_args<T> a) {
         uint32_t most = 0, others = 0;
         for (int head = warp; head < p.heads; head += THREADS / 32)
             produce_any(a, p, token, head, i < 2, scratch[warp], &most, &others);
-        if (p.amax) join_amax(p.amax, most, others, a.first && a.first[token] != 0);
+        if (p.amax)
+            join_amax(p.amax, look_at(p.amax), most, others, a.first && a.first[token] != 0);
     }
 }
 
 /* ---- launcher ------------------------------------------------------------------------------- */
+
+/* Parts of a token, a warp each: as many as let all warps work, or those that end soonest where
+ * rounds of warps do not come out even. Angles cost each part about one more chunk. */
+static int64_t spans_for(int64_t tokens, int chunks, int64_t warps) {
+    int64_t best = warps / tokens, least = INT64_MAX;
+
+    best = best < 1 ? 1 : best < chunks ? best : chunks;
+    for (int64_t spans = best; spans <= chunks; spans++) {
+        const int64_t rounds = (tokens * spans + warps - 1) / warps;
+        const int64_t time = rounds * ((chunks + spans - 1) / spans + 1);
+        if (time < least) best = spans;
+        if (time < least) least = time;
+    }
+    return best;
+}
 
 template <typename T> static heads_args<T> part_of(const fp8_heads *h) {
     return {static_cast<const T *>(h->x),
@@ -278,8 +300,7 @@ static fp8_status launch_qkv(fp8_device *d, const fp8_qkv *q, fp8_launch how) {
             return launch_qkv_ring(d, a, r, sms, how);
     }
     warps = (int64_t)sms * BLOCKS_PER_SM * (THREADS / 32); /* on the GPU at once */
-    spans = warps / q->tokens;
-    spans = spans < 1 ? 1 : spans < chunks ? spans : chunks;
+    spans = spans_for(q->tokens, chunks, warps);
     blocks = (q->tokens * spans + THREADS / 32 - 1) / (THREADS / 32);
     if (blocks > warps / (THREADS / 32)) blocks = warps / (THREADS / 32);
     st = launch("produce_qkv", qkv_kernel<T>, dim3((unsigned)blocks), dim3(THREADS), 0, d, how, a,
