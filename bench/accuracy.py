@@ -91,7 +91,7 @@ def draws(args, model):
     with open(f"{args.data}/text/wikitext2_valid.txt", encoding="utf-8") as f:
         lines = f.read().splitlines(keepends=True)
     blocks = [lines[i * len(lines) // 64:(i + 1) * len(lines) // 64] for i in range(64)]
-    outs, names = [], []
+    outs = {"nearest": [], "gptq": []}
     for seed in range(args.draws):
         text = f"{args.out}/{model}-{seed}.txt"
         order = np.random.default_rng(seed).permutation(64)
@@ -100,17 +100,15 @@ def draws(args, model):
         for name, options in (("nearest", []), ("gptq", GPTQ)):
             out = f"{args.out}/{model}-{name}-{seed}"
             make(args, model, "tensor", options, out, text)
-            outs.append(out)
-            names.append(name)
+            outs[name].append(out)
         os.remove(text)
-    bf16, *fp8 = judge(args, model, outs)
-    for name in ("nearest", "gptq"):
-        mine = [m for m, n in zip(fp8, names) if n == name]
+    for name, made in outs.items():
+        bf16, *mine = judge(args, model, made)
         cost = np.array([100 * (m["perplexity"] / bf16["perplexity"] - 1) for m in mine])
         kl = np.array([m["kl"] for m in mine])
         print(f"| {model} | {name} | {args.draws} | {kl.mean():.5f} | {kl.std(ddof=1):.5f} | "
               f"{cost.mean():+.2f} | {cost.std(ddof=1):.2f} |", flush=True)
-    for out in outs:
+    for out in outs["nearest"] + outs["gptq"]:
         shutil.rmtree(out)
 
 
