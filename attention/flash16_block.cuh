@@ -14,13 +14,14 @@ enum {
     TURN_BARRIER = 1      /* named barriers from 1 on, one a consumer; 0 is __syncthreads */
 };
 
-/* Head sizes D_QK and D_V; ANY: the run's may be smaller, and scores may have terms. */
-template <int QK, int V, bool IS_ANY>
+/* Head sizes D_QK and D_V; ANY: the run's may be smaller, and scores may have terms; EARLY: a bias
+ * comes a tile early. */
+template <int QK, int V, bool IS_ANY, bool IS_EARLY = false>
 struct flash16_shape {
-    static constexpr bool ANY = IS_ANY;
+    static constexpr bool ANY = IS_ANY, EARLY = IS_EARLY;
     static constexpr int D_QK = QK, D_V = V;
     static constexpr int ROWS = ANY ? 128 : FLASH16_ROWS(V);
-    static constexpr int KEYS = ANY ? FLASH16_ANY_KEYS(V) : FLASH16_KEYS(V);
+    static constexpr int KEYS = ANY ? FLASH16_ANY_KEYS(V, EARLY) : FLASH16_KEYS(V);
     static constexpr int CONSUMERS = ROWS / WG_ROWS; /* warpgroups */
     static constexpr int CONSUMER_WARPS = CONSUMERS * WARPGROUP / 32;
     static constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;

@@ -100,9 +100,9 @@ struct flash16_entry {
     unsigned threads;
 };
 
-template <int QK, int V, bool ANY>
+template <int QK, int V, bool ANY, bool EARLY = false>
 static flash16_entry flash16_entry_of(int f16) {
-    using shape = flash16_shape<QK, V, ANY>;
+    using shape = flash16_shape<QK, V, ANY, EARLY>;
     return {f16 ? flash16_kernel<shape, true> : flash16_kernel<shape, false>, shared_bytes<shape>,
             (unsigned)shape::THREADS};
 }

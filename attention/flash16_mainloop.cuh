@@ -211,13 +211,17 @@ static __device__ __forceinline__ void pass_turn(const consumer16 &c) {
     named_arrive(TURN_BARRIER + next, 2 * WARPGROUP);
 }
 
-/* Terms of a tile's scores, if there are any; BATCH by the registers left. */
+/* Terms of a tile's scores, if there are any, by the registers left; then the bias of the next. */
 template <class SHAPE, int N>
-static __device__ __forceinline__ void change_scores16(float (&scores)[N], const flash_params &p,
-                                                       const consumer16 &c, const flash_item &it,
-                                                       int32_t first) {
-    constexpr int BATCH = SHAPE::D_V == 256 ? 2 : SHAPE::D_V == 192 ? 4 : 8;
-    if (p.terms.changes) change_scores<BATCH>(scores, p, it, c.slope, c.row, first);
+static __device__ __forceinline__ void change_scores16(float (&scores)[N],
+                                                       uint32_t (&words)[N / 2], bool early,
+                                                       const flash_params &p, const consumer16 &c,
+                                                       const flash_item &it, int32_t first) {
+    constexpr int BATCH = SHAPE::KEYS == 128 ? 8 : SHAPE::D_V == 256 ? 2 : 4;
+    if (p.terms.changes)
+        change_scores<BATCH, SHAPE::EARLY>(scores, words, early, p, it, c.slope, c.row, first);
+    if (early && first > it.first_tile * SHAPE::KEYS)
+        ask_for_bias(words, p, it, c.row, first - SHAPE::KEYS);
 }
 
 /* S of a tile and P V of the one before it are in flight together. NOTE: between the exponentials
@@ -234,17 +238,20 @@ static __device__ __forceinline__ void attend16(float (&out)[SHAPE::D_V / 2], ro
     const int32_t first_tile = it.first_tile, clear_begin = it.clear_begin;
     const int32_t clear_end = it.clear_end;
     const float factor = SHAPE::ANY && p.terms.changes ? 1.0f : it.factor;
+    const bool early = SHAPE::EARLY && bias_comes_early(p.terms);
     float scores[KEYS / 2];
-    uint32_t prob[KEYS / 4];
+    uint32_t prob[KEYS / 4], words[KEYS / 4];
     int32_t tile = first_tile + it.num_tiles - 1;
 
+    if (early) ask_for_bias(words, p, it, c.row, tile * KEYS);
     barrier_wait(&s.k_full[c.tile % STAGES], c.tile / STAGES % 2);
     issue_scores<SHAPE, F16>(scores, q, operand<128>(s.k[c.tile % STAGES]));
     products_wait<0>();
     pin(scores);
     release(&s.k_empty[c.tile % STAGES]);
     if (it.num_tiles == 1) release(&s.q_empty);
-    if constexpr (SHAPE::ANY) change_scores16<SHAPE>(scores, p, c, it, tile * KEYS);
+    if constexpr (SHAPE::ANY)
+        change_scores16<SHAPE>(scores, words, early, p, c, it, tile * KEYS);
     mask_scores(scores, it, c.row, tile * KEYS);
     raise_maximum(scores, rows, factor);
     exponentials(scores, rows, factor);
@@ -264,7 +271,8 @@ static __device__ __forceinline__ void attend16(float (&out)[SHAPE::D_V / 2], ro
         pin(scores);
         release(&s.k_empty[c.tile % STAGES]);
         if (tile == first_tile) release(&s.q_empty);
-        if constexpr (SHAPE::ANY) change_scores16<SHAPE>(scores, p, c, it, tile * KEYS);
+        if constexpr (SHAPE::ANY)
+            change_scores16<SHAPE>(scores, words, early, p, c, it, tile * KEYS);
         if (tile < clear_begin || tile >= clear_end) mask_scores(scores, it, c.row, tile * KEYS);
         raise_maximum(scores, rows, factor);
         exponentials(scores, rows, factor);

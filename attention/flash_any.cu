@@ -1,6 +1,7 @@
 /* attention/flash_any.cu - flash.cu for what that one leaves out: terms of the scores (arbitrary
  * mask, biases, ALiBi, softcap, sink: flash_terms.cuh), and head sizes beside 64, 128 and 256, d_qk
- * apart from d_v. One kernel for a pair of sizes: what a run has of the terms are switches.
+ * apart from d_v. One kernel for a pair of sizes, what a run has of the terms being switches, and
+ * at 64 and 128 one more without terms and one that asks for a bias of 16 bits a tile early.
  *
  * Computes   as flash.cu, with scores changed by flash_terms.cuh
  * Shapes     d_qk and d_v multiples of 16 up to the kernel's, V transposed by flash_prologue.cu.
@@ -12,8 +13,8 @@
  * Tiling     as flash.cu; the walk is that of d 256: S, its terms, softmax, then T in chunks of 64
  *            columns, and the two warpgroups take turns at the products. A walk that has S and T
  *            under way at once has no registers left for what the terms load
- * Registers  of a consumer's 232: O d_v / 2, P 16 and either S 64 and up to 32 of a bias, or T
- *            2 x 32. No spills (ptxas 13.0, sm_90a)
+ * Registers  of a consumer's 232: O d_v / 2, P 16, up to 32 of a bias, and either S 64 or T 2 x 32.
+ *            No spills (ptxas 13.0, sm_90a)
  * Shared     Q, 4 stages of K and V (256: 3): 64: 72 K;  128: 144 K;  192/128: 184 K;  192: 216 K;
  *            256: 224 K
  * Bound      with a bias its bytes: 1, 16, 16, 2048 x 2048 in BF16 are 134 MB, 30 us at 4.5 TB/s,
@@ -51,13 +52,15 @@ static constexpr size_t any_bytes = sizeof(flash_any_shared<QK, V>) + 1024; /* t
 
 /* ---- consumers ------------------------------------------------------------------------------- */
 
-template <int QK, int V, class SHARED>
+/* Where scores have no terms S and T are under way at once, as in flash.cu. */
+template <int QK, int V, flash_any_kind KIND, class SHARED>
 static __device__ __forceinline__ void consume(const flash_params &p, SHARED &s, int32_t index) {
+    constexpr bool TERMS = KIND != FLASH_ANY_PLAIN;
     const int32_t thread = threadIdx.x % WARPGROUP;
     consumer c = {index, index * WG_ROWS + thread / 32 * 16 + thread % 32 / 4, 0.0f, {0, 0}, 0.0f};
     uint32_t q_parity = 0;
 
-    if (index == 1) pass_turn(c); /* the first turn is warpgroup 0's */
+    if (TERMS && index == 1) pass_turn(c); /* the first turn is warpgroup 0's */
     for (;;) {
         row_state rows = {{-INFINITY, -INFINITY}, {}, {}, {}};
         float out[V / 2];
@@ -66,16 +69,18 @@ static __device__ __forceinline__ void consume(const flash_params &p, SHARED &s,
         const flash_item &it = s.items[q_parity]; /* stays there: registers are few */
         q_parity ^= 1;
         if (it.rows == 0) return;
-        c.factor = p.terms.changes ? 1.0f : it.factor;
-        c.slope = slope_of(p, it);
+        c.factor = TERMS && p.terms.changes ? 1.0f : it.factor;
+        c.slope = TERMS ? slope_of(p, it) : 0.0f;
 #pragma unroll
         for (int i = 0; i < V / 2; i++) out[i] = 0.0f;
         if (it.num_tiles == 0) release(&s.q_empty);
-        else attend_chunked<QK, V, true>(out, rows, p, s, c, it);
+        else if constexpr (TERMS)
+            attend_chunked<QK, V, true, KIND == FLASH_ANY_EARLY>(out, rows, p, s, c, it);
+        else attend_overlapped<V>(out, rows, s, c, it);
         row_result r = {{rows.max[0], rows.max[1]},
                         {rows.sum[0][0] + rows.sum[0][1], rows.sum[1][0] + rows.sum[1][1]},
                         {}, {P_LARGEST, P_LARGEST}};
-        if (p.terms.has_sink) add_sink<V>(out, r, p, it, P_OFFSET);
+        if (TERMS && p.terms.has_sink) add_sink<V>(out, r, p, it, P_OFFSET);
         store_output<V, true>(out, r, p, it, c.row, P_OFFSET);
     }
 }
@@ -86,7 +91,7 @@ static __device__ __forceinline__ void consume(const flash_params &p, SHARED &s,
 
 /* grid: persistent blocks, one a multiprocessor; block: the producer's warpgroup, then the two
  * consumers'. */
-template <int QK, int V>
+template <int QK, int V, flash_any_kind KIND>
 static __global__ void __launch_bounds__(THREADS, 1)
 flash_any_kernel(const __grid_constant__ flash_params p) {
 #if FLASH_SM90
@@ -118,7 +123,7 @@ flash_any_kernel(const __grid_constant__ flash_params p) {
             produce<QK, BLOCK_M, false, item_walk<shared::BY_INDEX>, true>(p, s);
     } else {
         registers_grow<CONSUMER_REGISTERS>();
-        consume<QK, V>(p, s, warpgroup - 1);
+        consume<QK, V, KIND>(p, s, warpgroup - 1);
     }
 #endif
 }
@@ -127,16 +132,24 @@ flash_any_kernel(const __grid_constant__ flash_params p) {
 
 typedef void (*flash_entry)(const flash_params);
 
-template <int QK, int V>
+template <int QK, int V, flash_any_kind KIND = FLASH_ANY_TERMS>
 static flash_entry entry_for(size_t *bytes) {
     *bytes = any_bytes<QK, V>;
-    return flash_any_kernel<QK, V>;
+    return flash_any_kernel<QK, V, KIND>;
+}
+
+/* Of sizes that have all three kinds. */
+template <int D>
+static flash_entry entry_of_kind(flash_any_kind kind, size_t *bytes) {
+    if (kind == FLASH_ANY_PLAIN) return entry_for<D, D, FLASH_ANY_PLAIN>(bytes);
+    if (kind == FLASH_ANY_EARLY) return entry_for<D, D, FLASH_ANY_EARLY>(bytes);
+    return entry_for<D, D>(bytes);
 }
 
 static flash_entry entry_of(flash_sizes d, size_t *bytes) {
     switch (d.qk) {
-    case 64: return entry_for<64, 64>(bytes);
-    case 128: return entry_for<128, 128>(bytes);
+    case 64: return entry_of_kind<64>(d.kind, bytes);
+    case 128: return entry_of_kind<128>(d.kind, bytes);
     case 192: return d.v == 128 ? entry_for<192, 128>(bytes) : entry_for<192, 192>(bytes);
     default: return entry_for<256, 256>(bytes);
     }

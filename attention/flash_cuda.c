@@ -317,7 +317,7 @@ static fp8_status fill_maps(const flash_state *f, flash_params *a, const flash_p
                             const void *anything) {
     const int packed = fp8_attention_layout_is_packed(o->layout);
     const int32_t keys = !f->is_16 ? FLASH_BLOCK_N
-                         : f->any  ? FLASH16_ANY_KEYS(f->sizes.v)
+                         : f->any  ? FLASH16_ANY_KEYS(f->sizes.v, f->sizes.kind == FLASH_ANY_EARLY)
                                    : FLASH16_KEYS(o->d_v);
     rows q = rows_of_io("Q", io->q, o->q, packed, o->num_seqs, o->max_q, io->total_q, o->num_heads,
                         o->d_qk, o->q_dtype);

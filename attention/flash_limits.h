@@ -27,8 +27,9 @@ enum {
 /* In 16 bits: keys and query rows of a tile (measured: docs/NOTES.md). */
 #define FLASH16_KEYS(d) ((d) == 256 ? 80 : (d) == 128 ? 176 : 128)
 #define FLASH16_ROWS(d) ((d) == 64 ? 192 : 128)
-/* The same of flash16_any.cu, of 128 rows, by the head size of V. */
-#define FLASH16_ANY_KEYS(v) ((v) == 256 ? 64 : (v) == 192 ? 96 : 128)
+/* The same of flash16_any.cu, of 128 rows, by the head size of V and whether a bias comes early. */
+#define FLASH16_ANY_KEYS(v, early)                                                                 \
+    ((v) == 256 ? 64 : (v) == 192 || ((early) && (v) == 128) ? 96 : 128)
 
 /* Q, K and V stay in BF16 or F16. */
 static inline int flash_is_16(const fp8_attention_options *o) {
@@ -48,17 +49,26 @@ static inline int flash_is_any(const fp8_attention_options *o) {
     return !even || flash_has_terms(o);
 }
 
+/* Scores there: without terms, with any, or with a bias of 16 bits that is asked for a tile before
+ * it is used. The first and the last at 64 and 128 alone, where there are registers for them. */
+typedef enum flash_any_kind { FLASH_ANY_PLAIN, FLASH_ANY_TERMS, FLASH_ANY_EARLY } flash_any_kind;
+
 /* Head sizes of the kernel there that serves: the smallest pair that d_qk and d_v fit into; what is
  * beyond them is 0 in shared memory and not written. */
 typedef struct flash_sizes {
     int32_t qk, v;
+    flash_any_kind kind;
 } flash_sizes;
 
 static inline flash_sizes flash_any_sizes(const fp8_attention_options *o) {
-    const flash_sizes all[] = {{64, 64}, {128, 128}, {192, 128}, {192, 192}, {256, 256}};
+    static const int32_t all[][2] = {{64, 64}, {128, 128}, {192, 128}, {192, 192}, {256, 256}};
+    const int bias = o->bias == FP8_BIAS_PRE_SCALE || o->bias == FP8_BIAS_POST_SCALE;
+    flash_any_kind kind = FLASH_ANY_TERMS;
     int i = 0;
-    while (i < 4 && (o->d_qk > all[i].qk || o->d_v > all[i].v)) i++;
-    return all[i];
+    while (i < 4 && (o->d_qk > all[i][0] || o->d_v > all[i][1])) i++;
+    if (i < 2 && !flash_has_terms(o)) kind = FLASH_ANY_PLAIN;
+    if (i < 2 && bias && o->bias_dtype != FP8_DTYPE_F32) kind = FLASH_ANY_EARLY;
+    return (flash_sizes){all[i][0], all[i][1], kind};
 }
 
 /* Columns of a block of the prologue: the most, up to FLASH_TILE, that d_qk and d_v are multiples

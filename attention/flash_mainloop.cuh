@@ -149,16 +149,20 @@ static __device__ __forceinline__ void add_output(float (&out)[V / 2], uint32_t 
     }
 }
 
-/* d 256, and flash_any.cu (ANY): a turn is T of a tile, then S of the next. */
-template <int QK, int V, bool ANY, class SHARED>
+/* d 256, and flash_any.cu (ANY): a turn is T of a tile, then S of the next. EARLY: a bias of 16
+ * bits is asked for a tile before it is used. */
+template <int QK, int V, bool ANY, bool EARLY = false, class SHARED>
 static __device__ __forceinline__ void attend_chunked(float (&out)[V / 2], row_state &rows,
                                                       const flash_params &p, SHARED &s,
                                                       consumer &c, const flash_item &it) {
     constexpr int STAGES = SHARED::STAGES, ROW_BYTES = flash_shape<QK>::ROW_BYTES;
     const uint64_t q = operand<ROW_BYTES>(s.q + c.index * WG_ROWS * ROW_BYTES);
+    constexpr int BATCH = V == 256 ? 2 : V == 192 ? 4 : 8;
+    const bool early = EARLY && bias_comes_early(p.terms);
     float scores[64];
-    uint32_t prob[16];
+    uint32_t prob[16], words[32];
 
+    if (early) ask_for_bias(words, p, it, c.row, (it.first_tile + it.num_tiles - 1) * BLOCK_N);
     take_turn(c);
     for (int32_t i = it.num_tiles - 1; i >= 0; i--) {
         barrier_wait(&s.k_full[c.place.stage], c.place.parity);
@@ -168,10 +172,12 @@ static __device__ __forceinline__ void attend_chunked(float (&out)[V / 2], row_s
         pin(scores);
         release(&s.k_empty[c.place.stage]);
         if (i == 0) release(&s.q_empty);
-        if constexpr (ANY)
+        if constexpr (ANY) {
+            const int32_t first = (it.first_tile + i) * BLOCK_N;
             if (p.terms.changes)
-                change_scores<V == 256 ? 2 : V == 192 ? 4 : 8>(scores, p, it, c.slope, c.row,
-                                                (it.first_tile + i) * BLOCK_N);
+                change_scores<BATCH, EARLY>(scores, words, early, p, it, c.slope, c.row, first);
+            if (early && i > 0) ask_for_bias(words, p, it, c.row, first - BLOCK_N);
+        }
         mask_scores(scores, it, c.row, (it.first_tile + i) * BLOCK_N);
         softmax_step(prob, scores, rows, c.factor);
         barrier_wait(&s.v_full[c.place.stage], c.place.parity);

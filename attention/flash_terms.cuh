@@ -113,12 +113,57 @@ static __device__ __forceinline__ int64_t term_offset(const flash_params &p, con
 
 /* ---- terms ----------------------------------------------------------------------------------- */
 
-template <int BATCH, int N>
+/* A tile's bias of 16 bits in pairs, asked for a tile early where there are registers: words[2 j +
+ * h] has the columns 8 j and 8 j + 1 of row h. */
+static __device__ __forceinline__ bool bias_comes_early(const flash_terms &t) {
+    return t.bias && t.bias_pairs && t.bias_dtype != FP8_DTYPE_F32;
+}
+
+template <int N>
+static __device__ __forceinline__ void ask_for_bias(uint32_t (&words)[N], const flash_params &p,
+                                                    const flash_item &it, int32_t row,
+                                                    int32_t first) {
+    const flash_terms &t = p.terms;
+    const term_rows r = find_rows(it, row, first);
+    const uint8_t *from = static_cast<const uint8_t *>(t.bias) +
+                          term_offset(p, it, r, row, t.bias_seq, t.bias_head, 2);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const int column = 4 * (i - i % 2), h = i % 2;
+        words[i] = 0;
+        if (column + 1 >= r.lo[h] && column < r.hi[h])
+            words[i] = load_element<4>(from + (h * (int64_t)8 * p.max_kv + column) * 2);
+    }
+}
+
+template <int N>
+static __device__ __forceinline__ void add_words(float (&scores)[N], const uint32_t (&words)[N / 2],
+                                                 const flash_terms &t) {
+    const float factor = t.bias_factor;
+    if (t.bias_dtype == FP8_DTYPE_F16) {
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            const float2 x = __half22float2(*reinterpret_cast<const __half2 *>(&words[i]));
+            scores[2 * i] = fmaf(x.x, factor, scores[2 * i]);
+            scores[2 * i + 1] = fmaf(x.y, factor, scores[2 * i + 1]);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            scores[2 * i] = fmaf(__uint_as_float(words[i] << 16), factor, scores[2 * i]);
+            scores[2 * i + 1] =
+                fmaf(__uint_as_float(words[i] & 0xffff0000u), factor, scores[2 * i + 1]);
+        }
+    }
+}
+
+template <int BATCH, bool EARLY, int N>
 static __device__ __forceinline__ void add_bias(float (&scores)[N], const flash_params &p,
                                                 const flash_item &it, int32_t row, int32_t first) {
     const flash_terms &t = p.terms;
     const term_rows r = find_rows(it, row, first);
     const bool wide = t.bias_dtype == FP8_DTYPE_F32, f16 = t.bias_dtype == FP8_DTYPE_F16;
+    const bool pairs = t.bias_pairs;
     const int32_t bytes = wide ? 4 : 2;
     const uint8_t *from = static_cast<const uint8_t *>(t.bias) +
                           term_offset(p, it, r, row, t.bias_seq, t.bias_head, bytes);
@@ -132,9 +177,9 @@ static __device__ __forceinline__ void add_bias(float (&scores)[N], const flash_
         scores[i] = fmaf(f16 ? half : __uint_as_float(bits << 16), factor, scores[i]);
     };
 
-    if (wide && t.bias_pairs) visit_elements<4, true, BATCH, N>(from, below, r, add_wide);
+    if (wide && pairs) visit_elements<4, true, BATCH, N>(from, below, r, add_wide);
     else if (wide) visit_elements<4, false, BATCH, N>(from, below, r, add_wide);
-    else if (t.bias_pairs) visit_elements<2, true, BATCH, N>(from, below, r, add_half);
+    else if (!EARLY && pairs) visit_elements<2, true, BATCH, N>(from, below, r, add_half);
     else visit_elements<2, false, BATCH, N>(from, below, r, add_half);
 }
 
@@ -174,18 +219,21 @@ static __device__ __forceinline__ void bend_scores(float (&scores)[N], float cap
 }
 
 /* Scores of a tile, as the product leaves them, to exponents with every term. row: the thread's
- * first; first: key of the tile. What a row does not see is left to mask_scores. */
-template <int BATCH, int N>
-static __device__ __forceinline__ void change_scores(float (&scores)[N], const flash_params &p,
-                                                     const flash_item &it, float slope,
-                                                     int32_t row, int32_t first) {
+ * first; first: key of the tile; early: the bias is in `words`. What a row does not see is left to
+ * mask_scores. */
+template <int BATCH, bool EARLY, int N>
+static __device__ __forceinline__ void change_scores(float (&scores)[N],
+                                                     const uint32_t (&words)[N / 2], bool early,
+                                                     const flash_params &p, const flash_item &it,
+                                                     float slope, int32_t row, int32_t first) {
     const flash_terms &t = p.terms;
     const float factor = it.factor;
 
 #pragma unroll
     for (int i = 0; i < N; i++) scores[i] *= factor;
     if (t.cap != 0.0f && !t.bias_first) bend_scores(scores, t.cap);
-    if (t.bias) add_bias<BATCH>(scores, p, it, row, first);
+    if (EARLY && early) add_words(scores, words, t);
+    else if (t.bias) add_bias<BATCH, EARLY>(scores, p, it, row, first);
     if (t.cap != 0.0f && t.bias_first) bend_scores(scores, t.cap);
     if (t.alibi) {
         const int32_t distance =
