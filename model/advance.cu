@@ -1,8 +1,9 @@
-/* model/advance.cu - from one decoding step's inputs to the next one's, where nothing changes but
- * that every sequence has one token more.
+/* model/advance.cu - the end of a step: its ids to the host, and from its inputs the next one's
+ * where nothing changes but that every sequence has one token more.
  *
- * Computes   ids[s] = chosen[s]; positions[s], kv_lengths[s], rows[s].position each one more
- * Shapes     [count] each
+ * Computes   out[turn][s] = chosen[s]; turn = 1 - turn; and where it advances ids[s] = chosen[s],
+ *            positions[s], kv_lengths[s], rows[s].position each one more
+ * Shapes     [count] each; out is pinned host memory
  * Bound      a launch: some kilobytes
  */
 #include "core/launch.cuh"
@@ -10,24 +11,27 @@
 
 using namespace fp8;
 
-enum { THREADS = 128 };
+enum { THREADS = 256 };
 
+/* One block: nobody reads the turn after it has changed. */
 static __global__ void __launch_bounds__(THREADS)
-advance_kernel(int32_t *__restrict__ ids, int32_t *__restrict__ positions,
-               int32_t *__restrict__ kv_lengths, fp8_sample_row *__restrict__ rows,
-               const int32_t *__restrict__ chosen, int64_t count) {
-    const int64_t s = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (s >= count) return;
-    ids[s] = chosen[s];
-    positions[s]++;
-    kv_lengths[s]++;
-    rows[s].position++;
+advance_kernel(const __grid_constant__ fp8_step_end e) {
+    wait_for_previous();
+    let_next_start();
+    int32_t *const out = e.out[*e.turn & 1];
+    for (int64_t s = threadIdx.x; s < e.count; s += THREADS) {
+        const int32_t id = e.chosen[s];
+        out[s] = id;
+        if (!e.advances || e.kv_lengths[s] == 0) continue; /* 0: of no sequence */
+        e.ids[s] = id;
+        e.positions[s]++;
+        e.kv_lengths[s]++;
+        e.rows[s].position++;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) *e.turn ^= 1;
 }
 
-extern "C" fp8_status fp8_inputs_advance_cuda(fp8_device *d, int32_t *ids, int32_t *positions,
-                                              int32_t *kv_lengths, fp8_sample_row *rows,
-                                              const int32_t *chosen, int64_t count) {
-    return launch("advance", advance_kernel, dim3((unsigned)((count + THREADS - 1) / THREADS)),
-                  dim3(THREADS), 0, d, FP8_LAUNCH_ORDERED, ids, positions, kv_lengths, rows,
-                  chosen, count);
+extern "C" fp8_status fp8_step_end_cuda(fp8_device *d, const fp8_step_end *e) {
+    return launch("advance", advance_kernel, dim3(1), dim3(THREADS), 0, d, FP8_LAUNCH_OVERLAP, *e);
 }

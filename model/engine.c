@@ -70,12 +70,12 @@ static int fp8_keys(const fp8_engine *e) {
     return e->m->quant.kv_fp8 && e->o.kv != FP8_ENGINE_KV_REAL;
 }
 
-static int q_codes(const fp8_engine *e) {
+int engine_q_codes(const fp8_engine *e) {
     return fp8_keys(e) && e->m->quant.attention != FP8_ATTENTION_NONE;
 }
 
 /* Does attention leave what every o Linear reads? */
-static int o_codes(const fp8_engine *e) {
+int engine_o_codes(const fp8_engine *e) {
     for (int64_t i = 0; i < e->m->config.num_layers; i++)
         if (!fp8_layer_takes_codes(e->m, i)) return 0;
     return 1;
@@ -122,9 +122,11 @@ done:
 
 /* ---- Linears in one -------------------------------------------------------------------------- */
 
-/* Of `count` Linears from the first, where they can be; room for what it leaves. */
+/* Of `count` Linears from the first, where they can be; room for what it leaves, and for the gated
+ * products that layer.c may ask for. */
 static fp8_status join(fp8_model *m, fp8_linear *const *linears, int32_t count, fp8_linear **joined,
                        void **room) {
+    const fp8_linear_call gated = {.activation = FP8_GEMM_SWIGLU};
     const fp8_linear *l;
     fp8_status st = FP8_OK;
 
@@ -138,6 +140,10 @@ static fp8_status join(fp8_model *m, fp8_linear *const *linears, int32_t count, 
                                              fp8_dtype_size(m->type)));
     FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace,
                                fp8_linear_workspace_size(l, m->max_tokens)));
+    if (fp8_linear_out(l) % 2 == 0)
+        FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace,
+                                   fp8_linear_apply_workspace_size(l, m->max_tokens,
+                                                                   FP8_DTYPE_E4M3, &gated)));
 done:
     return st;
 }
@@ -180,7 +186,7 @@ done:
     return st;
 }
 
-static int joins(const fp8_engine *e) {
+int engine_joins(const fp8_engine *e) {
     if (e->o.join != FP8_ENGINE_JOIN_AUTO) return e->o.join == FP8_ENGINE_JOIN_ALWAYS;
     return fp8_device_place(e->device) == FP8_PLACE_CUDA;
 }
@@ -191,7 +197,7 @@ static int joins(const fp8_engine *e) {
 static size_t lay_out(const fp8_engine *e, engine_inputs *in, char *at) {
     const size_t seqs = (size_t)e->o.max_seqs, tokens = (size_t)e->o.step_tokens;
     int32_t *i = (int32_t *)(void *)(at + seqs * sizeof *in->rows);
-    const size_t ints = 2 * tokens + 3 * seqs + 1 + seqs * (size_t)e->max_pages;
+    const size_t ints = 2 * tokens + 3 * seqs + 2 + seqs * (size_t)e->max_pages;
 
     in->rows = (fp8_sample_row *)(void *)at;
     in->q_starts = i;
@@ -200,12 +206,13 @@ static size_t lay_out(const fp8_engine *e, engine_inputs *in, char *at) {
     in->ids = in->last + seqs;
     in->positions = in->ids + tokens;
     in->table = in->positions + tokens;
+    in->turn = in->table + seqs * (size_t)e->max_pages;
     return seqs * sizeof *in->rows + ints * sizeof *i;
 }
 
 static fp8_status create_inputs(fp8_engine *e) {
     const size_t seqs = (size_t)e->o.max_seqs;
-    const size_t rest = (3 * seqs + 1 + seqs * (size_t)e->max_pages) * sizeof(int32_t);
+    const size_t rest = (3 * seqs + 2 + seqs * (size_t)e->max_pages) * sizeof(int32_t);
     fp8_status st = FP8_OK;
     void *chosen = NULL;
 
@@ -233,7 +240,7 @@ done:
 /* ---- kinds of steps -------------------------------------------------------------------------- */
 
 static fp8_decode_options plan_options(const fp8_engine *e, const engine_kind *k, int64_t window) {
-    fp8_decode_options o = fp8_decode_options_of(e->m, e->pages, window, o_codes(e));
+    fp8_decode_options o = fp8_decode_options_of(e->m, e->pages, window, engine_o_codes(e));
 
     o.num_seqs = k->seqs;
     o.total_q = k->tokens;
@@ -300,26 +307,6 @@ done:
     return st;
 }
 
-fp8_status engine_forward(fp8_engine *e, const engine_kind *k, int64_t tokens, int64_t seqs,
-                          fp8_tensor *logits) {
-    const engine_inputs *in = &e->on_device;
-    const fp8_paged paged = {.batch = {.num_seqs = seqs,
-                                       .page_table = in->table,
-                                       .max_pages = e->max_pages,
-                                       .kv_lengths = in->kv_lengths,
-                                       .q_starts = in->q_starts,
-                                       .max_q = k->max_q < tokens ? k->max_q : tokens,
-                                       .max_kv = e->o.max_context,
-                                       .total_q = tokens},
-                             .pages = e->pages,
-                             .plans = k->layers,
-                             .q_codes = q_codes(e),
-                             .o_codes = o_codes(e),
-                             .head = e->head,
-                             .joined = joins(e)};
-    return fp8_model_step(e->m, &paged, tokens, in->ids, in->positions, in->last, seqs, logits);
-}
-
 static void record_shape(fp8_engine *e) {
     const fp8_graph_shape s = fp8_graph_get_shape(e->kinds[e->num_decode_kinds - 1].graph);
     e->stats.launches = s.kernels;
@@ -333,10 +320,9 @@ static fp8_status capture(fp8_engine *e) {
 
     for (int i = 0; i < e->num_kinds; i++) {
         engine_kind *k = &e->kinds[i];
-        fp8_tensor logits;
-        FP8_TRY(engine_forward(e, k, k->tokens, k->seqs, &logits));
+        FP8_TRY(engine_work(e, k, k->tokens, k->seqs, k->seqs));
         FP8_TRY(fp8_graph_begin(e->device));
-        st = engine_forward(e, k, k->tokens, k->seqs, &k->logits);
+        st = engine_work(e, k, k->tokens, k->seqs, k->seqs);
         ended = fp8_graph_end(e->device, &k->graph);
         if (st == FP8_OK) st = ended;
         if (st != FP8_OK) goto done;
@@ -391,13 +377,14 @@ fp8_status fp8_engine_create(fp8_engine **out, fp8_model *m, const fp8_engine_op
     e->max_pages = (e->o.max_context + e->o.page_size - 1) / e->o.page_size;
     e->graphs = !e->o.no_graphs && fp8_device_place(m->device) == FP8_PLACE_CUDA &&
                 !m->config.num_experts; /* a mixture waits for the device: nothing to capture */
-    e->ahead = e->o.ahead == FP8_ENGINE_AHEAD_ALWAYS;
+    e->ahead = e->o.ahead == FP8_ENGINE_AHEAD_AUTO ? e->graphs
+                                                   : e->o.ahead == FP8_ENGINE_AHEAD_ALWAYS;
     FP8_TRY(fp8_rope_extend(m, e->o.max_context));
     FP8_TRY(fp8_rope_fit(m, e->o.max_context));
     FP8_TRY(create_pages(e));
     FP8_TRY(create_lists(e));
     FP8_TRY(create_inputs(e));
-    if (joins(e)) FP8_TRY(join_linears(e));
+    if (engine_joins(e)) FP8_TRY(join_linears(e));
     if (e->o.fp8_head) FP8_TRY(create_head(e));
     FP8_TRY(create_kinds(e));
     FP8_TRY(reserve_logits(e));

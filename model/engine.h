@@ -43,7 +43,7 @@ typedef enum fp8_engine_join {
  * device does not wait for the host; it takes its ids from the device. Ids are the same. A request
  * that an id ends has been decoded once too often, one that is submitted waits a step longer. */
 typedef enum fp8_engine_ahead {
-    FP8_ENGINE_AHEAD_AUTO, /* not today: under 1 % is gained (docs/NOTES.md) */
+    FP8_ENGINE_AHEAD_AUTO, /* where steps are graphs */
     FP8_ENGINE_AHEAD_ALWAYS,
     FP8_ENGINE_AHEAD_NEVER
 } fp8_engine_ahead;

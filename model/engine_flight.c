@@ -1,5 +1,5 @@
 /* A step on its way: its inputs to the device, the forward, the choice of ids and their way back.
- * Nothing waits here but engine_wait. */
+ * With graphs all but the inputs is one replay. Nothing waits here but engine_wait. */
 #include <string.h>
 #include <time.h>
 
@@ -38,6 +38,7 @@ static int64_t fill_inputs(fp8_engine *e, int64_t seqs, int64_t tokens) {
     for (int64_t s = e->num_parts; s <= seqs; s++) in->q_starts[s] = (int32_t)at;
     for (int64_t s = e->num_parts; s < seqs; s++) in->kv_lengths[s] = 0;
     for (int64_t s = made; s < seqs; s++) in->last[s] = 0;
+    for (int64_t s = made; s < seqs; s++) in->rows[s] = (fp8_sample_row){0};
     return made;
 }
 
@@ -50,24 +51,6 @@ static fp8_status send(fp8_engine *e) {
     return fp8_device_upload(e->device, e->place, e->host, e->input_bytes);
 }
 
-/* What the next step of the same sequences is given, on the device. */
-static fp8_status advance(fp8_engine *e) {
-    const engine_inputs *in = &e->on_device;
-
-#if FP8_CUDA
-    if (fp8_device_place(e->device) == FP8_PLACE_CUDA)
-        return fp8_inputs_advance_cuda(e->device, in->ids, in->positions, in->kv_lengths, in->rows,
-                                       e->chosen, e->num_parts);
-#endif
-    for (int64_t s = 0; s < e->num_parts; s++) {
-        in->ids[s] = e->chosen[s];
-        in->positions[s]++;
-        in->kv_lengths[s]++;
-        in->rows[s].position++;
-    }
-    return FP8_OK;
-}
-
 /* ---- the forward ----------------------------------------------------------------------------- */
 
 static const engine_kind *kind_for(const fp8_engine *e, int64_t tokens) {
@@ -77,39 +60,74 @@ static const engine_kind *kind_for(const fp8_engine *e, int64_t tokens) {
     return k;
 }
 
-static int all_greedy(const fp8_engine *e, int64_t made) {
-    for (int64_t i = 0; i < made; i++)
-        if (e->in.rows[i].how.temperature != 0.0f) return 0;
-    return 1;
+static fp8_status forward(fp8_engine *e, const engine_kind *k, int64_t tokens, int64_t seqs,
+                          fp8_tensor *logits) {
+    const engine_inputs *in = &e->on_device;
+    const fp8_paged paged = {.batch = {.num_seqs = seqs,
+                                       .page_table = in->table,
+                                       .max_pages = e->max_pages,
+                                       .kv_lengths = in->kv_lengths,
+                                       .q_starts = in->q_starts,
+                                       .max_q = k->max_q < tokens ? k->max_q : tokens,
+                                       .max_kv = e->o.max_context,
+                                       .total_q = tokens},
+                             .pages = e->pages,
+                             .plans = k->layers,
+                             .q_codes = engine_q_codes(e),
+                             .o_codes = engine_o_codes(e),
+                             .head = e->head,
+                             .joined = engine_joins(e)};
+    return fp8_model_step(e->m, &paged, tokens, in->ids, in->positions, in->last, seqs, logits);
 }
 
-/* ids of the first `made` rows of logits, on their way to the flight's place on the host. */
-static fp8_status choose_ids(fp8_engine *e, const fp8_tensor *logits, int64_t made, int slot) {
-    const int64_t vocab = e->m->config.vocab_size;
-    fp8_status st = FP8_OK;
+/* The first `made` ids to the host, and what the next step of the same sequences is given: where
+ * all decode, that is the same with one token more. */
+static fp8_status end_step(fp8_engine *e, const engine_kind *k, int64_t made) {
+    const engine_inputs *in = &e->on_device;
+    const int advances = k->max_q == 1;
 
-    if (made == 0) return FP8_OK;
-    if (all_greedy(e, made))
-        FP8_TRY(fp8_top_k(e->device, e->chosen, NULL, logits->data, logits->dtype, made, vocab, 0,
-                          1, FP8_LAUNCH_OVERLAP));
-    else
-        FP8_TRY(fp8_sample(e->device, e->chosen, logits->data, e->on_device.rows, made, vocab));
-    FP8_TRY(fp8_device_download_async(e->device, e->chosen_host[slot], e->chosen,
-                                      (size_t)made * sizeof *e->chosen));
+#if FP8_CUDA
+    if (fp8_device_place(e->device) == FP8_PLACE_CUDA) {
+        const fp8_step_end end = {.out = {e->chosen_host[0], e->chosen_host[1]},
+                                  .turn = in->turn, .chosen = e->chosen, .count = made,
+                                  .advances = advances, .ids = in->ids,
+                                  .positions = in->positions, .kv_lengths = in->kv_lengths,
+                                  .rows = in->rows};
+        return fp8_step_end_cuda(e->device, &end);
+    }
+#endif
+    memcpy(e->chosen_host[*in->turn], e->chosen, (size_t)made * sizeof *e->chosen);
+    *in->turn = !*in->turn;
+    for (int64_t s = 0; advances && s < made; s++) {
+        in->ids[s] = e->chosen[s];
+        in->positions[s]++;
+        in->kv_lengths[s]++;
+        in->rows[s].position++;
+    }
+    return FP8_OK;
+}
+
+fp8_status engine_work(fp8_engine *e, const engine_kind *k, int64_t tokens, int64_t seqs,
+                       int64_t made) {
+    fp8_status st = FP8_OK;
+    fp8_tensor logits;
+
+    FP8_TRY(FP8_IN_RANGE("forward", forward(e, k, tokens, seqs, &logits)));
+    FP8_TRY(FP8_IN_RANGE("choice of ids", fp8_sample(e->device, e->chosen, logits.data,
+                                                     e->on_device.rows, made,
+                                                     e->m->config.vocab_size)));
+    FP8_TRY(end_step(e, k, made));
 done:
     return st;
 }
 
 /* From inputs that are on the device, or on their way. */
 static fp8_status run(fp8_engine *e, engine_flight *f, const engine_kind *k) {
-    fp8_tensor logits = k->logits;
     fp8_status st = FP8_OK;
 
     f->replayed = k->graph != NULL;
-    if (k->graph) FP8_TRY(FP8_IN_RANGE("forward, replayed", fp8_graph_launch(k->graph)));
-    else
-        FP8_TRY(FP8_IN_RANGE("forward", engine_forward(e, k, f->tokens, e->num_parts, &logits)));
-    FP8_TRY(FP8_IN_RANGE("choice of ids", choose_ids(e, &logits, f->made, f->slot)));
+    if (k->graph) FP8_TRY(FP8_IN_RANGE("replay", fp8_graph_launch(k->graph)));
+    else FP8_TRY(engine_work(e, k, f->tokens, e->num_parts, f->made));
     FP8_TRY(fp8_event_record(e->landed[f->slot]));
 done:
     return st;
@@ -119,6 +137,7 @@ fp8_status engine_launch(fp8_engine *e, engine_flight *f) {
     const engine_kind *k = kind_for(e, f->tokens);
     fp8_status st = FP8_OK;
 
+    *e->in.turn = f->slot;
     f->made = fill_inputs(e, k->graph ? k->seqs : e->num_parts, k->graph ? k->tokens : f->tokens);
     FP8_TRY(FP8_IN_RANGE("inputs", send(e)));
     FP8_TRY(run(e, f, k));
@@ -127,13 +146,8 @@ done:
 }
 
 fp8_status engine_launch_next(fp8_engine *e, engine_flight *f) {
-    fp8_status st = FP8_OK;
-
     f->made = e->num_parts;
-    FP8_TRY(FP8_IN_RANGE("inputs", advance(e)));
-    FP8_TRY(run(e, f, kind_for(e, f->tokens)));
-done:
-    return st;
+    return run(e, f, kind_for(e, f->tokens));
 }
 
 /* ---- the end --------------------------------------------------------------------------------- */

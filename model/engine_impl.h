@@ -33,8 +33,7 @@ typedef struct engine_kind {
     int64_t max_q;        /* tokens of a sequence, at most: 1 where all decode */
     fp8_decode_plan *plans[2]; /* of layers without and with a window */
     fp8_decode_plan **layers;  /* [num_layers] of these */
-    fp8_graph *graph;          /* NULL: not captured */
-    fp8_tensor logits;         /* what the captured forward leaves */
+    fp8_graph *graph;          /* of the whole step; NULL: not captured */
 } engine_kind;
 
 /* What a step is given, on its way to the device in one copy. */
@@ -43,6 +42,7 @@ typedef struct engine_inputs {
     int32_t *q_starts, *kv_lengths, *last;    /* [max_seqs + 1], [max_seqs], [max_seqs] */
     fp8_sample_row *rows;                     /* [max_seqs] */
     int32_t *table;                           /* [max_seqs, max_pages] */
+    int32_t *turn;                            /* [1]: to which chosen_host its ids go */
 } engine_inputs;
 
 /* A sequence's part in the step under way. */
@@ -113,8 +113,15 @@ fp8_status engine_launch_next(fp8_engine *e, engine_flight *f);
 fp8_status engine_wait(fp8_engine *e, const engine_flight *f);
 double engine_now(void); /* seconds */
 
-/* The forward of a step's inputs on the device (engine.c); logits of [num_last] rows. */
-fp8_status engine_forward(fp8_engine *e, const engine_kind *k, int64_t tokens, int64_t seqs,
-                          fp8_tensor *logits);
+/* All that the device does in a step, from inputs that are there to ids in chosen_host
+ * (engine_flight.c): of so many tokens and sequences, of which the first `made` rows of `last` make
+ * an id. Captured where there are graphs. */
+fp8_status engine_work(fp8_engine *e, const engine_kind *k, int64_t tokens, int64_t seqs,
+                       int64_t made);
+/* Are q, k, v and gate, up one product? (engine.c) */
+int engine_joins(const fp8_engine *e);
+/* Do Q and what attention leaves go on as codes? (engine.c) */
+int engine_q_codes(const fp8_engine *e);
+int engine_o_codes(const fp8_engine *e);
 
 #endif

@@ -542,6 +542,29 @@ done:
     return st;
 }
 
+/* The call that makes what the down Linear reads, to *inner, of gate and up joined: their activation
+ * and the scale, if there is one that is known, at the store. 0: apart they take less time. */
+static int gates(const pass *p, int64_t index, fp8_linear_call *call, input *inner) {
+    const fp8_model *m = p->m;
+    const fp8_layer *layer = &m->layers[index];
+    const fp8_linear *joined = joined_of(p, layer->joined_up);
+    const fp8_linear *down = layer->linears[FP8_LINEAR_DOWN];
+    const fp8_input_scaling scaling = fp8_linear_input_scaling(down);
+    const int silu = m->config.act == FP8_ACT_SILU;
+
+    if (!joined || p->tap || (!silu && m->config.act != FP8_ACT_GELU_TANH)) return 0;
+    if (scaling != FP8_INPUT_STATIC && scaling != FP8_INPUT_DENSE) return 0;
+    *inner = (input){.x = view(p, m->scratch.gate, m->config.intermediate_size)};
+    if (scaling == FP8_INPUT_STATIC) {
+        if (fp8_linear_sink(down, &inner->sink, &inner->x_descale, NULL, NULL) != FP8_OK) return 0;
+        inner->x.dtype = FP8_DTYPE_E4M3; /* not to scratch.codes, where the product's input is */
+    }
+    *call = (fp8_linear_call){.accumulate = m->accumulate,
+                              .activation = silu ? FP8_GEMM_SWIGLU : FP8_GEMM_GEGLU_TANH,
+                              .y_scale = inner->sink.scale};
+    return fp8_linear_gates(joined, p->tokens, inner->x.dtype, call);
+}
+
 /* Gate and up of `in`: apart (*stride 0), or side by side in rows of *stride. */
 static fp8_status gate_up(const pass *p, int64_t index, const input *in, fp8_linear_call call,
                           fp8_tensor ys[2], int64_t *stride) {
@@ -552,7 +575,6 @@ static fp8_status gate_up(const pass *p, int64_t index, const input *in, fp8_lin
     fp8_status st = FP8_OK;
 
     *stride = 0;
-    FP8_TRY(recast(p, index, FP8_LINEAR_GATE, FP8_LINEAR_UP));
     if (joined) {
         const fp8_tensor y = view(p, m->scratch.joined_up, fp8_linear_out(joined));
         *stride = fp8_linear_out(joined);
@@ -573,7 +595,7 @@ static fp8_status mlp_block(pass *p, int64_t index) {
     fp8_linear *const *linears = layer->linears;
     const int64_t width = m->config.intermediate_size;
     fp8_tensor ys[2] = {view(p, m->scratch.gate, width), view(p, m->scratch.up, width)};
-    const fp8_linear_call call = call_of(p, index, FP8_LINEAR_UP, &ys[1].dtype);
+    fp8_linear_call call = call_of(p, index, FP8_LINEAR_UP, &ys[1].dtype), gated;
     fp8_status st = FP8_OK;
     int64_t stride = 0;
     input in, inner;
@@ -581,9 +603,15 @@ static fp8_status mlp_block(pass *p, int64_t index) {
     FP8_TRY(norm(p, &in, layer->share_up ? first_of(&linears[FP8_LINEAR_GATE]) : NULL,
                  &layer->norm2, &layer->norm2_bias, index, FP8_POINT_UP_INPUT));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_UP_INPUT, &p->y));
-    FP8_TRY(FP8_IN_RANGE("gate and up", gate_up(p, index, &in, call, ys, &stride)));
-    FP8_TRY(FP8_IN_RANGE("activation", activate(p, index, ys, stride,
-                                                call.activation != FP8_GEMM_IDENTITY, &inner)));
+    FP8_TRY(recast(p, index, FP8_LINEAR_GATE, FP8_LINEAR_UP));
+    if (gates(p, index, &gated, &inner)) {
+        FP8_TRY(FP8_IN_RANGE("gate, up, activation", linear(p, layer->joined_up, &inner.x, &in.x,
+                                                            in.x_descale, gated)));
+    } else {
+        FP8_TRY(FP8_IN_RANGE("gate and up", gate_up(p, index, &in, call, ys, &stride)));
+        FP8_TRY(FP8_IN_RANGE("activation", activate(p, index, ys, stride,
+                                                    call.activation != FP8_GEMM_IDENTITY, &inner)));
+    }
     FP8_TRY(FP8_IN_RANGE("down", bring(p, index, FP8_LINEAR_DOWN, &inner.x, inner.x_descale)));
 done:
     return st;

@@ -1,10 +1,10 @@
 /* model/sample.cu - the next id from rows of logits: highest, or drawn among the kept.
  *
- * Computes   model/sample.h, one block a row
+ * Computes   model/sample.h: fp8_top_k leaves every row's highest, then one block a row draws
  * Shapes     logits [rows, vocab] F32, ids [rows]
- * Bound      the row's passes through L2: the highest, 4 digits of top_k's value, the sum and 4
- *            digits of top_p's, the draw; a greedy row needs the first alone. 256000 logits are 1
- *            MB, some 12 us a pass of one block
+ * Bound      the row's passes through L2: 4 digits of top_k's value, the sum and 4 digits of
+ *            top_p's, the draw; a greedy row's block ends at once. 256000 logits are 1 MB, some 12
+ *            us a pass of one block
  * Numerics   thresholds are values of the row, found digit by digit of an order-preserving integer
  *            key. Weights are summed as integers of 2^-40, so that the order of the atomics does
  *            not matter: the same bytes every time. Against the CPU's doubles a value may fall to
@@ -12,6 +12,9 @@
  */
 #include "core/launch.cuh"
 #include "model/sample_impl.h"
+#include "quant/quant.h"
+
+using namespace fp8;
 
 /* ---- constants ----------------------------------------------------------------------------- */
 
@@ -128,42 +131,45 @@ static __device__ u64 total(const float *x, int64_t n, const fp8_sampling *s, fl
 
 /* ---- kernel -------------------------------------------------------------------------------- */
 
+/* ids: in, the highest of each row; out, of rows that are drawn, what was. */
 static __global__ void __launch_bounds__(SAMPLE_THREADS)
-    sample_kernel(int32_t *ids, const float *logits, const fp8_sample_row *rows, int64_t vocab) {
-    const fp8_sample_row row = rows[blockIdx.x];
-    const fp8_sampling *s = &row.how;
+    draw_kernel(int32_t *ids, const float *logits, const fp8_sample_row *rows, int64_t vocab) {
     const float *x = logits + blockIdx.x * vocab;
     candidate best = {-INFINITY, INT32_MAX};
     uint32_t least = 0;
 
-    for (int64_t i = threadIdx.x; i < vocab; i += SAMPLE_THREADS)
-        best = better(best, candidate{value_at(x, i), (int)i});
-    best = block_best(best);
-    const candidate highest = best;
-    if (s->temperature != 0.0f && highest.score != -INFINITY) {
-        if (s->top_k && s->top_k < vocab)
-            least = reach(x, vocab, s, highest.score, 1, least, (u64)s->top_k);
-        if (s->top_p != 0.0f && s->top_p != 1.0f) {
-            const double sum = (double)total(x, vocab, s, highest.score, least);
-            least = reach(x, vocab, s, highest.score, 0, least, (u64)((double)s->top_p * sum));
-        }
-        best = candidate{-INFINITY, INT32_MAX};
-        for (int64_t i = threadIdx.x; i < vocab; i += SAMPLE_THREADS) {
-            const float z = value_at(x, i);
-            if (z == -INFINITY || key_of(z) < least) continue;
-            best = better(best, candidate{sample_score(&row, z, i), (int)i});
-        }
-        best = block_best(best);
-        if (best.index == INT32_MAX) best = highest;
+    wait_for_previous();
+    let_next_start();
+    const fp8_sample_row row = rows[blockIdx.x];
+    const fp8_sampling *s = &row.how;
+    if (s->temperature == 0.0f) return;
+    const float highest = value_at(x, ids[blockIdx.x]);
+    if (highest == -INFINITY) return;
+    if (s->top_k && s->top_k < vocab)
+        least = reach(x, vocab, s, highest, 1, least, (u64)s->top_k);
+    if (s->top_p != 0.0f && s->top_p != 1.0f) {
+        const double sum = (double)total(x, vocab, s, highest, least);
+        least = reach(x, vocab, s, highest, 0, least, (u64)((double)s->top_p * sum));
     }
-    if (threadIdx.x == 0) ids[blockIdx.x] = best.index;
+    for (int64_t i = threadIdx.x; i < vocab; i += SAMPLE_THREADS) {
+        const float z = value_at(x, i);
+        if (z == -INFINITY || key_of(z) < least) continue;
+        best = better(best, candidate{sample_score(&row, z, i), (int)i});
+    }
+    best = block_best(best);
+    if (threadIdx.x == 0 && best.index != INT32_MAX) ids[blockIdx.x] = best.index;
 }
 
 /* ---- host ---------------------------------------------------------------------------------- */
 
 extern "C" fp8_status sample_cuda(fp8_device *d, int32_t *ids, const float *logits,
                                   const fp8_sample_row *rows, int64_t num_rows, int64_t vocab) {
-    sample_kernel<<<(unsigned)num_rows, SAMPLE_THREADS, 0, fp8_device_stream(d)>>>(ids, logits,
-                                                                                  rows, vocab);
-    return fp8_cuda_launched("sample_kernel", fp8_device_stream(d));
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_top_k(d, ids, NULL, logits, FP8_DTYPE_F32, num_rows, vocab, 0, 1,
+                      FP8_LAUNCH_OVERLAP));
+    FP8_TRY(launch("draw", draw_kernel, dim3((unsigned)num_rows), dim3(SAMPLE_THREADS), 0, d,
+                   FP8_LAUNCH_OVERLAP, ids, logits, rows, vocab));
+done:
+    return st;
 }
