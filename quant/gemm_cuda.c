@@ -79,9 +79,10 @@ static const char *refuse(const fp8_device *d, const fp8_gemm *g) {
 /* Is this, on AUTO, our kernel's? */
 static int takes_skinny(const fp8_device *d, const fp8_gemm *g) {
     const char *want = getenv("FP8_GEMM_SKINNY");
+    const int never = want && *want == '0', always = want && *want == '1';
 
-    return !(want && *want == '0') && g->backend == FP8_GEMM_AUTO && is_fp8(g->a_dtype) &&
-           skinny_pays(g) && skinny_check(d, g) == FP8_OK;
+    return !never && g->backend == FP8_GEMM_AUTO && is_fp8(g->a_dtype) &&
+           (always || skinny_pays(g)) && skinny_check(d, g) == FP8_OK;
 }
 
 int fp8_cuda_gemm_gates(const fp8_device *d, const fp8_gemm *g) {

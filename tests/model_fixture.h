@@ -145,6 +145,10 @@ static inline double fixture_find_amax(const fixture *f, const char *module) {
     return 0.0;
 }
 
+/* Not 0: taken for the amax of every weight, so that Linears of one input have one scale, as our own
+ * checkpoints do, and can be joined. */
+static float fixture_weight_amax;
+
 /* The weight of a Linear becomes E4M3 codes, one descale a tensor or one an output channel. */
 static inline void fixture_quantize_linear(tiny *t, const fixture *f, const fp8_linear_info *l) {
     const int64_t outs = t->scheme == TINY_DYNAMIC ? l->out : 1, cols = l->in_out ? l->out : l->in;
@@ -158,6 +162,8 @@ static inline void fixture_quantize_linear(tiny *t, const fixture *f, const fp8_
         const int64_t c = outs == 1 ? 0 : l->in_out ? i % cols : i / cols;
         descales[c] = fmaxf(descales[c], fabsf(tiny_get(w, i)) / FP8_E4M3_MAX);
     }
+    for (int64_t c = 0; fixture_weight_amax != 0 && c < outs; c++)
+        descales[c] = fixture_weight_amax / FP8_E4M3_MAX;
     for (int64_t i = 0; i < n; i++) {
         const int64_t c = outs == 1 ? 0 : l->in_out ? i % cols : i / cols;
         codes[i] = fp8_from_f32(FP8_DTYPE_E4M3, tiny_get(w, i) / descales[c]);
