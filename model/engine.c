@@ -122,42 +122,48 @@ done:
 
 /* ---- Linears in one -------------------------------------------------------------------------- */
 
-/* Of `count` Linears from the first, where they can be; room for what it leaves, and for the gated
- * products that layer.c may ask for. */
+/* Of `count` Linears from the first, where they can be; `room` for what it leaves, NULL: there is
+ * some; and for the gated products that layer.c may ask for. */
 static fp8_status join(fp8_model *m, fp8_linear *const *linears, int32_t count, fp8_linear **joined,
                        void **room) {
     const fp8_linear_call gated = {.activation = FP8_GEMM_SWIGLU};
+    const int64_t tokens = m->max_tokens;
     const fp8_linear *l;
     fp8_status st = FP8_OK;
 
-    if (*joined) return FP8_OK; /* an earlier engine's */
-    st = fp8_linear_join(joined, linears, count);
-    if (st == FP8_EUNSUPPORTED) return FP8_OK; /* scales that differ: they stay apart */
-    if (st != FP8_OK) return st;
+    if (!*joined) {
+        st = fp8_linear_join(joined, linears, count);
+        if (st == FP8_EUNSUPPORTED) return FP8_OK; /* scales that differ: they stay apart */
+        if (st != FP8_OK) return st;
+    }
     l = *joined;
-    if (!*room)
-        FP8_TRY(fp8_model_alloc(m, room, (size_t)(m->max_tokens * fp8_linear_out(l)) *
+    if (room && !*room)
+        FP8_TRY(fp8_model_alloc(m, room, (size_t)(tokens * fp8_linear_out(l)) *
                                              fp8_dtype_size(m->type)));
-    FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace,
-                               fp8_linear_workspace_size(l, m->max_tokens)));
+    FP8_TRY(fp8_model_reserve(m, fp8_linear_workspace_size(l, tokens), 0));
     if (fp8_linear_out(l) % 2 == 0)
-        FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace,
-                                   fp8_linear_apply_workspace_size(l, m->max_tokens,
-                                                                   FP8_DTYPE_E4M3, &gated)));
+        FP8_TRY(fp8_model_reserve(m, fp8_linear_apply_workspace_size(l, tokens, FP8_DTYPE_E4M3,
+                                                                     &gated), 0));
 done:
     return st;
 }
 
+/* Joined Linears leave theirs where the parts would, but where what is made of it, real queries or
+ * the activation's values, goes there too. */
 static fp8_status join_linears(fp8_engine *e) {
     fp8_model *m = e->m;
+    fp8_scratch *s = &m->scratch;
     fp8_status st = FP8_OK;
 
     for (int64_t i = 0; i < m->config.num_layers; i++) {
         fp8_layer *l = &m->layers[i];
-        FP8_TRY(join(m, &l->linears[FP8_LINEAR_Q], 3, &l->joined_qkv, &m->scratch.joined_qkv));
+        FP8_TRY(join(m, &l->linears[FP8_LINEAR_Q], 3, &l->joined_qkv,
+                     engine_q_codes(e) ? NULL : &s->joined_qkv));
         if (l->linears[FP8_LINEAR_GATE] && !l->mixture.experts) {
             fp8_linear *const pair[2] = {l->linears[FP8_LINEAR_GATE], l->linears[FP8_LINEAR_UP]};
-            FP8_TRY(join(m, pair, 2, &l->joined_up, &m->scratch.joined_up));
+            const int dense =
+                fp8_linear_input_scaling(l->linears[FP8_LINEAR_DOWN]) == FP8_INPUT_DENSE;
+            FP8_TRY(join(m, pair, 2, &l->joined_up, dense ? &s->joined_up : NULL));
         }
     }
 done:
@@ -178,9 +184,11 @@ static fp8_status create_head(fp8_engine *e) {
     fp8_status st = FP8_OK;
 
     FP8_TRY(fp8_linear_create(&e->head, m->device, &spec));
-    FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace,
-                               fp8_linear_apply_workspace_size(e->head, e->o.max_seqs,
-                                                               FP8_DTYPE_F32, &call)));
+    for (int i = 0; i < 2; i++) {
+        const fp8_dtype y = i ? FP8_DTYPE_F32 : m->type;
+        FP8_TRY(fp8_model_reserve(m, fp8_linear_apply_workspace_size(e->head, e->o.max_seqs, y,
+                                                                     &call), 0));
+    }
     e->stats.bytes += (size_t)(spec.in * spec.out);
 done:
     return st;
@@ -266,8 +274,7 @@ static fp8_status plan_kind(fp8_engine *e, engine_kind *k) {
         if (!k->plans[windowed]) {
             const fp8_decode_options o = plan_options(e, k, windows[i]);
             FP8_TRY(fp8_decode_plan_create(&k->plans[windowed], e->device, &o));
-            FP8_TRY(fp8_buffer_reserve(e->device, &e->m->workspace,
-                                       fp8_decode_workspace_size(k->plans[windowed])));
+            FP8_TRY(fp8_model_reserve(e->m, 0, fp8_decode_workspace_size(k->plans[windowed])));
         }
         k->layers[i] = k->plans[windowed];
     }

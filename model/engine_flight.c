@@ -114,7 +114,7 @@ fp8_status engine_work(fp8_engine *e, const engine_kind *k, int64_t tokens, int6
 
     FP8_TRY(FP8_IN_RANGE("forward", forward(e, k, tokens, seqs, &logits)));
     FP8_TRY(FP8_IN_RANGE("choice of ids", fp8_sample(e->device, e->chosen, logits.data,
-                                                     e->on_device.rows, made,
+                                                     logits.dtype, e->on_device.rows, made,
                                                      e->m->config.vocab_size)));
     FP8_TRY(end_step(e, k, made));
 done:

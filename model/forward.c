@@ -14,15 +14,19 @@
 
 /* ---- logits ---------------------------------------------------------------------------------- */
 
-/* Logits of a head in FP8; x is quantized a token at a time. */
-static fp8_status paged_head(const fp8_pass *p, const fp8_tensor *logits, const fp8_tensor *x) {
+/* Logits of a head in FP8, rounded to the compute type as those of a real one are; x is quantized a
+ * token at a time. */
+static fp8_status paged_head(const fp8_pass *p, fp8_tensor *logits, const fp8_tensor *x) {
     const fp8_linear_call call = {.accumulate = p->m->accumulate};
     const float softcap = (float)p->m->config.logit_softcap;
     fp8_status st = FP8_OK;
 
+    if (softcap <= 0) logits->dtype = p->m->type;
     FP8_TRY(fp8_linear_apply(p->paged->head, logits, x, &call, p->m->workspace.data,
                              p->m->workspace.bytes));
-    if (softcap > 0) FP8_TRY(p->m->ops->softcap(p->m->device, logits, softcap, p->m->type));
+    if (softcap <= 0) return FP8_OK;
+    FP8_TRY(p->m->ops->round(p->m->device, logits, p->m->type));
+    FP8_TRY(p->m->ops->softcap(p->m->device, logits, softcap, p->m->type));
 done:
     return st;
 }

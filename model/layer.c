@@ -271,7 +271,8 @@ static fp8_status project(const pass *p, int64_t index, fp8_tensor qkv[3], const
 
     FP8_TRY(recast(p, index, FP8_LINEAR_Q, FP8_LINEAR_V));
     if (joined) {
-        const fp8_tensor y = view(p, m->scratch.joined_qkv, fp8_linear_out(joined));
+        void *const room = m->scratch.joined_qkv ? m->scratch.joined_qkv : m->scratch.q;
+        const fp8_tensor y = view(p, room, fp8_linear_out(joined));
         char *at = y.data;
         for (int i = 0; i < 3; i++) {
             qkv[i].data = at;
@@ -442,7 +443,7 @@ static fp8_status attend(const pass *p, int64_t layer, fp8_attention_io *io) {
     }
     if (options.q_dtype == FP8_DTYPE_E4M3) io->q_descale = scales + FP8_SCALE_STEP;
     FP8_TRY(fp8_plan_get(m, &plan, &options));
-    FP8_TRY(fp8_attention_run(plan, io, m->workspace.data, m->workspace.bytes));
+    FP8_TRY(fp8_attention_run(plan, io, m->shared.data, m->shared.bytes));
 done:
     return st;
 }
@@ -458,7 +459,7 @@ static fp8_status attend_pages(const pass *p, int64_t index, const fp8_attention
         .o_scale = io->o_scale,
         .q = codes ? (void *)m->scratch.q_codes : m->scratch.q,
         .q_descale = codes ? m->layers[index].kv_scales + FP8_SCALE_STEP : NULL};
-    return fp8_decode_run(p->paged->plans[index], &d, m->workspace.data, m->workspace.bytes);
+    return fp8_decode_run(p->paged->plans[index], &d, m->shared.data, m->shared.bytes);
 }
 
 static fp8_status attention_block(pass *p, int64_t index) {
@@ -542,8 +543,8 @@ done:
     return st;
 }
 
-/* The call that makes what the down Linear reads, to *inner, of gate and up joined: their activation
- * and the scale, if there is one that is known, at the store. 0: apart they take less time. */
+/* The call by which gate and up, joined, leave what the down Linear reads at *inner: the activation
+ * and a scale that is known are at the store. 0: apart they take less time. */
 static int gates(const pass *p, int64_t index, fp8_linear_call *call, input *inner) {
     const fp8_model *m = p->m;
     const fp8_layer *layer = &m->layers[index];
@@ -576,7 +577,8 @@ static fp8_status gate_up(const pass *p, int64_t index, const input *in, fp8_lin
 
     *stride = 0;
     if (joined) {
-        const fp8_tensor y = view(p, m->scratch.joined_up, fp8_linear_out(joined));
+        void *const room = m->scratch.joined_up ? m->scratch.joined_up : m->scratch.gate;
+        const fp8_tensor y = view(p, room, fp8_linear_out(joined));
         *stride = fp8_linear_out(joined);
         ys[0].data = y.data;
         ys[1].data = (char *)y.data + (size_t)ys[0].shape[1] * fp8_dtype_size(m->type);

@@ -79,123 +79,6 @@ done:
     return st;
 }
 
-/* ---- scratch --------------------------------------------------------------------------------- */
-
-static fp8_gemm lm_head_product(const fp8_model *m, int64_t rows) {
-    const int64_t hidden = m->config.hidden_size, vocab = m->config.vocab_size;
-    return (fp8_gemm){
-        .m = rows, .n = vocab, .k = hidden, .lda = hidden, .ldb = hidden, .ldd = vocab,
-        .a_dtype = m->type, .b_dtype = m->type, .d_dtype = FP8_DTYPE_F32, .alpha = 1.0f,
-        .b = m->lm_head.data,
-    };
-}
-
-fp8_status fp8_model_lm_head(fp8_model *m, const fp8_tensor *logits, const fp8_tensor *x) {
-    fp8_gemm g = lm_head_product(m, x->shape[0]);
-    fp8_status st = FP8_OK;
-
-    g.a = x->data;
-    g.d = logits->data;
-    FP8_TRY(fp8_gemm_run(m->device, &g, m->workspace.data, m->workspace.bytes));
-    FP8_TRY(m->ops->round(m->device, logits, m->type));
-    if (m->config.logit_softcap > 0)
-        FP8_TRY(m->ops->softcap(m->device, logits, (float)m->config.logit_softcap, m->type));
-done:
-    return st;
-}
-
-static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
-
-/* What the Linears of a layer want, and its mixture. */
-static size_t layer_workspace(const fp8_model *m, int64_t index) {
-    size_t most = fp8_mixture_workspace(m, &m->layers[index].mixture);
-
-    for (int k = 0; k < FP8_NUM_LINEAR_KINDS; k++) {
-        const fp8_linear *l = m->layers[index].linears[k];
-        const fp8_tensor residual = {.dtype = m->type};
-        fp8_dtype y = m->type;
-        fp8_linear_call call;
-        if (!l) continue;
-        most = larger(most, fp8_linear_workspace_size(l, m->max_tokens));
-        call = fp8_layer_call(m, index, (fp8_linear_kind)k, &residual, &y);
-        most = larger(most, fp8_linear_apply_workspace_size(l, m->max_tokens, y, &call));
-    }
-    return most;
-}
-
-static size_t workspace_bytes(const fp8_model *m) {
-    const fp8_gemm g = lm_head_product(m, m->max_tokens);
-    size_t most = m->lm_head.data ? fp8_gemm_workspace_size(m->device, &g) : 0;
-
-    for (int64_t i = 0; i < m->config.num_layers; i++) most = larger(most, layer_workspace(m, i));
-    return most;
-}
-
-static fp8_status alloc_rows(fp8_model *m, void **out, int64_t width, size_t element) {
-    fp8_status st = FP8_OK;
-    size_t bytes = 0;
-    FP8_TRY(fp8_mul_size(&bytes, (size_t)m->max_tokens, (size_t)width * element));
-    FP8_TRY(fp8_model_alloc(m, out, bytes));
-done:
-    return st;
-}
-
-fp8_status fp8_model_create_scratch(fp8_model *m) {
-    const fp8_model_config *c = &m->config;
-    const int64_t q = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;
-    const int64_t experts = c->num_experts ? c->experts_per_token * c->expert_size : 0;
-    const int64_t mixture = experts > c->shared_size ? experts : c->shared_size;
-    const int64_t mlp = c->intermediate_size > mixture ? c->intermediate_size : mixture;
-    const int64_t inner = mlp > q ? mlp : q;
-    const char *const *linears = m->family->linears;
-    const int gated = linears[FP8_LINEAR_GATE] || linears[FP8_LINEAR_GATE_UP];
-    const int64_t widest = c->hidden_size > inner ? c->hidden_size : inner;
-    const int quantized = m->quant.scheme != FP8_SCHEME_NONE ||
-                          m->weights == FP8_FORM_QUANTIZED;
-    /* BLOCK: one a group of columns, for tokens up to a multiple of 4. */
-    const int64_t groups = (widest + FP8_SINK_GROUP_COLS - 1) / FP8_SINK_GROUP_COLS;
-    const int64_t descales = m->quant.scheme != FP8_SCHEME_BLOCK ? 1
-                             : m->max_tokens % 4 == 0            ? groups
-                             : m->max_tokens < 3                 ? 4 * groups
-                                                                 : 2 * groups;
-    fp8_scratch *s = &m->scratch;
-    const struct {
-        void **out;
-        int64_t width;
-        size_t element; /* 0: the compute type's */
-        int wanted;
-    } buffers[] = {
-        {&s->x, c->hidden_size, 0, 1},
-        {&s->y, c->hidden_size, 0, 1},
-        {&s->q, q, 0, 1},
-        {&s->k, kv, 0, 1},
-        {&s->v, kv, 0, 1},
-        {&s->attn, q, 0, 1},
-        {&s->gate, mlp, 0, gated},
-        {&s->up, mlp, 0, 1},
-        {(void **)&s->codes, widest, 1, quantized},
-        {(void **)&s->descales, descales, sizeof(float), quantized},
-        {(void **)&s->q_codes, q, 1, m->quant.attention != FP8_ATTENTION_NONE},
-        {(void **)&s->k_codes, kv, 1, m->quant.kv_fp8},
-        {(void **)&s->v_codes, kv, 1, m->quant.kv_fp8},
-    };
-    fp8_status st = FP8_OK;
-
-    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
-        const size_t element = buffers[i].element ? buffers[i].element : fp8_dtype_size(m->type);
-        void *data = NULL;
-        if (!buffers[i].wanted) continue;
-        FP8_TRY(alloc_rows(m, &data, buffers[i].width, element));
-        memcpy(buffers[i].out, &data, sizeof data);
-    }
-    FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace, workspace_bytes(m)));
-    FP8_TRY(fp8_mixture_scratch(m));
-    FP8_TRY(fp8_inputs_create(m));
-    FP8_TRY(fp8_rope_extend(m, m->max_tokens));
-done:
-    return st;
-}
-
 /* ---- load ------------------------------------------------------------------------------------ */
 
 static fp8_status read_config(fp8_model *m, const fp8_checkpoint *c, const char *config_json) {
@@ -282,7 +165,7 @@ void fp8_model_destroy(fp8_model *m) {
     fp8_inputs_destroy(m);
     fp8_device_free(m->device, m->rope.memory.data);
     fp8_device_free(m->device, m->rope_local.memory.data);
-    fp8_device_free(m->device, m->workspace.data);
+    fp8_device_free(m->device, m->shared.data);
     fp8_device_free(m->device, m->logits.data);
     fp8_device_free(m->device, m->scores.data);
     fp8_quant_config_free(&m->quant);

@@ -87,7 +87,7 @@ typedef struct fp8_scratch { /* place; [max_tokens, ...] */
     void *x, *y;             /* hidden: the residual stream; a norm's or a block's output */
     void *q, *k, *v, *attn;  /* heads * head_dim */
     void *gate, *up;         /* intermediate */
-    void *joined_qkv, *joined_up; /* what joined Linears leave: side by side */
+    void *joined_qkv, *joined_up; /* what joined Linears leave, side by side; NULL: at q, at gate */
     uint8_t *codes;          /* hidden or intermediate: the quantized input of Linears */
     float *descales;         /* of codes: [max_tokens], or one a token and 128 columns */
     uint8_t *q_codes, *k_codes, *v_codes;
@@ -150,7 +150,10 @@ struct fp8_model {
 
     fp8_inputs inputs;
     fp8_scratch scratch;
-    fp8_buffer workspace, logits, scores;
+    fp8_buffer shared;    /* attention's workspace; then the products', gate and up */
+    fp8_buffer workspace; /* the products' */
+    size_t inner_bytes, up_bytes; /* of gate and up, of up alone */
+    fp8_buffer logits, scores;
     fp8_plan_slot plans[FP8_MAX_PLANS];
     uint64_t tick;
 
@@ -171,6 +174,10 @@ struct fp8_kv_cache {
 FP8_NODISCARD fp8_status fp8_model_alloc(fp8_model *m, void **out, size_t bytes);
 /* At least `bytes`; what was in it is lost when it grows. */
 FP8_NODISCARD fp8_status fp8_buffer_reserve(fp8_device *d, fp8_buffer *b, size_t bytes);
+
+/* The model's workspaces hold at least so much for products and for attention; those before may
+ * have moved, and gate and up with them (scratch.c). */
+FP8_NODISCARD fp8_status fp8_model_reserve(fp8_model *m, size_t products, size_t attention);
 
 /* Weights of `c` into m, whose config, quant, family and device are set (weights.c). */
 FP8_NODISCARD fp8_status fp8_model_load_weights(fp8_model *m, const fp8_checkpoint *c);
@@ -226,8 +233,9 @@ typedef struct fp8_pass {
     fp8_tensor x, out, y;
 } fp8_pass;
 
-/* Tokens in place [tokens] with their positions, through all layers; *logits F32 [num_last, vocab]
- * of the rows `last`, in the model's own memory, which is there already. Nothing is allocated. */
+/* Tokens in place [tokens] with their positions, through all layers; *logits [num_last, vocab], F32
+ * or the compute type, of the rows `last`, in the model's own memory, which is there already.
+ * Nothing is allocated. */
 FP8_NODISCARD fp8_status fp8_model_step(fp8_model *m, const fp8_paged *paged, int64_t tokens,
                                         const int32_t *ids, const int32_t *positions,
                                         const int32_t *last, int64_t num_last,
@@ -252,10 +260,10 @@ void fp8_layer_share_inputs(fp8_layer *layer);
 /* A layer's kv_scales from the descales of Q, K and V (model.c). */
 FP8_NODISCARD fp8_status fp8_model_place_kv_scales(fp8_model *m, const float descales[3],
                                                    float **out);
-/* Buffers of the forward for m->max_tokens, once layers and config are there (model.c). */
+/* Buffers of the forward for m->max_tokens, once layers and config are there (scratch.c). */
 FP8_NODISCARD fp8_status fp8_model_create_scratch(fp8_model *m);
 
-/* logits F32 [rows, vocab] = x lm_head^T, rounded to the compute type (model.c). */
+/* logits F32 [rows, vocab] = x lm_head^T, rounded to the compute type (scratch.c). */
 FP8_NODISCARD fp8_status fp8_model_lm_head(fp8_model *m, const fp8_tensor *logits,
                                            const fp8_tensor *x);
 

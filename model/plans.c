@@ -37,7 +37,7 @@ fp8_status fp8_plan_get(fp8_model *m, fp8_attention_plan **out,
         if (s->used < slot->used) slot = s;
     }
     FP8_TRY(fp8_attention_plan_create(&plan, m->device, &wanted));
-    FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace, fp8_attention_workspace_size(plan)));
+    FP8_TRY(fp8_model_reserve(m, 0, fp8_attention_workspace_size(plan)));
     fp8_attention_plan_destroy(slot->plan);
     *slot = (fp8_plan_slot){plan, wanted, m->tick};
     *out = plan;

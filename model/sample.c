@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "core/half.h"
 #include "model/sample_impl.h"
 
 fp8_status fp8_sampling_check(const fp8_sampling *s) {
@@ -69,30 +70,37 @@ static int32_t draw(const fp8_sample_row *row, const float *x, int64_t n, float 
 
 typedef struct sample_job {
     int32_t *ids;
-    const float *logits;
+    const void *logits;
+    fp8_dtype dtype;
     const fp8_sample_row *rows;
     int64_t vocab;
 } sample_job;
 
 static fp8_status choose(void *ctx, int64_t begin, int64_t end, int32_t worker) {
     const sample_job *j = ctx;
-    float *sorted = malloc((size_t)j->vocab * sizeof *sorted);
+    const int64_t n = j->vocab;
+    float *sorted = malloc(2 * (size_t)n * sizeof *sorted), *values = sorted + n;
 
     (void)worker;
-    if (!sorted) return FP8_FAIL(FP8_ENOMEM, "%lld logits", (long long)j->vocab);
+    if (!sorted) return FP8_FAIL(FP8_ENOMEM, "%lld logits", (long long)n);
     for (int64_t r = begin; r < end; r++) {
-        const float *x = j->logits + r * j->vocab;
-        j->ids[r] = j->rows[r].how.temperature == 0.0f ? greedy(x, j->vocab)
-                                                       : draw(&j->rows[r], x, j->vocab, sorted);
+        const float *x = j->dtype == FP8_DTYPE_F32 ? (const float *)j->logits + r * n : values;
+        for (int64_t i = 0; x == values && i < n; i++)
+            values[i] = fp8_bf16_to_f32(((const uint16_t *)j->logits)[r * n + i]);
+        j->ids[r] = j->rows[r].how.temperature == 0.0f ? greedy(x, n)
+                                                       : draw(&j->rows[r], x, n, sorted);
     }
     free(sorted);
     return FP8_OK;
 }
 
-fp8_status fp8_sample(fp8_device *d, int32_t *ids, const float *logits, const fp8_sample_row *rows,
-                      int64_t num_rows, int64_t vocab) {
-    sample_job j = {ids, logits, rows, vocab};
+fp8_status fp8_sample(fp8_device *d, int32_t *ids, const void *logits, fp8_dtype dtype,
+                      const fp8_sample_row *rows, int64_t num_rows, int64_t vocab) {
+    sample_job j = {ids, logits, dtype, rows, vocab};
 
+    if (dtype != FP8_DTYPE_F32 && dtype != FP8_DTYPE_BF16)
+        return FP8_FAIL(FP8_EINVAL, "sample: logits of %s, expected F32 or BF16",
+                        fp8_dtype_name(dtype));
     if (num_rows < 0 || vocab < 1 || vocab > INT32_MAX)
         return FP8_FAIL(FP8_EINVAL, "sample: %lld rows of %lld logits", (long long)num_rows,
                         (long long)vocab);
@@ -100,7 +108,7 @@ fp8_status fp8_sample(fp8_device *d, int32_t *ids, const float *logits, const fp
     if (!ids || !logits || !rows) return FP8_FAIL(FP8_EINVAL, "sample: NULL ids, logits or rows");
 #if FP8_CUDA
     if (fp8_device_place(d) == FP8_PLACE_CUDA)
-        return sample_cuda(d, ids, logits, rows, num_rows, vocab);
+        return sample_cuda(d, ids, logits, dtype, rows, num_rows, vocab);
 #endif
     return fp8_parallel_for(fp8_device_pool(d), num_rows, 1, choose, &j);
 }

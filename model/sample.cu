@@ -1,7 +1,7 @@
 /* model/sample.cu - the next id from rows of logits: highest, or drawn among the kept.
  *
  * Computes   model/sample.h: fp8_top_k leaves every row's highest, then one block a row draws
- * Shapes     logits [rows, vocab] F32, ids [rows]
+ * Shapes     logits [rows, vocab] F32 or BF16, ids [rows]
  * Bound      the row's passes through L2: 4 digits of top_k's value, the sum and 4 digits of
  *            top_p's, the draw; a greedy row's block ends at once. 256000 logits are 1 MB, some 12
  *            us a pass of one block
@@ -10,6 +10,8 @@
  *            not matter: the same bytes every time. Against the CPU's doubles a value may fall to
  *            the other side of top_p where the sums meet it within 2^-20
  */
+#include <cuda_bf16.h>
+
 #include "core/launch.cuh"
 #include "model/sample_impl.h"
 #include "quant/quant.h"
@@ -23,8 +25,8 @@ typedef unsigned long long u64;
 
 /* ---- device helpers ------------------------------------------------------------------------ */
 
-static __device__ float value_at(const float *x, int64_t i) {
-    const float z = x[i];
+template <typename T> static __device__ float value_at(const T *x, int64_t i) {
+    const float z = static_cast<float>(x[i]);
     return isnan(z) ? -INFINITY : z;
 }
 
@@ -71,7 +73,8 @@ static __device__ u64 share_of(const fp8_sampling *s, float z, float highest, in
 }
 
 /* Sums by the digit at `shift` of the keys that begin as `prefix` does and are at least `least`. */
-static __device__ void digit_sums(u64 *sums, const float *x, int64_t n, const fp8_sampling *s,
+template <typename T>
+static __device__ void digit_sums(u64 *sums, const T *x, int64_t n, const fp8_sampling *s,
                                   float highest, int counts, uint32_t least, uint32_t prefix,
                                   int shift) {
     const uint32_t above = shift + DIGIT_BITS == 32 ? 0 : ~0u << (shift + DIGIT_BITS);
@@ -89,7 +92,8 @@ static __device__ void digit_sums(u64 *sums, const float *x, int64_t n, const fp
 
 /* The largest key at which the sum over keys that are not less reaches `target`; `least` where it
  * never does. */
-static __device__ uint32_t reach(const float *x, int64_t n, const fp8_sampling *s, float highest,
+template <typename T>
+static __device__ uint32_t reach(const T *x, int64_t n, const fp8_sampling *s, float highest,
                                  int counts, uint32_t least, u64 target) {
     __shared__ u64 sums[DIGITS], left;
     __shared__ uint32_t digit;
@@ -113,7 +117,8 @@ static __device__ uint32_t reach(const float *x, int64_t n, const fp8_sampling *
 }
 
 /* The sum of all weights from `least` on. */
-static __device__ u64 total(const float *x, int64_t n, const fp8_sampling *s, float highest,
+template <typename T>
+static __device__ u64 total(const T *x, int64_t n, const fp8_sampling *s, float highest,
                             uint32_t least) {
     __shared__ u64 sum;
 
@@ -132,9 +137,10 @@ static __device__ u64 total(const float *x, int64_t n, const fp8_sampling *s, fl
 /* ---- kernel -------------------------------------------------------------------------------- */
 
 /* ids: in, the highest of each row; out, of rows that are drawn, what was. */
+template <typename T>
 static __global__ void __launch_bounds__(SAMPLE_THREADS)
-    draw_kernel(int32_t *ids, const float *logits, const fp8_sample_row *rows, int64_t vocab) {
-    const float *x = logits + blockIdx.x * vocab;
+    draw_kernel(int32_t *ids, const T *logits, const fp8_sample_row *rows, int64_t vocab) {
+    const T *x = logits + blockIdx.x * vocab;
     candidate best = {-INFINITY, INT32_MAX};
     uint32_t least = 0;
 
@@ -162,14 +168,20 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS)
 
 /* ---- host ---------------------------------------------------------------------------------- */
 
-extern "C" fp8_status sample_cuda(fp8_device *d, int32_t *ids, const float *logits,
+template <typename T>
+static fp8_status launch_draw(fp8_device *d, int32_t *ids, const void *logits,
+                              const fp8_sample_row *rows, int64_t num_rows, int64_t vocab) {
+    return launch("draw", draw_kernel<T>, dim3((unsigned)num_rows), dim3(SAMPLE_THREADS), 0, d,
+                  FP8_LAUNCH_OVERLAP, ids, static_cast<const T *>(logits), rows, vocab);
+}
+
+extern "C" fp8_status sample_cuda(fp8_device *d, int32_t *ids, const void *logits, fp8_dtype dtype,
                                   const fp8_sample_row *rows, int64_t num_rows, int64_t vocab) {
+    const auto draw = dtype == FP8_DTYPE_F32 ? launch_draw<float> : launch_draw<__nv_bfloat16>;
     fp8_status st = FP8_OK;
 
-    FP8_TRY(fp8_top_k(d, ids, NULL, logits, FP8_DTYPE_F32, num_rows, vocab, 0, 1,
-                      FP8_LAUNCH_OVERLAP));
-    FP8_TRY(launch("draw", draw_kernel, dim3((unsigned)num_rows), dim3(SAMPLE_THREADS), 0, d,
-                   FP8_LAUNCH_OVERLAP, ids, logits, rows, vocab));
+    FP8_TRY(fp8_top_k(d, ids, NULL, logits, dtype, num_rows, vocab, 0, 1, FP8_LAUNCH_OVERLAP));
+    FP8_TRY(draw(d, ids, logits, rows, num_rows, vocab));
 done:
     return st;
 }

@@ -32,10 +32,11 @@ typedef struct fp8_sample_row {
     int64_t position; /* tokens before the one that is drawn */
 } fp8_sample_row;
 
-/* ids[r] = the choice of logits[r]. ids out [rows] I32, logits in F32 [rows, vocab], rows in
- * [rows]; place of the device; asynchronous on CUDA. */
-FP8_NODISCARD fp8_status fp8_sample(fp8_device *d, int32_t *ids, const float *logits,
-                                    const fp8_sample_row *rows, int64_t num_rows, int64_t vocab);
+/* ids[r] = the choice of logits[r]. ids out [rows] I32, logits in [rows, vocab] F32 | BF16 (dtype),
+ * rows in [rows]; place of the device; asynchronous on CUDA. */
+FP8_NODISCARD fp8_status fp8_sample(fp8_device *d, int32_t *ids, const void *logits,
+                                    fp8_dtype dtype, const fp8_sample_row *rows,
+                                    int64_t num_rows, int64_t vocab);
 
 #ifdef __cplusplus
 }

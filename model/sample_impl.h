@@ -37,8 +37,9 @@ SAMPLE_INLINE float sample_weight(const fp8_sampling *s, float z, float highest)
 }
 
 /* fp8_sample of checked arguments; asynchronous (sample.cu). */
-FP8_NODISCARD fp8_status sample_cuda(fp8_device *d, int32_t *ids, const float *logits,
-                                     const fp8_sample_row *rows, int64_t num_rows, int64_t vocab);
+FP8_NODISCARD fp8_status sample_cuda(fp8_device *d, int32_t *ids, const void *logits,
+                                     fp8_dtype dtype, const fp8_sample_row *rows,
+                                     int64_t num_rows, int64_t vocab);
 
 #ifdef __cplusplus
 }

@@ -145,8 +145,8 @@ static inline double fixture_find_amax(const fixture *f, const char *module) {
     return 0.0;
 }
 
-/* Not 0: taken for the amax of every weight, so that Linears of one input have one scale, as our own
- * checkpoints do, and can be joined. */
+/* Not 0: taken for the amax of every weight, so that Linears of one input have one scale, as in our
+ * own checkpoints, and can be joined. */
 static float fixture_weight_amax;
 
 /* The weight of a Linear becomes E4M3 codes, one descale a tensor or one an output channel. */

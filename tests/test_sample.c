@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/half.h"
 #include "tests/sample_cases.h"
 
 static fp8_device *cpu;
@@ -11,7 +12,7 @@ enum { VOCAB = 12, DRAWS = 40000 };
 static int32_t choose(const float *x, int64_t vocab, fp8_sampling how, int64_t position) {
     const fp8_sample_row row = {how, position};
     int32_t id = -1;
-    CHECK_STATUS(fp8_sample(cpu, &id, x, &row, 1, vocab), FP8_OK);
+    CHECK_STATUS(fp8_sample(cpu, &id, x, FP8_DTYPE_F32, &row, 1, vocab), FP8_OK);
     return id;
 }
 
@@ -81,13 +82,32 @@ static void test_independence(void) {
         memcpy(x + r * VOCAB, x, sizeof(float[VOCAB]));
         rows[r] = (fp8_sample_row){how, r};
     }
-    CHECK_STATUS(fp8_sample(cpu, ids, x, rows, ROWS, VOCAB), FP8_OK);
+    CHECK_STATUS(fp8_sample(cpu, ids, x, FP8_DTYPE_F32, rows, ROWS, VOCAB), FP8_OK);
     for (int r = 0; r < ROWS; r++) {
         CHECK(ids[r] == choose(x, VOCAB, how, r));
         other_position += ids[r] != ids[0];
         other_seed += ids[r] != choose(x, VOCAB, (fp8_sampling){1, 0, 0, 100}, r);
     }
     CHECK(other_position > 0 && other_seed > 0);
+}
+
+/* BF16 logits are their values in F32. */
+static void test_rounded(void) {
+    uint16_t x[VOCAB];
+    float values[VOCAB];
+    uint64_t seed = 8;
+    int32_t id;
+
+    for (int w = 0; w < SAMPLE_WAYS; w++) {
+        const fp8_sample_row row = {sample_ways[w], w};
+        sample_row(values, VOCAB, w, &seed);
+        for (int i = 0; i < VOCAB; i++) {
+            x[i] = fp8_f32_to_bf16(values[i]);
+            values[i] = fp8_bf16_to_f32(x[i]);
+        }
+        CHECK_STATUS(fp8_sample(cpu, &id, x, FP8_DTYPE_BF16, &row, 1, VOCAB), FP8_OK);
+        CHECK(id == choose(values, VOCAB, sample_ways[w], w));
+    }
 }
 
 static void test_hostile(void) {
@@ -114,10 +134,11 @@ static void test_refusals(void) {
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         CHECK_STATUS(fp8_sampling_check(&bad[i]), FP8_EINVAL);
     for (int w = 0; w < SAMPLE_WAYS; w++) CHECK_STATUS(fp8_sampling_check(&sample_ways[w]), FP8_OK);
-    CHECK_STATUS(fp8_sample(cpu, &id, &x, &row, 1, 0), FP8_EINVAL);
-    CHECK_STATUS(fp8_sample(cpu, &id, &x, &row, -1, 1), FP8_EINVAL);
-    CHECK_STATUS(fp8_sample(cpu, &id, NULL, &row, 1, 1), FP8_EINVAL);
-    CHECK_STATUS(fp8_sample(cpu, NULL, NULL, NULL, 0, 1), FP8_OK);
+    CHECK_STATUS(fp8_sample(cpu, &id, &x, FP8_DTYPE_F32, &row, 1, 0), FP8_EINVAL);
+    CHECK_STATUS(fp8_sample(cpu, &id, &x, FP8_DTYPE_F32, &row, -1, 1), FP8_EINVAL);
+    CHECK_STATUS(fp8_sample(cpu, &id, NULL, FP8_DTYPE_F32, &row, 1, 1), FP8_EINVAL);
+    CHECK_STATUS(fp8_sample(cpu, NULL, NULL, FP8_DTYPE_F32, NULL, 0, 1), FP8_OK);
+    CHECK_STATUS(fp8_sample(cpu, &id, &x, FP8_DTYPE_F16, &row, 1, 1), FP8_EINVAL);
 }
 
 int main(void) {
@@ -125,6 +146,7 @@ int main(void) {
     if (!cpu) return CHECK_DONE();
     test_distribution();
     test_independence();
+    test_rounded();
     test_hostile();
     test_refusals();
     fp8_device_destroy(cpu);
