@@ -45,7 +45,8 @@ static inline int fp8_gemm_is_gated(fp8_gemm_activation a) { return a >= FP8_GEM
 /* Who makes a product on CUDA. */
 typedef enum fp8_gemm_backend {
     FP8_GEMM_AUTO = 0, /* SKINNY where it serves and was measured faster (docs/LINEAR.md), else
-                        * cuBLASLt. FP8_GEMM_SKINNY=0 in the environment: cuBLASLt */
+                        * cuBLASLt. FP8_GEMM_SKINNY in the environment: 0 cuBLASLt, 1 SKINNY
+                        * wherever it serves */
     FP8_GEMM_SKINNY,   /* or FP8_EUNSUPPORTED: a kernel of ours for few rows of A, made to read B at
                         * the speed of memory, with all of the store. Hopper, E4M3 x E4M3 -> F32 |
                         * BF16 | F16 | E4M3, m up to 128, any n and k, rows of A and B on 16 bytes,
