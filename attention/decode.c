@@ -205,6 +205,7 @@ fp8_decode_backend fp8_decode_plan_backend(const fp8_decode_plan *p) {
 }
 const char *fp8_decode_plan_reasons(const fp8_decode_plan *p) { return p->reasons; }
 int64_t fp8_decode_plan_split_keys(const fp8_decode_plan *p) { return p->parts[0].split_keys; }
+int32_t fp8_decode_plan_blocks(const fp8_decode_plan *p) { return p->parts[0].blocks; }
 size_t fp8_decode_workspace_size(const fp8_decode_plan *p) { return p->workspace_bytes; }
 
 /* ---- run ------------------------------------------------------------------------------------- */

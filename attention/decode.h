@@ -101,6 +101,9 @@ void fp8_decode_plan_destroy(fp8_decode_plan *p);
 fp8_decode_backend fp8_decode_plan_backend(const fp8_decode_plan *p);
 const char *fp8_decode_plan_reasons(const fp8_decode_plan *p); /* one line a backend */
 int64_t fp8_decode_plan_split_keys(const fp8_decode_plan *p);  /* as it is kept to; 0: not given */
+/* Of GPU blocks that share the keys of a run, each a range of equal size or, with split_keys, of as
+ * many parts; 0: it is not done so. */
+int32_t fp8_decode_plan_blocks(const fp8_decode_plan *p);
 size_t fp8_decode_workspace_size(const fp8_decode_plan *p);
 
 /* Rows without a key to see, or none above -Inf, give 0 and LSE -inf (with a sink, its own). Rows

@@ -20,6 +20,7 @@ typedef struct decode_part {
     void *state;
     size_t workspace_bytes;
     int64_t split_keys; /* what open settled on; options.split_keys where that is not 0 */
+    int32_t blocks;     /* fp8_decode_plan_blocks; open sets it */
 } decode_part;
 
 /* check and open refuse with FP8_EUNSUPPORTED, the reason being the message, one line. check looks

@@ -152,6 +152,7 @@ static fp8_status pages_open(decode_part *part) {
     FP8_TRY(fp8_tensor_map_encoder(&f->encode));
     FP8_TRY(prepare_kernel(f, part->device));
     part->split_keys = ceil_div(o->split_keys, f->kernel->tile) * f->kernel->tile;
+    part->blocks = f->blocks;
     fill_args(&f->args, o, f->kernel, part->split_keys);
     if (part->split_keys) FP8_TRY(open_parts(part, f, part->split_keys));
     else FP8_TRY(open_exchange(part, f));

@@ -254,6 +254,7 @@ static fp8_decode_options plan_options(const fp8_engine *e, const engine_kind *k
     o.total_q = k->tokens;
     o.max_q = k->max_q;
     o.max_kv = e->o.max_context;
+    if (k->whole) o.split_keys = e->max_pages * e->o.page_size;
     return o;
 }
 
@@ -282,14 +283,29 @@ done:
     return st;
 }
 
-static fp8_status add_kind(fp8_engine *e, int64_t seqs, int64_t tokens, int64_t max_q) {
+static fp8_status add_kind(fp8_engine *e, int64_t seqs, int64_t tokens, int64_t max_q, int whole) {
     engine_kind *k = &e->kinds[e->num_kinds];
 
     if (e->num_kinds == ENGINE_MAX_KINDS)
         return FP8_FAIL(FP8_EINVAL, "engine: more than %d sizes of steps", (int)ENGINE_MAX_KINDS);
     e->num_kinds++;
-    *k = (engine_kind){.seqs = seqs, .tokens = tokens, .max_q = max_q};
+    *k = (engine_kind){.seqs = seqs, .tokens = tokens, .max_q = max_q, .whole = whole};
     return plan_kind(e, k);
+}
+
+/* Decoding of so many sequences; twice where whole items, a head of a sequence each, may be even
+ * shares of the GPU's blocks: nine tenths of a round of them, or more rounds. */
+static fp8_status add_decoding(fp8_engine *e, int64_t seqs) {
+    const fp8_model_config *c = &e->m->config;
+    fp8_status st = FP8_OK;
+    int64_t blocks;
+
+    FP8_TRY(add_kind(e, seqs, seqs, 1, 0));
+    blocks = fp8_decode_plan_blocks(e->kinds[e->num_kinds - 1].layers[0]);
+    if (blocks > 0 && 10 * seqs * c->num_kv_heads >= 9 * blocks)
+        FP8_TRY(add_kind(e, seqs, seqs, 1, 1));
+done:
+    return st;
 }
 
 /* Powers of two below `most`, and that. */
@@ -306,10 +322,10 @@ static fp8_status create_kinds(fp8_engine *e) {
     fp8_status st = FP8_OK;
 
     for (int64_t n = e->graphs ? 1 : seqs; n <= seqs; n = next_size(n, seqs))
-        FP8_TRY(add_kind(e, n, n, 1));
+        FP8_TRY(add_decoding(e, n));
     e->num_decode_kinds = e->num_kinds;
     for (int64_t n = e->graphs ? least : tokens; n <= tokens; n = next_size(n, tokens))
-        if (n >= seqs) FP8_TRY(add_kind(e, seqs, n, n));
+        if (n >= seqs) FP8_TRY(add_kind(e, seqs, n, n, 0));
 done:
     return st;
 }

@@ -31,6 +31,9 @@ typedef struct engine_request {
 typedef struct engine_kind {
     int64_t seqs, tokens; /* the most it takes; with graphs every step has just these */
     int64_t max_q;        /* tokens of a sequence, at most: 1 where all decode */
+    int whole;            /* attention takes a sequence's keys of a head as one part: for lengths
+                           * that are even enough (engine_flight.c), of the same sizes as the kind
+                           * before it */
     fp8_decode_plan *plans[2]; /* of layers without and with a window */
     fp8_decode_plan **layers;  /* [num_layers] of these */
     fp8_graph *graph;          /* of the whole step; NULL: not captured */

@@ -155,7 +155,8 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS)
         least = reach(x, vocab, s, highest, 1, least, (u64)s->top_k);
     if (s->top_p != 0.0f && s->top_p != 1.0f) {
         const double sum = (double)total(x, vocab, s, highest, least);
-        least = reach(x, vocab, s, highest, 0, least, (u64)((double)s->top_p * sum));
+        const u64 target = (u64)((double)s->top_p * sum);
+        least = reach(x, vocab, s, highest, 0, least, target ? target : 1); /* never nobody */
     }
     for (int64_t i = threadIdx.x; i < vocab; i += SAMPLE_THREADS) {
         const float z = value_at(x, i);
