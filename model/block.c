@@ -191,19 +191,6 @@ static void take_layer(fp8_layer *l, const fp8_block_spec *s) {
     fp8_layer_share_inputs(l);
 }
 
-/* Room for what a joined Linear leaves. */
-static fp8_status make_joined_room(fp8_model *m, const fp8_linear *l, void **out) {
-    const size_t size = fp8_dtype_size(m->type);
-    fp8_status st = FP8_OK;
-
-    if (!l) return FP8_OK;
-    FP8_TRY(fp8_model_alloc(m, out, (size_t)(m->max_tokens * fp8_linear_out(l)) * size));
-    FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace,
-                               fp8_linear_workspace_size(l, m->max_tokens)));
-done:
-    return st;
-}
-
 fp8_status fp8_block_create(fp8_block **out, fp8_device *d, const fp8_block_spec *spec) {
     fp8_block *b = NULL;
     fp8_model *m = NULL;
@@ -230,8 +217,9 @@ fp8_status fp8_block_create(fp8_block **out, fp8_device *d, const fp8_block_spec
         FP8_TRY(fp8_model_place_kv_scales(m, descales, &b->layer.kv_scales));
     }
     FP8_TRY(fp8_model_create_scratch(m));
-    FP8_TRY(make_joined_room(m, spec->joined_qkv, &m->scratch.joined_qkv));
-    FP8_TRY(make_joined_room(m, spec->joined_up, &m->scratch.joined_up));
+    if (spec->joined_qkv)
+        FP8_TRY(fp8_model_make_room(m, spec->joined_qkv, &m->scratch.joined_qkv));
+    if (spec->joined_up) FP8_TRY(fp8_model_make_room(m, spec->joined_up, &m->scratch.joined_up));
     FP8_TRY(fp8_rope_extend(m, spec->max_position));
     *out = b;
     b = NULL;
@@ -350,7 +338,7 @@ static fp8_status plan_pages(fp8_block *b, const fp8_kv_pages *pages, const fp8_
     b->plan = NULL;
     b->planned = o;
     FP8_TRY(fp8_decode_plan_create(&b->plan, m->device, &o));
-    FP8_TRY(fp8_buffer_reserve(m->device, &m->workspace, fp8_decode_workspace_size(b->plan)));
+    FP8_TRY(fp8_model_reserve(m, 0, fp8_decode_workspace_size(b->plan)));
 done:
     return st;
 }

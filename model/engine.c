@@ -122,30 +122,14 @@ done:
 
 /* ---- Linears in one -------------------------------------------------------------------------- */
 
-/* Of `count` Linears from the first, where they can be; `room` for what it leaves, NULL: there is
- * some; and for the gated products that layer.c may ask for. */
+/* Of `count` Linears from the first, where they can be; room: as fp8_model_make_room has it. */
 static fp8_status join(fp8_model *m, fp8_linear *const *linears, int32_t count, fp8_linear **joined,
                        void **room) {
-    const fp8_linear_call gated = {.activation = FP8_GEMM_SWIGLU};
-    const int64_t tokens = m->max_tokens;
-    const fp8_linear *l;
     fp8_status st = FP8_OK;
 
-    if (!*joined) {
-        st = fp8_linear_join(joined, linears, count);
-        if (st == FP8_EUNSUPPORTED) return FP8_OK; /* scales that differ: they stay apart */
-        if (st != FP8_OK) return st;
-    }
-    l = *joined;
-    if (room && !*room)
-        FP8_TRY(fp8_model_alloc(m, room, (size_t)(tokens * fp8_linear_out(l)) *
-                                             fp8_dtype_size(m->type)));
-    FP8_TRY(fp8_model_reserve(m, fp8_linear_workspace_size(l, tokens), 0));
-    if (fp8_linear_out(l) % 2 == 0)
-        FP8_TRY(fp8_model_reserve(m, fp8_linear_apply_workspace_size(l, tokens, FP8_DTYPE_E4M3,
-                                                                     &gated), 0));
-done:
-    return st;
+    if (!*joined) st = fp8_linear_join(joined, linears, count);
+    if (st == FP8_EUNSUPPORTED) return FP8_OK; /* scales that differ: they stay apart */
+    return st == FP8_OK ? fp8_model_make_room(m, *joined, room) : st;
 }
 
 /* Joined Linears leave theirs where the parts would, but where what is made of it, real queries or

@@ -178,6 +178,9 @@ FP8_NODISCARD fp8_status fp8_buffer_reserve(fp8_device *d, fp8_buffer *b, size_t
 /* The model's workspaces hold at least so much for products and for attention; those before may
  * have moved, and gate and up with them (scratch.c). */
 FP8_NODISCARD fp8_status fp8_model_reserve(fp8_model *m, size_t products, size_t attention);
+/* For a joined Linear: workspace, with its gated product's too, and in *room memory for what it
+ * leaves. NULL: it leaves that where its parts do. */
+FP8_NODISCARD fp8_status fp8_model_make_room(fp8_model *m, const fp8_linear *joined, void **room);
 
 /* Weights of `c` into m, whose config, quant, family and device are set (weights.c). */
 FP8_NODISCARD fp8_status fp8_model_load_weights(fp8_model *m, const fp8_checkpoint *c);

@@ -122,6 +122,21 @@ fp8_status fp8_model_reserve(fp8_model *m, size_t products, size_t attention) {
     return st;
 }
 
+fp8_status fp8_model_make_room(fp8_model *m, const fp8_linear *joined, void **room) {
+    const fp8_linear_call gated = {.accumulate = m->accumulate, .activation = FP8_GEMM_SWIGLU};
+    const int64_t tokens = m->max_tokens, out = fp8_linear_out(joined);
+    fp8_status st = FP8_OK;
+
+    if (room && !*room)
+        FP8_TRY(fp8_model_alloc(m, room, (size_t)(tokens * out) * fp8_dtype_size(m->type)));
+    FP8_TRY(fp8_model_reserve(m, fp8_linear_workspace_size(joined, tokens), 0));
+    if (out % 2 == 0)
+        FP8_TRY(fp8_model_reserve(m, fp8_linear_apply_workspace_size(joined, tokens,
+                                                                     FP8_DTYPE_E4M3, &gated), 0));
+done:
+    return st;
+}
+
 fp8_status fp8_model_create_scratch(fp8_model *m) {
     const fp8_model_config *c = &m->config;
     const int64_t q = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;

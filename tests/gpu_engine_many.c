@@ -1,6 +1,7 @@
-/* Many sequences at once, of trained models whose heads have kernels over pages: what a prompt makes
- * is what it makes alone, and the same in every copy of it, but for near ties. With 256 sequences of
- * nearly one length attention takes whole items; with lengths far apart it cuts them. */
+/* Many sequences at once, of trained models whose heads have kernels over pages: what a prompt
+ * makes is what it makes alone, and the same in every copy of it, but for near ties. With 256
+ * sequences of nearly one length attention takes whole items; with lengths far apart it cuts
+ * them. */
 #include <string.h>
 
 #include "model/engine.h"
