@@ -43,8 +43,9 @@ skinny_tile skinny_choose(int64_t m, int64_t n, int64_t k, int32_t num_sms);
 /* Was it measured faster than cuBLASLt on products of such sizes? */
 int skinny_pays(const fp8_gemm *g);
 
-/* Does g's store ask for wide tiles (skinny_wide.h)? */
+/* Does g's store ask for wide tiles (skinny_wide.h)? Are they the faster ones for its sizes? */
 int skinny_is_wide(const fp8_gemm *g);
+int skinny_is_long(const fp8_gemm *g);
 
 /* Shared memory of a block: the ring, partial sums or results on their way out, control. */
 size_t skinny_stage_bytes(const skinny_tile *t);

@@ -66,6 +66,8 @@ static void test_pays(void) {
     CHECK(pays(64, 256000, 3072, NULL) && !pays(65, 256000, 3072, NULL));
     CHECK(pays(32, 4096, 4096, &check_case) && !pays(33, 4096, 4096, &check_case));
     CHECK(!pays(64, 256000, 3072, &check_case));
+    CHECK(pays(64, 3072, 24576, NULL) && !pays(64, 3072, 4096, NULL)); /* long sums */
+    CHECK(!pays(65, 3072, 24576, NULL) && !pays(64, 3072, 24576, &check_case));
 }
 
 /* Wide tiles: what is compiled, within shared memory, with room for the sums. */
