@@ -165,8 +165,12 @@ static __device__ __forceinline__ uint32_t magnitude_bits(float x) {
 static __device__ __forceinline__ bool is_finite_bits(uint32_t u) { return u < 0x7f800000u; }
 
 static __device__ __forceinline__ uint32_t warp_max(uint32_t v) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(0xffffffffu, v);
+#else
     for (int off = 16; off > 0; off >>= 1) v = max(v, __shfl_xor_sync(0xffffffffu, v, off));
     return v;
+#endif
 }
 
 static __device__ __forceinline__ uint32_t warp_sum(uint32_t v) {

@@ -48,10 +48,7 @@ static __global__ void __launch_bounds__(THREADS) embed_kernel(embed_args<T> e) 
         float v[PIECE], p[PIECE];
         if (at >= n_pieces) continue;
         if (e.multiplier == 1.0f && !add) {
-#pragma unroll
-            for (int k = 0; k < piece<T>::VECTORS; k++)
-                reinterpret_cast<vector16<T> *>(e.x + token * e.cols)[at * piece<T>::VECTORS + k] =
-                    in[i].part[k];
+            put_piece(e.x + token * e.cols, at, in[i]);
             continue;
         }
         widen_piece(v, in[i]);

@@ -7,17 +7,14 @@
  *            of the 35 that the memory leaves time for
  * Tiling     four pieces of eight elements a thread, few rows one; a row is cut into segments of
  *            equal size, a block each. With one scale a token the row is in registers: of blocks
- *            a block, up to eight pieces a thread; with FP8_PRODUCER_RINGS=1 of blocks that stay,
- *            the next rows on their way (many rows, quant/produce_ring.cuh), or of a cluster of two
- *            (few long ones). Rows too long for that or not in pieces: a block each, an element at
- *            a time, made twice
+ *            a block, up to eight pieces a thread; on Hopper of blocks that stay, the next rows on
+ *            their way (many rows, quant/produce_ring.cuh), or of a cluster of two (few of more
+ *            than 16384 columns). Rows too long for that or not in pieces: a block each, an element
+ *            at a time, made twice
  * Numerics   F32. Exponentials and reciprocals by the special-function unit (ex2.approx,
  *            rcp.approx: 2 units in the last place, subnormals kept): e^y is off by 2^-22 + |y|
  *            2^-23, far below half a step of E4M3 or BF16. erf by a polynomial, see normal_mass
  */
-#include <stdlib.h>
-#include <string.h>
-
 #include "quant/produce_ring.cuh"
 
 using namespace fp8;
@@ -26,7 +23,6 @@ using namespace fp8;
 
 enum {
     SEGMENT_THREADS = 256, /* at most, of a block that has a segment */
-    SPREAD_PIECES = 1280,  /* of a row, from which two blocks for it pay */
     FEW_PIECES = 1536      /* a multiprocessor: up to here latency counts, not bytes */
 };
 
@@ -42,13 +38,41 @@ template <typename T> struct act_args {
     bool rounded;
 };
 
+static __device__ __forceinline__ float power_of_two(float z) {
+    float e;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(z)); /* what is lost is lost in 1 + e */
+    return e;
+}
+
 /* x / (1 + 2^z). A quarter of the sum is inverted, so that no reciprocal is subnormal, which the
  * instruction alone would flush and four more keep. */
 static __device__ __forceinline__ float gate(float x, float z) {
-    float e, r;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(z)); /* what is lost is lost in 1 + e */
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(fmaf(e, 0.25f, 0.25f)));
+    float r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(fmaf(power_of_two(z), 0.25f, 0.25f)));
     return x * 0.25f * r;
+}
+
+/* The same for one element, or for N: two with one reciprocal, of the product of their sums; where
+ * one lies past 2^62, each with its own. The special-function unit is what they wait for. */
+template <int N> static __device__ __forceinline__ void gate_all(float *x, const float *z) {
+    if constexpr (N > 1) {
+        float most = z[0];
+#pragma unroll
+        for (int k = 1; k < N; k++) asm("max.NaN.f32 %0, %0, %1;" : "+f"(most) : "f"(z[k]));
+        if (most < 62.0f) {
+#pragma unroll
+            for (int k = 0; k < N; k += 2) {
+                const float a = 1.0f + power_of_two(z[k]), b = 1.0f + power_of_two(z[k + 1]);
+                float r;
+                asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(a * b));
+                x[k] *= r * b;
+                x[k + 1] *= r * a;
+            }
+            return;
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < N; k++) x[k] = gate(x[k], z[k]);
 }
 
 /* The normal distribution's mass below x: y = |x| / sqrt 2, erfc(y) / 2 = t p(t) e^(-y^2) with
@@ -74,17 +98,20 @@ static __device__ __forceinline__ float normal_mass(float x) {
 template <int N>
 static __device__ __forceinline__ void activate(float *v, fp8_activation act) {
     const float log2e = 1.44269504088896341f;
+    float z[N];
     switch (act) {
     case FP8_ACT_SILU:
 #pragma unroll
-        for (int k = 0; k < N; k++) v[k] = gate(v[k], -log2e * v[k]);
+        for (int k = 0; k < N; k++) z[k] = -log2e * v[k];
+        gate_all<N>(v, z);
         return;
     case FP8_ACT_GELU_TANH:
 #pragma unroll
         for (int k = 0; k < N; k++) {
             const float twice = -2.0f * 0.7978845608028654f * log2e;
-            v[k] = gate(v[k], v[k] * fmaf(twice * 0.044715f, v[k] * v[k], twice));
+            z[k] = v[k] * fmaf(twice * 0.044715f, v[k] * v[k], twice);
         }
+        gate_all<N>(v, z);
         return;
     case FP8_ACT_GELU_ERF:
 #pragma unroll
@@ -236,14 +263,8 @@ static fp8_status launch_known(fp8_device *d, const act_args<T> &a, const sink_a
     return launch_rows(names[CAST], d, how, op{a}, s, t);
 }
 
-/* Its bytes were compared, but it was rewritten after it was timed: on request. */
-static bool rings_wanted(void) {
-    const char *wanted = getenv("FP8_PRODUCER_RINGS");
-    return wanted && strcmp(wanted, "1") == 0;
-}
-
-/* One scale a token, where the whole row in one block is not the best: many rows by blocks that
- * stay, few long ones by two blocks each. *taken 0: it is, or they were not asked for. */
+/* One scale a token, long or many rows, where a block a row is not the best: many rows by blocks
+ * that stay, few long ones by two blocks each. *taken 0: it is. */
 template <typename T, int MODE>
 static fp8_status launch_token(fp8_device *d, const act_args<T> &a, const sink_args<T> &s, int sms,
                                fp8_launch how, int *taken) {
@@ -253,11 +274,10 @@ static fp8_status launch_token(fp8_device *d, const act_args<T> &a, const sink_a
     const ring_tile r = ring_of<T>(a.rows, n_pieces, (int)(n_pieces + 127) / 128 * 32, many::INPUTS,
                                    many::RING_THREADS, sms);
 
-    *taken = fp8_device_capability(d) >= 90 && rings_wanted();
-    if (*taken && r.stages)
-        return launch_ring(names[0], token_ring_kernel<many>, sms, r, d, how, many{a}, s, r);
-    *taken = *taken && a.rows * 2 <= sms && n_pieces >= SPREAD_PIECES;
+    *taken = fp8_device_capability(d) >= 90 && (r.stages || a.rows * 2 <= sms);
     if (!*taken) return FP8_OK;
+    if (r.stages)
+        return launch_ring(names[0], token_ring_kernel<many>, sms, r, d, how, many{a}, s, r);
     const row_tile t = tile_of(a.rows, n_pieces, few::PIECES, 2, SEGMENT_THREADS, true);
     return launch_clusters(names[0], rows_kernel<few>, 2, dim3((unsigned)a.rows * 2),
                            dim3((unsigned)t.threads), 0, d, how, few{a}, s, t);
@@ -273,7 +293,7 @@ static fp8_status launch_sink(fp8_device *d, const act_args<T> &a, const sink_ar
     switch (sink) {
     case MODE_ONE_SCALE: return launch_known<T, CAST, N, OP + MODE_ONE_SCALE>(d, a, s, how);
     case MODE_TOKEN:
-        if constexpr (!CAST && MANY > 1) {
+        if constexpr (!CAST && N > 1) {
             const fp8_status st = launch_token<T, OP + MODE_TOKEN>(d, a, s, sms, how, &taken);
             if (taken || st != FP8_OK) return st;
         }

@@ -20,9 +20,10 @@ template <typename T> static __host__ __device__ constexpr bool is_bf16() {
     return std::is_same<T, __nv_bfloat16>::value;
 }
 
+/* Words, not elements: what is loaded under a condition is then not taken apart. */
 template <typename T> struct piece {
     enum { VECTORS = PIECE * sizeof(T) / VECTOR_BYTES };
-    vector16<T> part[VECTORS];
+    uint4 part[VECTORS];
 };
 
 /* Index `i` counts pieces from p, which is 16-byte aligned. */
@@ -31,22 +32,22 @@ static __device__ __forceinline__ piece<T> load_piece(const T *p, int64_t i) {
     piece<T> out;
 #pragma unroll
     for (int k = 0; k < piece<T>::VECTORS; k++)
-        out.part[k] = reinterpret_cast<const vector16<T> *>(p)[i * piece<T>::VECTORS + k];
+        out.part[k] = reinterpret_cast<const uint4 *>(p)[i * piece<T>::VECTORS + k];
     return out;
 }
 
 template <typename T>
 static __device__ __forceinline__ void widen_piece(float v[PIECE], const piece<T> &in) {
-    enum { N = vector16<T>::COUNT };
+    T x[PIECE];
+    memcpy(x, &in, sizeof x);
 #pragma unroll
-    for (int k = 0; k < PIECE; k++) v[k] = to_float(in.part[k / N].at[k % N]);
+    for (int k = 0; k < PIECE; k++) v[k] = to_float(x[k]);
 }
 
 /* Two elements a word, an instruction an element. */
 static __device__ __forceinline__ void widen_piece(float v[PIECE],
                                                    const piece<__nv_bfloat16> &in) {
-    uint32_t word[PIECE / 2];
-    memcpy(word, &in, sizeof word);
+    const uint32_t word[PIECE / 2] = {in.part[0].x, in.part[0].y, in.part[0].z, in.part[0].w};
 #pragma unroll
     for (int k = 0; k < PIECE / 2; k++) {
         v[2 * k] = __uint_as_float(word[k] << 16);
@@ -58,16 +59,16 @@ template <typename T>
 static __device__ __forceinline__ void put_piece(T *p, int64_t i, const piece<T> &in) {
 #pragma unroll
     for (int k = 0; k < piece<T>::VECTORS; k++)
-        reinterpret_cast<vector16<T> *>(p)[i * piece<T>::VECTORS + k] = in.part[k];
+        reinterpret_cast<uint4 *>(p)[i * piece<T>::VECTORS + k] = in.part[k];
 }
 
 template <typename T>
 static __device__ __forceinline__ piece<T> narrow_piece(const float v[PIECE]) {
-    enum { N = vector16<T>::COUNT };
     piece<T> out;
-#pragma unroll
-    for (int w = 0; w < PIECE / 4; w++)
-        narrow4(out.part[4 * w / N].at + 4 * w % N, v + 4 * w);
+    T x[PIECE];
+    narrow4(x, v);
+    narrow4(x + 4, v + 4);
+    memcpy(&out, x, sizeof out);
     return out;
 }
 
@@ -172,20 +173,26 @@ static __device__ __forceinline__ void cluster_started() {
 
 /* ---- amax ------------------------------------------------------------------------------------ */
 
-/* Bits of the largest finite |v[k]|; adds the number of others to *others. The maximum that keeps
- * NaN is one instruction an element: only where it is not finite are they looked at singly. */
-template <int N>
-static __device__ __forceinline__ uint32_t finite_amax(const float *v, uint32_t *others) {
-    uint32_t most = 0;
+/* Bits of the largest |v[k]|, or of a NaN where one is: an instruction an element. */
+template <int N> static __device__ __forceinline__ uint32_t largest_bits(const float *v) {
 #if __CUDA_ARCH__ >= 800
     float top = 0.0f;
 #pragma unroll
     for (int k = 0; k < N; k++) asm("max.NaN.f32 %0, %0, %1;" : "+f"(top) : "f"(fabsf(v[k])));
-    most = __float_as_uint(top);
+    return __float_as_uint(top);
 #else
+    uint32_t most = 0;
 #pragma unroll
     for (int k = 0; k < N; k++) most = max(most, magnitude_bits(v[k]));
+    return most;
 #endif
+}
+
+/* Bits of the largest finite |v[k]|; adds the number of others to *others. Only where the largest
+ * is not finite are they looked at singly. */
+template <int N>
+static __device__ __forceinline__ uint32_t finite_amax(const float *v, uint32_t *others) {
+    uint32_t most = largest_bits<N>(v);
     if (is_finite_bits(most)) return most;
     most = 0;
 #pragma unroll

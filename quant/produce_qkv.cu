@@ -90,7 +90,13 @@ produce_unit(const qkv_args<T> &a, const unit_held<T> &held, int64_t token, plac
             weight[0] = load_piece(p.weight + u.low, 0);
             weight[1] = load_piece(p.weight + u.high, 0);
         }
-        norm_unit(v, a, weight, lanes);
+        const float rstd = head_rstd(v, a, lanes);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float w[PIECE];
+            widen_piece(w, weight[i]);
+            norm_piece(v[i], a, rstd, w);
+        }
     }
     if (w.part < 2 && u.turns) {
 #pragma unroll
@@ -171,7 +177,7 @@ static __device__ void produce_any(const qkv_args<T> &a, const heads_args<T> &p,
         sum += v[i] * v[i];
     }
     if (p.weight) {
-        const float rstd = 1.0f / sqrtf(team_sum<true>(sum, 32, nullptr) / (float)a.dim + a.eps);
+        const float rstd = rsqrtf(fmaf(team_sum<true>(sum, 32, nullptr), a.per_dim, a.eps));
         for (int i = lane; i < a.dim; i += 32)
             v[i] = norm_one(a, v[i], rstd, to_float(p.weight[i]));
     }
@@ -274,6 +280,7 @@ static fp8_status launch_qkv(fp8_device *d, const fp8_qkv *q, fp8_launch how) {
                            (int)q->rotary_dim,
                            q->norm,
                            q->eps,
+                           1.0f / (float)q->dim,
                            q->rounded != 0,
                            q->code == FP8_DTYPE_E5M2};
     const bool fits = a.dim % UNIT == 0 && a.rotary % UNIT == 0 && a.dim <= 32 * UNIT &&

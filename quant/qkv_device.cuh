@@ -28,7 +28,7 @@ template <typename T> struct qkv_args {
     const uint8_t *first;
     int dim, rotary;
     fp8_norm_kind norm;
-    float eps;
+    float eps, per_dim; /* per_dim = 1 / dim */
     bool rounded, e5m2;
 };
 
@@ -78,30 +78,34 @@ static __device__ __forceinline__ unit unit_of(const qkv_args<T> &a, int slot) {
     return u;
 }
 
-/* RMS norm of a head over its lanes. */
+/* 1 / root mean square of a head, which `lanes` lanes have. */
 template <typename T>
-static __device__ __forceinline__ void norm_unit(float (&v)[2][PIECE], const qkv_args<T> &a,
-                                                 const piece<T> (&weight)[2], int lanes) {
-    float sum = 0.0f;
+static __device__ __forceinline__ float head_rstd(const float (&v)[2][PIECE], const qkv_args<T> &a,
+                                                  int lanes) {
+    float part[2] = {};
 
 #pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-        for (int k = 0; k < PIECE; k++) sum += v[i][k] * v[i][k];
-    for (int off = lanes / 2; off > 0; off /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, off);
-    const float rstd = 1.0f / sqrtf(sum / (float)a.dim + a.eps);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        float w[PIECE];
-        widen_piece(w, weight[i]);
-        if (a.norm == FP8_NORM_RMS && !a.rounded) { /* told apart once for eight elements */
-#pragma unroll
-            for (int k = 0; k < PIECE; k++) v[i][k] = __fmul_rn(__fmul_rn(v[i][k], rstd), w[k]);
-        } else {
-#pragma unroll
-            for (int k = 0; k < PIECE; k++) v[i][k] = norm_one(a, v[i][k], rstd, w[k]);
-        }
+    for (int k = 0; k < PIECE; k++) {
+        part[0] = fmaf(v[0][k], v[0][k], part[0]);
+        part[1] = fmaf(v[1][k], v[1][k], part[1]);
     }
+    float sum = part[0] + part[1];
+#pragma unroll
+    for (int off = 16; off > 0; off /= 2)
+        if (off < lanes) sum += __shfl_xor_sync(0xffffffffu, sum, off);
+    return rsqrtf(fmaf(sum, a.per_dim, a.eps));
+}
+
+template <typename T>
+static __device__ __forceinline__ void norm_piece(float v[PIECE], const qkv_args<T> &a, float rstd,
+                                                  const float w[PIECE]) {
+    if (a.norm == FP8_NORM_RMS && !a.rounded) { /* told apart once for eight elements */
+#pragma unroll
+        for (int k = 0; k < PIECE; k++) v[k] = __fmul_rn(__fmul_rn(v[k], rstd), w[k]);
+        return;
+    }
+#pragma unroll
+    for (int k = 0; k < PIECE; k++) v[k] = norm_one(a, v[k], rstd, w[k]);
 }
 
 } /* namespace fp8 */

@@ -43,8 +43,50 @@ static __device__ __forceinline__ void fill_token(const qkv_args<T> &a, const qk
 }
 #endif
 
-/* NORM: at least one part has a weight. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+/* A warp's heads of one part of a token: `chunk` and every fourth after it; a chunk is 32 / lanes
+ * heads. x: the part's heads in shared memory; sub: the lane's head of a chunk. */
 template <typename T, bool NORM>
+static __device__ __forceinline__ void
+put_heads(const qkv_args<T> &a, int part, const T *x, const T *weights, const float (&cos)[PIECE],
+          const float (&sin)[PIECE], const unit &u, int64_t token, int chunk, int count, int sub,
+          int lanes) {
+    const heads_args<T> &p = a.part[part];
+    const bool norm = NORM && p.weight;
+    uint8_t *codes = p.codes + token * p.codes_token;
+    float w[2][PIECE];
+
+    if (norm) {
+        widen_piece(w[0], load_piece(weights + u.low, 0));
+        widen_piece(w[1], load_piece(weights + u.high, 0));
+    }
+    for (; chunk < count; chunk += QKV_TEAM / 32) {
+        const int at = chunk * (32 / lanes) + sub, head = min(at, p.heads - 1);
+        const T *from = x + head * (lanes * UNIT);
+        const float scale = p.scale ? p.scale[head * p.scale_stride] : 1.0f;
+        uint8_t *to = codes + head * p.codes_head;
+        float v[2][PIECE];
+
+        widen_piece(v[0], load_piece(from + u.low, 0));
+        widen_piece(v[1], load_piece(from + u.high, 0));
+        if (norm) {
+            const float rstd = head_rstd(v, a, lanes);
+            norm_piece(v[0], a, rstd, w[0]);
+            norm_piece(v[1], a, rstd, w[1]);
+        }
+        if (part < 2 && u.turns) {
+#pragma unroll
+            for (int k = 0; k < PIECE; k++) rotate(&v[0][k], &v[1][k], cos[k], sin[k]);
+        }
+        if (at != head) continue;
+        store_codes(to + u.low, 1, v[0], scale, false);
+        store_codes(to + u.high, 1, v[1], scale, false);
+    }
+}
+#endif
+
+/* NORM: at least one part has a weight. LANES: of a head, 0: r says it. */
+template <typename T, bool NORM, int LANES>
 static __global__ void __launch_bounds__(QKV_TEAM *QKV_TEAMS, 1)
 qkv_ring_kernel(const __grid_constant__ qkv_args<T> a, const __grid_constant__ qkv_ring r) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -52,10 +94,11 @@ qkv_ring_kernel(const __grid_constant__ qkv_args<T> a, const __grid_constant__ q
     __shared__ uint64_t full[QKV_TEAMS][QKV_STAGES], empty[QKV_TEAMS][QKV_STAGES];
     __shared__ __align__(16) T weights[PARTS][NORM ? 512 : 8];
     const int team = (int)threadIdx.x / QKV_TEAM, warp = (int)threadIdx.x % QKV_TEAM / 32;
-    const int lane = (int)threadIdx.x % 32, at_once = 32 / r.lanes;
+    const int lane = (int)threadIdx.x % 32, lanes = LANES ? LANES : r.lanes;
+    const int sub = lane / lanes;
     const bool lead = threadIdx.x % QKV_TEAM == 0;
     const int64_t step = (int64_t)gridDim.x * r.teams;
-    const unit u = unit_of(a, lane % r.lanes);
+    const unit u = unit_of(a, lane % lanes);
     unsigned char *slots = memory + (uint32_t)(team * r.stages) * r.slot_bytes;
     int64_t token = blockIdx.x + (int64_t)gridDim.x * team, later;
     int slot = 0, last = 0;
@@ -101,32 +144,14 @@ qkv_ring_kernel(const __grid_constant__ qkv_args<T> a, const __grid_constant__ q
             widen_piece(cos, load_piece(table + u.low, 0));
             widen_piece(sin, load_piece(table + a.rotary / 2 + u.low, 0));
         }
-        for (int chunk = warp; chunk < r.chunks[2]; chunk += QKV_TEAM / 32) {
-            const int part = (chunk >= r.chunks[0]) + (chunk >= r.chunks[1]);
-            const int head = (chunk - (part ? r.chunks[part - 1] : 0)) * at_once + lane / r.lanes;
-            const heads_args<T> &p = a.part[part];
-            const T *x = reinterpret_cast<const T *>(from + r.at[part]) + head * a.dim;
-            const bool there = head < p.heads;
-            float v[2][PIECE] = {};
-
-            if (there) {
-                widen_piece(v[0], load_piece(x + u.low, 0));
-                widen_piece(v[1], load_piece(x + u.high, 0));
-            }
-            if (NORM && p.weight) {
-                const piece<T> weight[2] = {load_piece(weights[part] + u.low, 0),
-                                            load_piece(weights[part] + u.high, 0)};
-                norm_unit(v, a, weight, r.lanes);
-            }
-            if (part < 2 && u.turns) {
 #pragma unroll
-                for (int k = 0; k < PIECE; k++) rotate(&v[0][k], &v[1][k], cos[k], sin[k]);
-            }
-            if (!there) continue;
-            const float scale = p.scale ? p.scale[head * p.scale_stride] : 1.0f;
-            uint8_t *to = p.codes + token * p.codes_token + head * p.codes_head;
-            store_codes(to + u.low, 1, v[0], scale, false);
-            store_codes(to + u.high, 1, v[1], scale, false);
+        for (int part = 0; part < PARTS; part++) {
+            const int begin = part ? r.chunks[part - 1] : 0, count = r.chunks[part] - begin;
+            const T *x = reinterpret_cast<const T *>(from + r.at[part]);
+            int chunk = (warp - begin) & (QKV_TEAM / 32 - 1);
+            if (chunk >= count) continue;
+            put_heads<T, NORM>(a, part, x, weights[part], cos, sin, u, token, chunk, count, sub,
+                               lanes);
         }
         __syncwarp();
         if (lane == 0) barrier_arrive(&empty[team][slot]);
@@ -171,7 +196,10 @@ static fp8_status launch_qkv_ring(fp8_device *d, const qkv_args<T> &a, const qkv
                                   fp8_launch how) {
     const size_t bytes = (size_t)r.teams * (size_t)r.stages * r.slot_bytes;
     const bool norm = a.part[0].weight || a.part[1].weight || a.part[2].weight;
-    const auto kernel = norm ? qkv_ring_kernel<T, true> : qkv_ring_kernel<T, false>;
+    const auto kernel = r.lanes == 8 ? norm ? qkv_ring_kernel<T, true, 8>
+                                            : qkv_ring_kernel<T, false, 8>
+                        : norm       ? qkv_ring_kernel<T, true, 0>
+                                     : qkv_ring_kernel<T, false, 0>;
     fp8_status st = FP8_OK;
 
     FP8_TRY_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -24,7 +24,7 @@ enum { TILE = 128, WORDS = TILE / 4, THREADS = 256 };
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 #define VECTOR_BLOCKS 2
 #else
-#define VECTOR_BLOCKS (sizeof(T) == 1 ? 3 : 4)
+#define VECTOR_BLOCKS (sizeof(T) == 1 ? 6 : 4)
 #endif
 
 /* ---- device helpers ------------------------------------------------------------------------- */

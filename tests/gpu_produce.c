@@ -44,7 +44,7 @@ static void test_rows(void) {
 }
 
 /* More rows than are on the GPU at once, and few long ones, in the modes with a kernel of their
- * own; FP8_PRODUCER_RINGS=1 asks for those that are not the default. */
+ * own. */
 static void test_shapes(void) {
     static const struct {
         int64_t rows, cols;
