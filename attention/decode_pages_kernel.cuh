@@ -29,15 +29,15 @@ static __device__ __forceinline__ void ring_next(ring_place &x) {
     x.parity ^= wraps;
 }
 
+/* Of a KV head, as they are read; nothing waits for them yet. */
 struct scales {
-    float score, value;
+    float q, k, v, o;
 };
 
-static __device__ __forceinline__ scales scales_of(const decode_pages_args &p, int32_t index) {
-    const float q = p.q_descale ? p.q_descale[index] : 1.0f;
-    const float k = p.k_descale ? p.k_descale[index] : 1.0f;
-    const float v = p.v_descale ? p.v_descale[index] : 1.0f, o = p.o_scale ? *p.o_scale : 1.0f;
-    return {p.scale * q * k, v * o};
+static __device__ __forceinline__ scales scales_of(const decode_pages_args &p, int32_t head_kv) {
+    const int32_t i = p.descale_by_head ? head_kv : 0;
+    return {p.q_descale ? p.q_descale[i] : 1.0f, p.k_descale ? p.k_descale[i] : 1.0f,
+            p.v_descale ? p.v_descale[i] : 1.0f, p.o_scale ? *p.o_scale : 1.0f};
 }
 
 /* What copies need; the rest is found while the first of them is under way. */
@@ -57,21 +57,31 @@ static __device__ __forceinline__ segment_info begin_info(const decode_pages_arg
     return x;
 }
 
-/* Tells the others of a segment and brings its queries. */
+/* Brings a segment's queries; returns how many bytes `told` is to expect of them. */
 template <class T>
-static __device__ __forceinline__ void tell(decode_control<T> &c, const decode_pages_args &p,
-                                            const segment_info &g, ring_place &at) {
+static __device__ __forceinline__ int32_t bring_queries(decode_control<T> &c,
+                                                        const decode_pages_args &p,
+                                                        const segment_info &g,
+                                                        const ring_place &at) {
     const int32_t lane = threadIdx.x % 32, bytes = p.q_dtype == FP8_DTYPE_E4M3 ? 1 : 2;
-    const bool brings = lane < T::ROWS && g.tiles > 0 && is_row(p, g, lane);
+    const bool brings = lane < T::ROWS && is_row(p, g, lane);
     const int32_t rows = __popc(__ballot_sync(0xffffffffu, brings));
 
     barrier_wait(c.read + at.at, at.parity);
-    if (lane == 0) {
+    if (brings) copy_row<T>(c.q[at.at][lane], c.told + at.at, p, g, lane, bytes);
+    return rows * T::D_QK * bytes;
+}
+
+/* Tells the others of a segment. NOTE: queries may be there before they are expected; the phase
+ * does not end before this arrival. */
+template <class T>
+static __device__ __forceinline__ void tell(decode_control<T> &c, const segment_info &g,
+                                            int32_t bytes, ring_place &at) {
+    if (threadIdx.x % 32 == 0) {
         c.info[at.at] = g;
-        barrier_expect(c.told + at.at, rows * T::D_QK * bytes);
+        barrier_expect(c.told + at.at, bytes);
     }
     __syncwarp();
-    if (brings) copy_row<T>(c.q[at.at][lane], c.told + at.at, p, g, lane, bytes);
     ring_next<SEGMENTS>(at);
 }
 
@@ -81,7 +91,6 @@ static __device__ __forceinline__ void produce(uint8_t *data, decode_control<T> 
     const uint64_t policy = p.row_blocks > 1 ? policy_evict_normal() : policy_evict_first();
     ring_place at = {0, 1}, told = {0, 1};
     segment_info x = {};
-    scales by = {};
     walk w;
 
     dependencies_wait();
@@ -93,23 +102,24 @@ static __device__ __forceinline__ void produce(uint8_t *data, decode_control<T> 
         page_window pages;
         pages_open(pages, p, g.s, g.first * T::TILE / T::PAGE);
         x = begin_info(p, w, g, T::ROWS);
+        const scales by = scales_of(p, x.head_kv);
+        const int32_t bytes = bring_queries<T>(c, p, x, told);
         for (int32_t i = 0; i < g.tiles; i++) {
             barrier_wait(c.empty + at.at, at.parity);
             copy_tile<T>(data + at.at * T::STAGE_BYTES, c.full + at.at, pages, p, g.s, x.kv_len,
                          x.head_kv, g.first + i, policy);
             ring_next<T::STAGES>(at);
             if (i > 0) continue;
-            if (unit == r.begin || p.descale_by_head)
-                by = scales_of(p, p.descale_by_head ? x.head_kv : 0);
-            x.score_scale = by.score;
-            x.value_scale = by.value;
+            x.score_scale = p.scale * by.q * by.k;
+            x.value_scale = by.v * by.o;
             place_part(x, p, g, all);
-            tell<T>(c, p, x, told);
+            tell<T>(c, x, bytes, told);
         }
         unit += g.count;
     }
     x.tiles = 0;
-    tell<T>(c, p, x, told);
+    barrier_wait(c.read + told.at, told.parity);
+    tell<T>(c, x, 0, told);
 }
 
 /* ---- the others ------------------------------------------------------------------------------ */

@@ -20,6 +20,7 @@ struct sequence {
  * where ranges are a multiple of items of one length, no range has parts of two. */
 struct cut {
     int32_t units, ranges, each, more; /* units = ranges * each + more */
+    float a_range;                     /* 1 / ranges */
 };
 
 struct range {
@@ -95,7 +96,7 @@ static __device__ __forceinline__ void walk_take(walk &w, const decode_pages_arg
 /* Begins a walk before the first sequence. */
 template <int TILE, int ROWS>
 static __device__ __forceinline__ cut make_cut(walk &w, const decode_pages_args &p) {
-    cut c = {0, 0, 0, 0};
+    cut c = {};
     for (int32_t s = (p.num_seqs - 1) / 32 * 32; s >= 0; s -= 32) { /* the first window remains */
         walk_read(w, p, s);
         c.units += units_of<TILE, ROWS>(p, w);
@@ -105,20 +106,29 @@ static __device__ __forceinline__ cut make_cut(walk &w, const decode_pages_args 
     for (int off = 16; off > 0; off >>= 1)
         c.units += __shfl_xor_sync(0xffffffffu, c.units, off);
     c.ranges = max(min(c.units, (int32_t)gridDim.x), 1);
+    c.a_range = 1.0f / (float)c.ranges;
     c.each = c.units / c.ranges;
     c.more = c.units - c.each * c.ranges;
     return c;
 }
 
-/* Empty beyond the last. */
-static __device__ __forceinline__ range range_at(const cut &c, int32_t index) {
-    const int32_t i = min(index, c.ranges), j = min(index + 1, c.ranges);
-    return {i * c.each + i * c.more / c.ranges, j * c.each + j * c.more / c.ranges};
+/* i * units / ranges. NOTE: i * more < 2^18 as blocks are fewer than 512, so that the quotient and
+ * half of a range's part are apart by more than F32 is wrong. */
+static __device__ __forceinline__ int32_t range_begin(const cut &c, int32_t i) {
+    return i * c.each + (int32_t)(((float)(i * c.more) + 0.5f) * c.a_range);
 }
 
-/* The range that a unit is in. */
+/* Empty beyond the last. */
+static __device__ __forceinline__ range range_at(const cut &c, int32_t index) {
+    return {range_begin(c, min(index, c.ranges)), range_begin(c, min(index + 1, c.ranges))};
+}
+
+/* The range that a unit is in: near unit * ranges / units. */
 static __device__ __forceinline__ int32_t range_of(const cut &c, int32_t unit) {
-    return (int32_t)(((int64_t)(unit + 1) * c.ranges - 1) / c.units);
+    int32_t i = min((int32_t)((float)unit / (float)c.units * (float)c.ranges), c.ranges - 1);
+    while (range_begin(c, i) > unit) i--;
+    while (range_begin(c, i + 1) <= unit) i++;
+    return i;
 }
 
 /* To the sequence of a unit, from the first. All lanes. */
