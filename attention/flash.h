@@ -119,7 +119,8 @@ fp8_status attention_flash_prologue(const flash_prologue *p, const flash_queue *
 
 /* Q and K alone, both in blocks of p->part columns (32, 64 or 128), rotated within them: their amax
  * (observe), or their codes. One launch. Asynchronous. */
-fp8_status attention_flash_rotate(const flash_prologue *p, int observe, const flash_queue *to);
+fp8_status attention_flash_rotate(const flash_prologue *p, int observe, int32_t num_sms,
+                                  const flash_queue *to);
 
 /* The attention itself, on `blocks` persistent blocks, after the prologue. Asynchronous. */
 fp8_status attention_flash_launch(const flash_params *p, int32_t d, int32_t blocks,

@@ -430,7 +430,7 @@ static void bind_run(const flash_state *f, flash_params *a, flash_prologue *p,
 /* Codes, V transposed, and what the attention starts from. Rotated Q and K have launches of their
  * own, after the one that clears their amax. */
 static fp8_status prepare_operands(flash_prologue *p, const fp8_attention_options *o,
-                                   const flash_queue *to) {
+                                   int32_t num_sms, const flash_queue *to) {
     flash_prologue rotated = *p;
     fp8_status st;
 
@@ -441,8 +441,8 @@ static fp8_status prepare_operands(flash_prologue *p, const fp8_attention_option
         p->x[i].blocks = 0;
     }
     FP8_TRY(attention_flash_prologue(p, to));
-    if (p->backwards) FP8_TRY(attention_flash_rotate(&rotated, 1, to));
-    FP8_TRY(attention_flash_rotate(&rotated, 0, to));
+    if (p->backwards) FP8_TRY(attention_flash_rotate(&rotated, 1, num_sms, to));
+    FP8_TRY(attention_flash_rotate(&rotated, 0, num_sms, to));
 done:
     return st;
 }
@@ -463,7 +463,7 @@ static fp8_status attend(const flash_state *f, const fp8_attention_options *o,
 static fp8_status enqueue(const flash_state *f, const fp8_attention_options *o, flash_prologue *p,
                           const flash_queue *to) {
     fp8_status st = FP8_OK;
-    if (!f->is_static) FP8_TRY(prepare_operands(p, o, to));
+    if (!f->is_static) FP8_TRY(prepare_operands(p, o, f->num_sms, to));
     FP8_TRY(attend(f, o, to));
 done:
     return st;

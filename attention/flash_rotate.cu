@@ -11,10 +11,13 @@
  *            place of each block of 16 in the same thread, so that the rest is additions there.
  *            Loads are 16 bytes: which bit of a column's number plays which part is free, as
  *            a permutation of these bits on the way in is one of the columns on the way out.
- *            Block of FLASH_TILE rows
+ *            A tile is FLASH_TILE rows; blocks stay and take equal runs of tiles: once the products
+ *            have taken a tile in, the next one is asked for, and comes while the sums of this one
+ *            are added and stored. Codes with scales of the data at hand are made from the last
+ *            tile of a run to its first: what was read last for the amax is still in L2
  * Numerics   BF16 and F16 by +-1 are exact, sums F32, one rounding to E4M3; NaN and Inf spoil their
  *            block of the row
- * Registers  at B 128: sums 64, 16 loads of them under way 32. No spills (ptxas 13.0, sm_90a)
+ * Registers  at B 128: sums 64, loads under way 32. No spills (ptxas 13.0, sm_90a)
  */
 #include "attention/flash.h"
 #include "attention/flash_launch.cuh"
@@ -62,20 +65,14 @@ static __device__ __forceinline__ uint32_t signs(int32_t k, int32_t n) {
     return (one | low << 15) | (one | high << 15) << 16;
 }
 
-/* sum[k][n][2 h + e]: of a lane's rows g = lane / 4 and g + 8, unscaled; k a block of 16 columns
- * before the last stages, a frequency after them. NOTE: of the 8 elements of a load, bit 0 of their
- * number is bit 0 of the product's k, bit 1 its bit 3, bit 2 tells two products apart; the lane in
- * its quad is bits 1 and 2. */
+/* The products with H_16: sum[k][n][2 h + e] of a lane's rows g = lane / 4 and g + 8, unscaled; k a
+ * block of 16 columns. NOTE: of the 8 elements of a load, bit 0 of their number is bit 0 of the
+ * product's k, bit 1 its bit 3, bit 2 tells two products apart; the lane in its quad is bits 1 and
+ * 2. */
 template <int B, bool F16>
-static __device__ __forceinline__ void rotate_rows(float (&sum)[B / 16][2][4],
-                                                   const uint4 (&x)[B / QUAD][2]) {
-    const int32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    uint32_t h[2][2];
-
-#pragma unroll
-    for (int n = 0; n < 2; n++)
-#pragma unroll
-        for (int k = 0; k < 2; k++) h[n][k] = signs<F16>(8 * k + 2 * t, 8 * n + g);
+static __device__ __forceinline__ void take_products(float (&sum)[B / 16][2][4],
+                                                     const uint4 (&x)[B / QUAD][2],
+                                                     const uint32_t (&h)[2][2]) {
 #pragma unroll
     for (int j = 0; j < B / QUAD; j++)
 #pragma unroll
@@ -86,6 +83,11 @@ static __device__ __forceinline__ void rotate_rows(float (&sum)[B / 16][2][4],
             warp_product<F16>(even, x[j][0].x, x[j][1].x, x[j][0].y, x[j][1].y, h[n][0], h[n][1]);
             warp_product<F16>(odd, x[j][0].z, x[j][1].z, x[j][0].w, x[j][1].w, h[n][0], h[n][1]);
         }
+}
+
+/* The rest, H_(B/16) of the blocks of 16: k becomes a frequency. */
+template <int B>
+static __device__ __forceinline__ void add_blocks(float (&sum)[B / 16][2][4]) {
 #pragma unroll
     for (int step = 1; step < B / 16; step *= 2)
 #pragma unroll
@@ -117,68 +119,157 @@ static __device__ __forceinline__ void load_tile(uint4 (&x)[B / QUAD][2], const 
                           : make_uint4(0, 0, 0, 0);
 }
 
-/* Both rows in codes, B / 4 bytes of each next to one another. */
+/* Where a lane's codes go: its first row's, and how many of its two rows there are. */
+struct target {
+    uint8_t *to;
+    int32_t rows;
+    float scale;
+};
+
+/* Bytes that a lane stores at once. */
+template <int B> static constexpr int STORE = B / 4 < 16 ? B / 4 : 16;
+
+template <int B>
+static __device__ __forceinline__ target target_of(const flash_prologue &p, const flash_operand &x,
+                                                   const tile &t, int32_t row) {
+    uint8_t *to = x.codes + (((int64_t)t.seq * x.heads + t.head) * x.pitch + row) * x.d +
+                  t.column + threadIdx.x % 4 * STORE<B>;
+    return {to, (row < t.s) + (row + 8 < t.s), scale_of(p, x, t)};
+}
+
+/* Row h, block of 16 columns k, in codes: four of them. */
+template <int B>
+static __device__ __forceinline__ uint32_t codes_of(const float (&sum)[B / 16][2][4], int k, int h,
+                                                    float scale) {
+    const float(&a)[2][4] = sum[k];
+    return pack_e4m3(a[0][2 * h] * scale, a[0][2 * h + 1] * scale, a[1][2 * h] * scale,
+                     a[1][2 * h + 1] * scale);
+}
+
+/* Both rows in codes. Four lanes store what follows each other, whole sectors; the order of columns
+ * is free. */
 template <int B>
 static __device__ __forceinline__ void store_tile(const float (&sum)[B / 16][2][4],
-                                                  const flash_operand &x, const tile &t,
-                                                  int32_t row, float scale) {
-    uint8_t *to = x.codes + (((int64_t)t.seq * x.heads + t.head) * x.pitch + row) * x.d +
-                  t.column + threadIdx.x % 4 * (B / 4);
+                                                  const target &at, int32_t d, float norm) {
+    const float scale = at.scale * norm;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        if (row + 8 * h >= t.s) continue;
+        if (h >= at.rows) continue;
+        uint8_t *to = at.to + 8 * h * d;
+        if constexpr (STORE<B> == 8) {
+            *reinterpret_cast<uint2 *>(to) =
+                make_uint2(codes_of<B>(sum, 0, h, scale), codes_of<B>(sum, 1, h, scale));
+        } else {
 #pragma unroll
-        for (int k = 0; k < B / 16; k += 2) { /* 8 codes */
-            const float(&a)[2][4] = sum[k], (&b)[2][4] = sum[k + 1];
-            const int e = 2 * h;
-            *reinterpret_cast<uint2 *>(to + 8 * h * x.d + 4 * k) = make_uint2(
-                pack_e4m3(a[0][e] * scale, a[0][e + 1] * scale, a[1][e] * scale,
-                          a[1][e + 1] * scale),
-                pack_e4m3(b[0][e] * scale, b[0][e + 1] * scale, b[1][e] * scale,
-                          b[1][e + 1] * scale));
+            for (int k = 0; k < B / 16; k += 4)
+                *reinterpret_cast<uint4 *>(to + 16 * k) = make_uint4(
+                    codes_of<B>(sum, k, h, scale), codes_of<B>(sum, k + 1, h, scale),
+                    codes_of<B>(sum, k + 2, h, scale), codes_of<B>(sum, k + 3, h, scale));
         }
     }
 }
 
-/* The largest finite |r| of the block's tile, into its group's slot. */
+/* Bits of the largest finite |r| among a thread's. */
 template <int B>
-static __device__ __forceinline__ void observe_sums(const float (&sum)[B / 16][2][4],
-                                                    const flash_prologue &p,
-                                                    const flash_operand &x, const tile &t,
-                                                    float norm) {
-    uint32_t top = 0;
+static __device__ __forceinline__ uint32_t largest_of(const float (&sum)[B / 16][2][4],
+                                                      float norm) {
+    float top = 0.0f;
 #pragma unroll
-    for (int i = 0; i < B / 2; i++) {
-        const uint32_t bits = __float_as_uint(sum[i / 8][i / 4 % 2][i % 4] * norm) & 0x7fffffffu;
-        top = max(top, bits < 0x7f800000u ? bits : 0);
+    for (int i = 0; i < B / 2; i++) /* no NaN is the larger of two */
+        top = fmaxf(top, fabsf(sum[i / 8][i / 4 % 2][i % 4]));
+    if (top == INFINITY) {
+        top = 0.0f;
+#pragma unroll
+        for (int i = 0; i < B / 2; i++) {
+            const float x = fabsf(sum[i / 8][i / 4 % 2][i % 4]);
+            top = fmaxf(top, x < INFINITY ? x : 0.0f);
+        }
     }
+    return __float_as_uint(top * norm);
+}
+
+/* A tile of Q or K. */
+struct place {
+    int32_t index, which;
+    tile t;
+};
+
+static __device__ __forceinline__ place place_at(const flash_prologue &p, int32_t index) {
+    const int32_t which = index >= p.x[0].blocks;
+    return {index, which, find_tile(p, p.x[which], index - which * p.x[0].blocks)};
+}
+
+/* To the next tile or the one before, mostly of the same head. */
+static __device__ __forceinline__ void move_on(place &at, const flash_prologue &p, int32_t step) {
+    const flash_operand &x = p.x[at.which];
+    const int32_t first = at.t.first + step * FLASH_TILE;
+    if (x.d != p.part || first < 0 || first >= x.pitch) {
+        at = place_at(p, at.index + step);
+        return;
+    }
+    at.index += step;
+    at.t.first = first;
+}
+
+static __device__ __forceinline__ int32_t row_of(const place &at) {
+    return at.t.first + (int32_t)threadIdx.x / 32 * ROWS + threadIdx.x % 32 / 4;
+}
+
+static __device__ __forceinline__ uint32_t *slot_of(const flash_prologue &p, const place &at) {
+    const flash_operand &x = p.x[at.which];
+    return x.amax + descale_index(p, x, at.t);
+}
+
+static __device__ __forceinline__ void join_slot(uint32_t *slot, uint32_t top) {
     top = __reduce_max_sync(0xffffffffu, top);
-    if (threadIdx.x % 32 == 0 && top) atomicMax(x.amax + descale_index(p, x, t), top);
+    if (threadIdx.x % 32 == 0 && top) atomicMax(slot, top);
 }
 
 #endif /* FLASH_SM90 */
 
-/* grid: the tiles of Q and K; block: THREADS. OBSERVE: the amax alone. */
+/* block: THREADS. OBSERVE: the amax alone. */
 template <int B, bool F16, bool OBSERVE>
 static __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 rotate_kernel(const __grid_constant__ flash_prologue p) {
 #if FLASH_SM90
-    const int32_t index = (int32_t)blockIdx.x, which = index >= p.x[0].blocks;
     const float norm = B == 128 ? 0.0883883476f : B == 64 ? 0.125f : 0.176776695f; /* B^-1/2 */
+    const int64_t tiles = (int64_t)p.x[0].blocks + p.x[1].blocks;
+    const int32_t begin = (int32_t)(tiles * blockIdx.x / gridDim.x);
+    const int32_t end = (int32_t)(tiles * (blockIdx.x + 1) / gridDim.x);
+    const int32_t step = p.backwards && !OBSERVE ? -1 : 1;
+    const int32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     uint4 loaded[B / QUAD][2];
     float sum[B / 16][2][4];
+    uint32_t h[2][2], top = 0, *slot = NULL;
 
+#pragma unroll
+    for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int k = 0; k < 2; k++) h[n][k] = signs<F16>(8 * k + 2 * t, 8 * n + g);
     dependents_launch();
     dependencies_wait();
-    const flash_operand &x = p.x[which];
-    const tile t = find_tile(p, x, index - which * p.x[0].blocks);
-    const int32_t row = t.first + (int32_t)threadIdx.x / 32 * ROWS + threadIdx.x % 32 / 4;
-    if (!OBSERVE && x.amax && t.first == 0 && t.s == 0) (void)scale_of(p, x, t);
-    if (t.first >= t.s) return;
-    load_tile<B>(loaded, x, t, row);
-    rotate_rows<B, F16>(sum, loaded);
-    if constexpr (OBSERVE) observe_sums<B>(sum, p, x, t, norm);
-    else store_tile<B>(sum, x, t, row, scale_of(p, x, t) * norm);
+    place next = place_at(p, step > 0 ? begin : end - 1);
+    load_tile<B>(loaded, p.x[next.which], next.t, row_of(next));
+    for (int32_t left = end - begin; left > 0; left--) {
+        target to = {};
+        const int32_t d = p.x[next.which].d;
+        if constexpr (OBSERVE) {
+            uint32_t *const here = slot_of(p, next);
+            if (here != slot && slot) join_slot(slot, top), top = 0;
+            slot = here;
+        } else {
+            to = target_of<B>(p, p.x[next.which], next.t, row_of(next));
+        }
+        take_products<B, F16>(sum, loaded, h);
+        if (left > 1) {
+            move_on(next, p, step);
+            load_tile<B>(loaded, p.x[next.which], next.t, row_of(next));
+        }
+        add_blocks<B>(sum);
+        if constexpr (OBSERVE) top = max(top, largest_of<B>(sum, norm));
+        else store_tile<B>(sum, to, d, norm);
+    }
+    if (OBSERVE && slot) join_slot(slot, top);
 #endif
 }
 
@@ -193,12 +284,13 @@ static rotate_entry entry_for(int f16, bool observe) {
 }
 
 extern "C" fp8_status attention_flash_rotate(const flash_prologue *p, int observe,
-                                             const flash_queue *to) {
+                                             int32_t num_sms, const flash_queue *to) {
     const rotate_entry entry = p->part == 128  ? entry_for<128>(p->f16, observe)
                                : p->part == 64 ? entry_for<64>(p->f16, observe)
                                                : entry_for<32>(p->f16, observe);
-    const int64_t blocks = (int64_t)p->x[0].blocks + p->x[1].blocks;
-    if (blocks == 0) return FP8_OK;
+    const int64_t tiles = (int64_t)p->x[0].blocks + p->x[1].blocks;
+    const int64_t room = (int64_t)num_sms * BLOCKS_PER_SM, blocks = tiles < room ? tiles : room;
+    if (tiles == 0) return FP8_OK;
     return flash_launch(observe ? "flash attention, amax of rotated" : "flash attention, rotated",
                         entry, blocks, THREADS, 0, to, *p);
 }
