@@ -44,7 +44,10 @@ static void test_known(void) {
                 {"gate, up", 32, 49152, 3072, 1, 264, 8},
                 {"gate, up of Llama 8B", 8, 28672, 4096, 1, 256, 0},
                 {"gate, up, 128 tokens", 128, 49152, 3072, 1, 132, 8},
-                {"down", 32, 3072, 24576, 4, 24, 4}};
+                {"down", 32, 3072, 24576, 4, 24, 4},
+                {"down of Llama 8B", 16, 4096, 14336, 6, 32, SKINNY_RELEASE_AT_START},
+                {"down of Llama 8B, 32 tokens", 17, 4096, 14336, 4, 37, SKINNY_RELEASE_AT_START},
+                {"gate, up of Llama 8B, 32 tokens", 32, 28672, 4096, 1, 256, 4}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const skinny_tile t = skinny_choose(rows[i].m, rows[i].n, rows[i].k, 132);
         check_case = rows[i].name;
