@@ -298,6 +298,13 @@ static int64_t next_size(int64_t size, int64_t most) {
     return 2 * size < most ? 2 * size : most;
 }
 
+/* Powers of two and the halves between them: of a step's rows at most a third are too many. */
+static int64_t next_tokens(int64_t size, int64_t most) {
+    const int64_t next = size & (size - 1) ? size / 3 * 4 : size + size / 2;
+    if (size == most) return most + 1;
+    return next < most ? next : most;
+}
+
 /* Decoding by number of sequences, mixed steps by number of tokens; without graphs the largest of
  * each, since a run may bring less than its plan was made for. */
 static fp8_status create_kinds(fp8_engine *e) {
@@ -308,7 +315,7 @@ static fp8_status create_kinds(fp8_engine *e) {
     for (int64_t n = e->graphs ? 1 : seqs; n <= seqs; n = next_size(n, seqs))
         FP8_TRY(add_decoding(e, n));
     e->num_decode_kinds = e->num_kinds;
-    for (int64_t n = e->graphs ? least : tokens; n <= tokens; n = next_size(n, tokens))
+    for (int64_t n = e->graphs ? least : tokens; n <= tokens; n = next_tokens(n, tokens))
         if (n >= seqs) FP8_TRY(add_kind(e, seqs, n, n, 0));
 done:
     return st;
