@@ -137,8 +137,8 @@ flash_kernel(const __grid_constant__ flash_params p) {
     dependencies_wait();
     if (warpgroup == 0) {
         registers_shrink<PRODUCER_REGISTERS>();
-        if (threadIdx.x == 0) produce<D, BLOCK_M, AS_IS, item_walk<shared::BY_INDEX>>(p, s);
-        if (AS_IS && threadIdx.x >= 32) turn_tiles<D>(s, (int32_t)threadIdx.x - 32);
+        if (threadIdx.x == 0) produce<D, BLOCK_M, AS_IS>(p, s, item_walk<shared::BY_INDEX>(p));
+        if (AS_IS && threadIdx.x >= 32) turn_tiles<D>(s);
     } else {
         registers_grow<CONSUMER_REGISTERS>();
         consume<D>(p, s, warpgroup - 1);

@@ -4,6 +4,7 @@
 #include <cuda.h> /* CUtensorMap; nothing of libcuda is linked */
 
 #include "attention/flash_limits.h"
+#include "attention/flash_order.h"
 #include "attention/flash_steps.h"
 
 #ifdef __cplusplus
@@ -53,7 +54,8 @@ typedef struct flash_params {
     int32_t top_left, left, right; /* diagonal, and keys seen before and after it */
     int32_t granularity;           /* fp8_attention_granularity */
     int32_t o_dtype;               /* fp8_dtype: BF16, F16 or E4M3 */
-    int32_t promote_mask;          /* flash_wide.cu: tiles of keys between promotions, - 1 */
+    int32_t promote_tiles, promote_mask; /* flash_wide.cu: tiles of keys between promotions; at
+                                          * d 64 a power of two, - 1 */
     /* flash_wide.cu: the first `split` items, of them short_items last tiles of queries, are shared
      * evenly by the blocks: flash_wide_parts.cuh. They have key_tiles tiles of keys, the short ones
      * count for short_tiles. 0: items are in the order above */
@@ -126,10 +128,11 @@ fp8_status attention_flash_rotate(const flash_prologue *p, int observe, int32_t 
 fp8_status attention_flash_launch(const flash_params *p, int32_t d, int32_t blocks,
                                   const flash_queue *to);
 
-/* The same over long sequences (flash_wide.cu): tiles of flash_wide_rows, no amax. */
-fp8_status attention_flash_wide_prepare(int32_t d);
-fp8_status attention_flash_wide_launch(const flash_params *p, int32_t d, int32_t blocks,
-                                       const flash_queue *to);
+/* The same over long sequences (flash_wide.cu): tiles of flash_wide_rows, no amax. order: of the
+ * items, where V comes as it lies. */
+fp8_status attention_flash_wide_prepare(const flash_params *p, int32_t d);
+fp8_status attention_flash_wide_launch(const flash_params *p, const flash_order *order, int32_t d,
+                                       int32_t blocks, const flash_queue *to);
 
 /* The same with terms and for other head sizes (flash_any.cu), V in codes transposed, its map of
  * boxes (FLASH_BLOCK_N, d.v), those of Q and K of flash_any_row_bytes(d). */

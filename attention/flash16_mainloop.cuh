@@ -84,6 +84,7 @@ static __device__ void produce16(const flash_params &p, flash16_shared<SHAPE> &s
          index = next_index(p, index, q_parity ^ 1)) {
         flash_item it;
         find_item<SHAPE::ROWS, SHAPE::KEYS>(it, p, index);
+        find_descales(p, it);
         if (it.rows <= 0) continue;
         if (threadIdx.x == 0) {
             barrier_wait(&s.q_empty, q_parity ^ 1);

@@ -35,7 +35,7 @@
 /* As flash_shared of flash.cu. */
 template <int QK, int V>
 struct flash_any_shared {
-    static constexpr bool BY_INDEX = true;
+    static constexpr bool BY_INDEX = true, OWN_ITEM = true;
     static constexpr int STAGES = flash_shape<V>::STAGES;
     alignas(1024) uint8_t q[BLOCK_M * QK];
     alignas(1024) uint8_t k[STAGES][BLOCK_N * QK];
@@ -120,7 +120,7 @@ flash_any_kernel(const __grid_constant__ flash_params p) {
     if (warpgroup == 0) {
         registers_shrink<PRODUCER_REGISTERS>();
         if (threadIdx.x == 0)
-            produce<QK, BLOCK_M, false, item_walk<shared::BY_INDEX>, true>(p, s);
+            produce<QK, BLOCK_M, false, true>(p, s, item_walk<shared::BY_INDEX>(p));
     } else {
         registers_grow<CONSUMER_REGISTERS>();
         consume<QK, V, KIND>(p, s, warpgroup - 1);

@@ -36,6 +36,7 @@ struct flash_shape {
 template <int D, bool AS_IS>
 struct flash_shared {
     static constexpr bool BY_INDEX = true; /* items without a counter too */
+    static constexpr bool OWN_ITEM = true; /* the producer has registers to describe one in */
     static constexpr int STAGES = AS_IS && D == 256 ? 2 : flash_shape<D>::STAGES;
     alignas(1024) uint8_t q[BLOCK_M * D];
     alignas(1024) uint8_t k[STAGES][BLOCK_N * D];

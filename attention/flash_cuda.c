@@ -40,6 +40,7 @@ typedef struct flash_state {
     flash_steps *steps; /* of a run of several launches; NULL: one */
     flash_places places;
     flash_operands mapped;   /* of the maps in params: those of the last run */
+    flash_order order;       /* of the items, where V comes as it lies; else there is none */
     flash_params params;     /* what every run has in common */
     flash_prologue prologue; /* likewise */
 } flash_state;
@@ -58,12 +59,11 @@ static int32_t bound_of(int64_t keys) {
     return keys < 0 || keys > FLASH_NO_WINDOW ? FLASH_NO_WINDOW : (int32_t)keys;
 }
 
-/* Tiles of keys between promotions, a power of two. */
+/* Tiles of keys between promotions. */
 static int32_t promote_tiles(const fp8_attention_options *o) {
-    const int32_t keys = o->promote_keys > 0 ? o->promote_keys : FLASH_PROMOTE_KEYS;
-    int32_t tiles = 1;
-    while (tiles <= keys / FLASH_BLOCK_N / 2) tiles *= 2;
-    return tiles;
+    const int32_t own = o->d_v == 128 ? 2 * FLASH_PROMOTE_KEYS : FLASH_PROMOTE_KEYS;
+    const int32_t keys = o->promote_keys > 0 ? o->promote_keys : own;
+    return keys < FLASH_BLOCK_N ? 1 : keys / FLASH_BLOCK_N;
 }
 
 /* What of the terms a run does not change. */
@@ -112,7 +112,9 @@ static void fill_params(flash_params *a, const fp8_attention_options *o) {
     a->right = causal ? 0 : bound_of(o->window_right);
     a->granularity = (int32_t)o->granularity;
     a->o_dtype = (int32_t)o->o_dtype;
-    a->promote_mask = o->precision == FP8_ATTENTION_FAST ? INT32_MAX : promote_tiles(o) - 1;
+    a->promote_tiles = o->precision == FP8_ATTENTION_FAST ? INT32_MAX : promote_tiles(o);
+    a->promote_mask = 0;
+    while (a->promote_mask < a->promote_tiles / 2) a->promote_mask = 2 * a->promote_mask + 1;
     a->scale = o->scale;
     a->d_v = o->d_v;
     fill_terms(&a->terms, o);
@@ -221,13 +223,35 @@ static void share_items(flash_state *f, const fp8_attention_options *o) {
     f->prologue.num_counters += f->num_sms * rows / 16;
 }
 
+/* Tiles of keys that the queries of an item see, of alike lengths. */
+static int32_t tiles_seen(const flash_params *a, int32_t tile, int32_t rows) {
+    const int64_t first = (int64_t)tile * rows;
+    const int64_t last = first + rows < a->max_q ? first + rows : a->max_q;
+    const int64_t diagonal = a->top_left ? 0 : a->max_kv - a->max_q;
+    const int64_t lo = first + diagonal - a->left, hi = last + diagonal + a->right;
+    const int64_t begin = lo > 0 ? lo : 0, end = hi < a->max_kv ? hi : a->max_kv;
+    return end > begin ? (int32_t)(ceil_div(end, FLASH_BLOCK_N) - begin / FLASH_BLOCK_N) : 0;
+}
+
+/* An item costs its tiles of keys and, to begin and to store, as much as two more (measured). */
+static void order_items(flash_state *f, const fp8_attention_options *o) {
+    const flash_params *a = &f->params;
+    const int32_t blocks = f->num_sms < a->num_items ? f->num_sms : a->num_items;
+    int32_t costs[FLASH_ORDER_ITEMS];
+
+    if (!f->is_static || !f->wide || a->num_items > FLASH_ORDER_ITEMS) return;
+    for (int32_t i = 0; i < a->num_items; i++)
+        costs[i] = 2 + tiles_seen(a, a->tiles - 1 - i / a->units, rows_of_tile(o));
+    attention_flash_order(&f->order, costs, a->num_items, blocks);
+}
+
 /* Makes room for the kernel that will serve. */
 static fp8_status prepare(const flash_state *f, const fp8_attention_options *o) {
     const int f16 = o->q_dtype == FP8_DTYPE_F16;
     if (f->any && f->is_16) return attention_flash16_any_prepare(f->sizes, f16);
     if (f->any) return attention_flash_any_prepare(f->sizes);
     if (f->is_16) return attention_flash16_prepare(o->d_v, f16);
-    if (f->wide) return attention_flash_wide_prepare(o->d_v);
+    if (f->wide) return attention_flash_wide_prepare(&f->params, o->d_v);
     return attention_flash_prepare(o->d_v, f->params.v_as_is);
 }
 
@@ -456,7 +480,7 @@ static fp8_status attend(const flash_state *f, const fp8_attention_options *o,
         return attention_flash16_any_launch(a, f->sizes, f16, blocks, to);
     if (f->any) return attention_flash_any_launch(a, f->sizes, blocks, to);
     if (f->is_16) return attention_flash16_launch(a, o->d_v, f16, blocks, to);
-    if (f->wide) return attention_flash_wide_launch(a, o->d_v, blocks, to);
+    if (f->wide) return attention_flash_wide_launch(a, &f->order, o->d_v, blocks, to);
     return attention_flash_launch(a, o->d_v, blocks, to);
 }
 
@@ -534,6 +558,7 @@ static fp8_status flash_open(fp8_attention_plan *p) {
     FP8_TRY_CUDA(cudaDeviceGetAttribute(&f->num_sms, cudaDevAttrMultiProcessorCount,
                                         fp8_device_index(p->device)));
     f->is_static = is_static(&f->params, &f->prologue, o);
+    order_items(f, o);
     f->prologue.num_counters = 1;
     if (f->wide) share_items(f, o);
     FP8_TRY(place_parts(f, o));

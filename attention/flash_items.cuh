@@ -80,7 +80,6 @@ static __device__ void find_item(flash_item &it, const flash_params &p, int32_t 
     it.slot = -1;
     it.clear_begin = (key_begin(it, ROWS - 1) + KEYS - 1) / KEYS;
     it.clear_end = max(0, key_end(it, 0)) / KEYS;
-    find_descales(p, it);
 }
 
 /* The item after a block's item `index`, its own of an odd or an even round: from the counter;
@@ -109,6 +108,24 @@ struct item_walk {
         if (now >= p.num_items) return false;
         index = item_after<BY_INDEX>(p, now, odd);
         find_item<ROWS, FLASH_BLOCK_N>(it, p, now);
+        return true;
+    }
+};
+
+/* The items of one block in an order that the host made. */
+struct order_walk {
+    const uint16_t *item;
+    int32_t left;
+
+    __device__ explicit order_walk(const flash_order &o)
+        : item(o.item + o.begin[blockIdx.x]),
+          left(o.begin[blockIdx.x + 1] - o.begin[blockIdx.x]) {}
+
+    /* As item_walk. */
+    template <int ROWS>
+    __device__ bool take(const flash_params &p, flash_item &it, uint32_t) {
+        if (left-- <= 0) return false;
+        find_item<ROWS, FLASH_BLOCK_N>(it, p, *item++);
         return true;
     }
 };

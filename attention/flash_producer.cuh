@@ -12,38 +12,39 @@
  * producer has few registers, in shared memory. */
 template <class SHARED>
 static __device__ __forceinline__ flash_item &coming_item(SHARED &s, flash_item &own) {
-    if constexpr (SHARED::BY_INDEX) return own;
+    if constexpr (SHARED::OWN_ITEM) return own;
     else return s.coming;
 }
 
-/* One thread: for each item of ROWS queries that WALK gives, Q, then K and V of its tiles from the
- * last to the first. D: of Q and K as they are copied. AS_IS: V is copied like K, for turn_tiles.
+/* One thread: for each item of ROWS queries that `walk` gives, Q, then K and V of its tiles from
+ * the last to the first. D: of Q and K as they are copied. AS_IS: V is copied like K, for
+ * turn_tiles.
  * ANY: d_v of V is given by the run. */
-template <int D, int ROWS, bool AS_IS, class WALK, bool ANY = false, class SHARED>
-static __device__ void produce(const flash_params &p, SHARED &s) {
+template <int D, int ROWS, bool AS_IS, bool ANY = false, class SHARED, class WALK>
+static __device__ void produce(const flash_params &p, SHARED &s, WALK walk) {
     constexpr int ROW_BYTES = flash_shape<D>::ROW_BYTES, BLOCKS = flash_shape<D>::COLUMN_BLOCKS;
     constexpr int STAGES = SHARED::STAGES;
     ring_place place = {0, 0};
     uint32_t q_parity = 0, v_parity = 0;
 
     dependents_launch();
-    for (WALK walk(p);;) {
+    for (;;) {
         flash_item own;
         flash_item &it = coming_item(s, own);
         const bool more = walk.template take<ROWS>(p, it, q_parity);
         if (!more) it.rows = it.num_tiles = 0;
         if (more && it.rows <= 0) continue;
         barrier_wait(&s.q_empty, q_parity ^ 1);
-        s.items[q_parity] = it;
-        q_parity ^= 1;
-        if (it.num_tiles == 0) {
-            barrier_arrive(&s.q_full);
-        } else {
-            barrier_expect(&s.q_full, sizeof s.q);
+        if (ANY && more) find_descales(p, it); /* there are no registers to do it later */
+        if (it.num_tiles > 0)
             for (int b = 0; b < BLOCKS; b++)
                 copy_box_4d(s.q + b * ROWS * ROW_BYTES, &p.q_map, &s.q_full, b * ROW_BYTES,
                             it.head, it.q_row, p.q_packed ? 0 : it.seq);
-        }
+        if (!ANY && more) find_descales(p, it); /* Q is on its way meanwhile */
+        s.items[q_parity] = it;
+        q_parity ^= 1;
+        if (it.num_tiles == 0) barrier_arrive(&s.q_full);
+        else barrier_expect(&s.q_full, sizeof s.q);
         if (!more) break;
         const int32_t v_row = (it.seq * p.num_kv_heads + it.kv_head) * (ANY ? p.d_v : D);
 #pragma unroll 1 /* unrolled it needs more registers than there are */

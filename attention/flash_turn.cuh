@@ -29,13 +29,22 @@ static __device__ __forceinline__ void store_matrices(uint32_t address, uint32_t
                  : "memory");
 }
 
+/* The thread's number among those that turn, warps 1 to 3 of their warpgroup. Volatile, so that it
+ * is found anew where it is used, not kept in a register. */
+static __device__ __forceinline__ int32_t turn_thread() {
+    int32_t thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread % WARPGROUP - 32;
+}
+
 /* Keys from `end` of a tile become 0, whatever lies there: their p of 0 would make NaN of NaN. */
 template <int D>
-static __device__ __forceinline__ void clear_keys(uint8_t *tile, int32_t end, int32_t thread) {
+static __device__ __forceinline__ void clear_keys(uint8_t *tile, int32_t end) {
     constexpr int ROW_BYTES = flash_shape<D>::ROW_BYTES, VECTORS = ROW_BYTES / 16;
     for (int b = 0; b < flash_shape<D>::COLUMN_BLOCKS; b++) {
         uint4 *rows = reinterpret_cast<uint4 *>(tile + b * BLOCK_N * ROW_BYTES);
-        for (int32_t i = end * VECTORS + thread; i < BLOCK_N * VECTORS; i += TURN_WARPS * 32)
+#pragma unroll 1 /* registers are few */
+        for (int32_t i = end * VECTORS + turn_thread(); i < BLOCK_N * VECTORS; i += TURN_WARPS * 32)
             rows[i] = make_uint4(0, 0, 0, 0);
     }
     named_sync(TURN_WARPS_BARRIER, TURN_WARPS * 32);
@@ -81,9 +90,9 @@ static __device__ __forceinline__ int32_t keys_of_warp(const int32_t &keys) {
     return __shfl_sync(0xffffffffu, mine, 0);
 }
 
-/* TURN_WARPS warps, threads from 0: every tile that comes, until there are no more. */
+/* TURN_WARPS warps: every tile that comes, until there are no more. */
 template <int D, class SHARED>
-static __device__ void turn_tiles(SHARED &s, int32_t thread) {
+static __device__ void turn_tiles(SHARED &s) {
     ring_place place = {0, 0};
 
     for (uint32_t parity = 0; ; parity ^= 1) {
@@ -91,9 +100,9 @@ static __device__ void turn_tiles(SHARED &s, int32_t thread) {
         const int32_t end = keys_of_warp(s.v_keys);
         if (end < 0) return;
         barrier_wait(&s.v_empty[place.stage], place.parity ^ 1);
-        if (end < BLOCK_N) clear_keys<D>(s.as_is, end, thread);
+        if (end < BLOCK_N) clear_keys<D>(s.as_is, end);
 #pragma unroll 1 /* registers are few */
-        for (int32_t i = thread / 32; i < D / 16; i += TURN_WARPS)
+        for (int32_t i = turn_thread() / 32; i < D / 16; i += TURN_WARPS)
             turn_columns<D>(s.v[place.stage], s.as_is, 16 * i);
         proxy_fence(); /* products read what was stored */
         release(&s.v_turned);

@@ -4,19 +4,26 @@
  * Computes   as flash.cu, but P is taken against a maximum of earlier keys
  *            (flash_wide_softmax.cuh), and the sum is that of the rounded p, made by the tensor
  *            cores: a product with ones, from zero each step. Rounding cancels where p are alike
- * Shapes     those of flash.cu; d 256 without promotion alone
+ * Shapes     those of flash.cu; d 256, and V as it lies (d 128), without promotion alone
  * Numerics   P V accumulates on the tensor cores, which lose what lies 13 bits below a sum: of one
- *            sign 15 % over 8192 keys, 0.6 % over 512. So every 512 keys, or promote_keys as a
- *            power of two, T joins O in FP32, kept in shared memory, and starts from zero. That
- *            costs 10 % of a run; fast sums: never
+ *            sign 15 % over 8192 keys, 0.6 % over 512. So at d 64 every 512 keys, or promote_keys
+ *            as a power of two, T joins O in FP32, kept in shared memory, and starts from zero.
+ *            At d 128 every 1024 keys T turns round instead: its products are subtracted from
+ *            then on, until the next time, and O gains 2 T or -2 T. The first time comes after
+ *            512 keys, so T of equal terms goes from 512 of them to -512 and back: it never is
+ *            longer than that, for half as many promotions (0.65 % over 8192 to 131072 keys of one
+ *            sign). Fast sums: never
  * Tiling     a block takes 64 queries a consumer warpgroup, d 64 four, d 128 three, d 256 two, and
  *            a producer. A step of one warpgroup is a chain: S, exponentials, packing; more of them
  *            hide each other's latencies. K [128, d] and V^T [d, 128] come in rings. Blocks share
  *            items evenly where the last wave would be a small one (flash_wide_parts.cuh)
+ *            V as it lies is transposed by three warps (flash_turn.cuh), for sequences whose V is
+ *            read few times: no launch goes before, and few items come in the plan's order
  * Registers  d 64: 112 a consumer: S 32, T 32, P 16;  d 128: 160: S 32, T 64, P 16;  d 256: 232: S
  *            32, T 128, P 16. No spills (ptxas 13.0)
- * Shared     d 64: Q 16 K + 4 x 16 K + O 64 K = 144 K;  d 128: 24 + 3 x 32 + 96 = 216 K;  d 256:
- *            32 + 3 x 64 = 224 K of 227
+ * Shared     d 64: Q 16 K + 4 x 16 K + O 64 K = 144 K;  d 128: 24 + 3 x 32 + 96 = 216 K, fast
+ *            without the 96; V as it lies 24 + 3 x 32 + 16 = 136 K;
+ *            d 256: 32 + 3 x 64 = 224 K of 227
  * Bound      cycles of one SM for 128 x 128 scores: products 8 d + 64, exponentials 1024 (16 a
  *            cycle); over long sequences the GPU's power
  */
@@ -31,44 +38,72 @@
 #define FLASH_SM90 0
 #endif
 
+/* How V comes, transposed or as it lies, and whether a run promotes; at d 64 one kernel does
+ * both. */
+enum wide_kind { TURNED_FAST, TURNED_EXACT, AS_IS_FAST };
+
 /* ---- a block --------------------------------------------------------------------------------- */
 
 /* 65536 registers: 128 * (32 + 4 * 112) = 61440 = 640 * 96, what 640 threads start with;
- * 128 * (32 + 3 * 160) = 65536 = 512 * 128; 128 * (40 + 2 * 232) = 64512 = 384 * 168. */
-template <int D>
+ * 128 * (32 + 3 * 160) = 128 * (56 + 3 * 152) = 65536 = 512 * 128; 128 * (40 + 2 * 232) = 64512 =
+ * 384 * 168. */
+template <int D, wide_kind KIND = TURNED_EXACT>
 struct wide_shape {
+    static constexpr bool AS_IS = KIND == AS_IS_FAST;
     static constexpr int CONSUMERS = D == 64 ? 4 : D == 128 ? 3 : 2; /* warpgroups */
     static constexpr int ROWS = 64 * CONSUMERS;
     static constexpr int THREADS = (CONSUMERS + 1) * WARPGROUP;
     static constexpr int STAGES = D == 64 ? 4 : 3;
-    static constexpr bool PROMOTES = D != 256; /* there is no room to keep it */
-    static constexpr bool SHARES = D != 256; /* items; there it would spill */
+    static constexpr bool PROMOTES = KIND == TURNED_EXACT;
+    static constexpr bool ALTERNATES = PROMOTES && D == 128; /* T, from up to down and back */
+    static constexpr bool SHARES = D != 256 && !AS_IS; /* items; there it would spill */
     static constexpr bool SETTLES_LATE = D != 64; /* S of the next step is issued before that */
-    static constexpr int PRODUCER_REGISTERS = D == 256 ? 40 : 32;
-    static constexpr int CONSUMER_REGISTERS = D == 64 ? 112 : D == 128 ? 160 : 232;
+    static constexpr int PRODUCER_REGISTERS = D == 256 ? 40 : KIND == AS_IS_FAST ? 56 : 32;
+    static constexpr int CONSUMER_REGISTERS =
+        D == 64 ? 112 : D == 256 ? 232 : KIND == AS_IS_FAST ? 152 : 160;
 };
 
 /* As flash_shared. ones: 8 rows of a right operand. */
-template <int D>
+template <int D, wide_kind KIND>
 struct wide_shared {
-    static constexpr bool BY_INDEX = false; /* there is a launch before, and a counter */
-    static constexpr int STAGES = wide_shape<D>::STAGES;
-    alignas(1024) uint8_t q[wide_shape<D>::ROWS * D];
+    using shape = wide_shape<D, KIND>;
+    static constexpr bool AS_IS = shape::AS_IS;
+    static constexpr bool BY_INDEX = AS_IS; /* else a launch goes before, and there is a counter */
+    static constexpr bool OWN_ITEM = false;
+    static constexpr int STAGES = shape::STAGES;
+    alignas(1024) uint8_t q[shape::ROWS * D];
     alignas(1024) uint8_t k[STAGES][BLOCK_N * D];
     alignas(1024) uint8_t v[STAGES][D * BLOCK_N];
     alignas(1024) uint8_t ones[8 * BLOCK_N];
-    float4 kept[wide_shape<D>::PROMOTES ? wide_shape<D>::ROWS * D / 4 : 1];
+    float4 kept[shape::PROMOTES ? shape::ROWS * D / 4 : 1];
     alignas(8) uint64_t q_full, q_empty;
     uint64_t k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
     flash_item items[2], coming;
+    uint64_t v_came, v_turned; /* AS_IS: of as_is */
+    int32_t v_keys;            /* of as_is, of the sequence; -1: no more tiles */
+    alignas(AS_IS ? 1024 : 16) uint8_t as_is[AS_IS ? D * BLOCK_N : 16];
 };
 
-template <int D>
-static constexpr size_t wide_bytes = sizeof(wide_shared<D>) + 1024; /* to align the start */
+template <int D, wide_kind KIND>
+static constexpr size_t wide_bytes = sizeof(wide_shared<D, KIND>) + 1024; /* to align the start */
+static_assert(wide_bytes<128, TURNED_EXACT> <= 227 << 10, "what a block may have of shared memory");
+static_assert(wide_bytes<256, TURNED_FAST> <= 227 << 10, "what a block may have of shared memory");
+
+/* What a kernel is given; AS_IS: items in an order of the host's, or without one by their index. */
+template <bool AS_IS>
+struct wide_params {
+    flash_params p;
+};
+template <>
+struct wide_params<true> {
+    flash_params p;
+    flash_order order;
+};
 
 #if FLASH_SM90
 #include "attention/flash_epilogue.cuh"
 #include "attention/flash_producer.cuh"
+#include "attention/flash_turn.cuh"
 #include "attention/flash_wide_mainloop.cuh"
 #include "attention/flash_wide_parts.cuh"
 
@@ -86,14 +121,13 @@ static __device__ __forceinline__ row_result result_of(const wide_rows &rows,
     return r;
 }
 
-template <int D>
-static __device__ __forceinline__ void consume(const flash_params &p, wide_shared<D> &s,
-                                               int32_t index) {
-    wide_place<D> place = {}; /* of the next tile */
+template <int D, class SHARED>
+static __device__ __forceinline__ void consume(const flash_params &p, SHARED &s, int32_t index) {
+    wide_place<D, SHARED::STAGES> place = {}; /* of the next tile */
 
     for (;;) {
         wide_rows rows = {{INFINITY, INFINITY}, {}};
-        wide_kept<D> kept = {s.kept, D == 64};
+        wide_kept<D> kept = {s.kept, D == 64, false};
         float out[D / 2];
 
         if (D == 64) clear_kept(kept); /* no register is left to know that there is nothing */
@@ -103,12 +137,13 @@ static __device__ __forceinline__ void consume(const flash_params &p, wide_share
         if (it.rows == 0) return;
 #pragma unroll
         for (int i = 0; i < D / 2; i++) out[i] = 0.0f;
-        if (it.num_tiles == 0 || (D != 64 && index * 64 >= it.valid)) pass_over<D>(s, place, it);
+        if (it.num_tiles == 0 || (D != 64 && index * 64 >= it.valid)) pass_over(s, place, it);
         else attend_wide<D>(out, rows, kept, s, place, it, index, p);
-        if constexpr (wide_shape<D>::PROMOTES) {
-            if (kept.any) add_kept(out, kept);
+        if constexpr (SHARED::shape::PROMOTES) {
+            if (kept.any && D == 64) add_kept(out, kept);
+            else if (kept.any) join_kept(out, kept);
         }
-        if (wide_shape<D>::SHARES && it.slot >= 0 && !join_parts<D>(out, rows, p, it.slot))
+        if (SHARED::shape::SHARES && it.slot >= 0 && !join_parts<D>(out, rows, p, it.slot))
             continue;
         row_result r = result_of(rows, it);
         store_output<D>(out, r, p, it, row_of_thread(), WIDE_OFFSET);
@@ -121,15 +156,18 @@ static __device__ __forceinline__ void consume(const flash_params &p, wide_share
 
 /* grid: persistent blocks, one a multiprocessor; block: the consumers' warpgroups, then the
  * producer's. */
-template <int D>
+template <int D, wide_kind KIND>
 static __global__ void __launch_bounds__(wide_shape<D>::THREADS, 1)
-wide_kernel(const __grid_constant__ flash_params p) {
+wide_kernel(const __grid_constant__ wide_params<KIND == AS_IS_FAST> all) {
 #if FLASH_SM90
+    const flash_params &p = all.p;
     extern __shared__ uint8_t raw[];
-    wide_shared<D> &s = *reinterpret_cast<wide_shared<D> *>(
+    using shared = wide_shared<D, KIND>;
+    using shape = typename shared::shape;
+    shared &s = *reinterpret_cast<shared *>(
         raw + (1024 - shared_address(raw) % 1024) % 1024);
     const int32_t warpgroup = __shfl_sync(0xffffffffu, (int32_t)threadIdx.x / WARPGROUP, 0);
-    constexpr int WARPS = wide_shape<D>::CONSUMERS * WARPGROUP / 32;
+    constexpr int WARPS = shape::CONSUMERS * WARPGROUP / 32;
 
     if (threadIdx.x == 0) {
         prefetch_map(&p.q_map);
@@ -137,24 +175,34 @@ wide_kernel(const __grid_constant__ flash_params p) {
         prefetch_map(&p.v_map);
         barrier_init(&s.q_full, 1);
         barrier_init(&s.q_empty, WARPS);
-        for (int i = 0; i < wide_shape<D>::STAGES; i++) {
+        barrier_init(&s.v_came, 1);
+        barrier_init(&s.v_turned, TURN_WARPS);
+        for (int i = 0; i < shape::STAGES; i++) {
             barrier_init(&s.k_full[i], 1);
-            barrier_init(&s.v_full[i], 1);
+            barrier_init(&s.v_full[i], shape::AS_IS ? TURN_WARPS : 1);
             barrier_init(&s.k_empty[i], WARPS);
             barrier_init(&s.v_empty[i], WARPS);
         }
         barrier_init_done();
     }
-    for (uint32_t i = threadIdx.x; i < sizeof s.ones; i += wide_shape<D>::THREADS)
+    for (uint32_t i = threadIdx.x; i < sizeof s.ones; i += shape::THREADS)
         s.ones[i] = 0x38; /* 1 in E4M3 */
     proxy_fence();
     __syncthreads();
     dependencies_wait();
-    if (warpgroup == wide_shape<D>::CONSUMERS) {
-        registers_shrink<wide_shape<D>::PRODUCER_REGISTERS>();
-        if (threadIdx.x % WARPGROUP == 0) produce<D, wide_shape<D>::ROWS, false, wide_walk>(p, s);
+    if (warpgroup == shape::CONSUMERS) {
+        registers_shrink<shape::PRODUCER_REGISTERS>();
+        const int32_t thread = (int32_t)threadIdx.x % WARPGROUP;
+        if constexpr (shape::AS_IS) {
+            if (thread == 0) {
+                if (all.order.begin[gridDim.x] > 0)
+                    produce<D, shape::ROWS, true>(p, s, order_walk(all.order));
+                else produce<D, shape::ROWS, true>(p, s, item_walk<true>(p));
+            }
+            if (thread >= 32) turn_tiles<D>(s);
+        } else if (thread == 0) produce<D, shape::ROWS, false>(p, s, wide_walk(p));
     } else {
-        registers_grow<wide_shape<D>::CONSUMER_REGISTERS>();
+        registers_grow<shape::CONSUMER_REGISTERS>();
         consume<D>(p, s, warpgroup);
     }
 #endif
@@ -162,33 +210,33 @@ wide_kernel(const __grid_constant__ flash_params p) {
 
 /* ---- host launchers -------------------------------------------------------------------------- */
 
-typedef struct wide_entry {
-    void (*kernel)(const flash_params);
-    unsigned threads;
-    size_t bytes;
-} wide_entry;
-
-template <int D>
-static wide_entry entry_for(void) {
-    return {wide_kernel<D>, wide_shape<D>::THREADS, wide_bytes<D>};
+template <int D, wide_kind KIND>
+static fp8_status launch(const wide_params<KIND == AS_IS_FAST> &p, int32_t blocks,
+                         const flash_queue *to) {
+    return flash_launch("flash attention, wide", wide_kernel<D, KIND>, blocks,
+                        wide_shape<D>::THREADS, wide_bytes<D, KIND>, to, p);
 }
 
-static wide_entry entry_of(int32_t d) {
-    switch (d) {
-    case 64: return entry_for<64>();
-    case 128: return entry_for<128>();
-    case 256: return entry_for<256>();
-    default: return {NULL, 0, 0};
-    }
+template <int D, wide_kind KIND>
+static fp8_status prepare(void) {
+    return flash_prepare(wide_kernel<D, KIND>, D, wide_bytes<D, KIND>);
 }
 
-extern "C" fp8_status attention_flash_wide_prepare(int32_t d) {
-    const wide_entry e = entry_of(d);
-    return flash_prepare(e.kernel, d, e.bytes);
+static bool is_fast(const flash_params *p) { return p->promote_tiles == INT32_MAX; }
+
+extern "C" fp8_status attention_flash_wide_prepare(const flash_params *p, int32_t d) {
+    if (d == 64) return prepare<64, TURNED_EXACT>();
+    if (d == 256) return prepare<256, TURNED_FAST>();
+    if (p->v_as_is) return prepare<128, AS_IS_FAST>();
+    return is_fast(p) ? prepare<128, TURNED_FAST>() : prepare<128, TURNED_EXACT>();
 }
 
-extern "C" fp8_status attention_flash_wide_launch(const flash_params *p, int32_t d, int32_t blocks,
+extern "C" fp8_status attention_flash_wide_launch(const flash_params *p, const flash_order *order,
+                                                  int32_t d, int32_t blocks,
                                                   const flash_queue *to) {
-    const wide_entry e = entry_of(d);
-    return flash_launch("flash attention, wide", e.kernel, blocks, e.threads, e.bytes, to, *p);
+    if (d == 64) return launch<64, TURNED_EXACT>({*p}, blocks, to);
+    if (d == 256) return launch<256, TURNED_FAST>({*p}, blocks, to);
+    if (p->v_as_is) return launch<128, AS_IS_FAST>({*p, *order}, blocks, to);
+    if (is_fast(p)) return launch<128, TURNED_FAST>({*p}, blocks, to);
+    return launch<128, TURNED_EXACT>({*p}, blocks, to);
 }

@@ -38,25 +38,41 @@ issue_scores(float (&scores)[32], const wide_operand<flash_shape<D>::ROW_BYTES> 
     products_commit();
 }
 
-/* T += P V of 64 keys, and part = the sums of P's rows, as a product with ones; issued and
- * committed. */
-template <int D>
-static __device__ __forceinline__ void issue_output(float (&t)[D / 2], float (&part)[4],
-                                                    const uint32_t (&prob)[8],
-                                                    const wide_operand<128> v,
-                                                    const wide_operand<128> ones) {
+/* T += P V of 64 keys, -= with MINUS, and part = the sums of P's rows, as a product with ones;
+ * issued and committed. */
+template <int D, bool MINUS>
+static __device__ __forceinline__ void issue_sums(float (&t)[D / 2], float (&part)[4],
+                                                  const uint32_t (&prob)[8],
+                                                  const wide_operand<128> v,
+                                                  const wide_operand<128> ones) {
     constexpr int COLUMNS = D < 128 ? D : 128;
     products_begin();
 #pragma unroll
     for (int i = 0; i < 2; i++) {
 #pragma unroll
-        for (int c = 0; c < D; c += COLUMNS)
-            product(reinterpret_cast<float(&)[COLUMNS / 2]>(t[c / 2]), prob + 4 * i,
-                    v.at(c * BLOCK_N + i * K_STEP), 1);
+        for (int c = 0; c < D; c += COLUMNS) {
+            float(&x)[COLUMNS / 2] = reinterpret_cast<float(&)[COLUMNS / 2]>(t[c / 2]);
+            const uint64_t columns = v.at(c * BLOCK_N + i * K_STEP);
+            if constexpr (MINUS) product_minus(x, prob + 4 * i, columns, 1);
+            else product(x, prob + 4 * i, columns, 1);
+        }
         if (i == 0) product_start(part, prob, ones.at(0), 0);
         else product(part, prob + 4 * i, ones.at(0), 1);
     }
     products_commit();
+}
+
+/* NOTE: each of the two branches has all the products of a step: with one branch a product, ptxas
+ * lets each of them end before the next, which costs 5 to 10 %. */
+template <int D, bool ALTERNATES>
+static __device__ __forceinline__ void issue_output(float (&t)[D / 2], float (&part)[4],
+                                                    const uint32_t (&prob)[8],
+                                                    const wide_operand<128> v,
+                                                    const wide_operand<128> ones, bool down) {
+    if constexpr (ALTERNATES) {
+        if (down) issue_sums<D, true>(t, part, prob, v, ones);
+        else issue_sums<D, false>(t, part, prob, v, ones);
+    } else issue_sums<D, false>(t, part, prob, v, ones);
 }
 
 /* Volatile, so that it is found anew where it is used, not kept in a register. */
@@ -79,6 +95,7 @@ template <int D>
 struct wide_kept {
     float4 *all; /* [D / 8, threads of the consumers] */
     bool any;    /* of this item */
+    bool down;   /* T goes down now */
 
     __device__ __forceinline__ float4 *own(int i) const {
         return all + i * wide_shape<D>::CONSUMERS * WARPGROUP + thread_index();
@@ -95,6 +112,35 @@ template <int D>
 static __device__ __forceinline__ void clear_kept(const wide_kept<D> &kept) {
 #pragma unroll
     for (int i = 0; i < D / 8; i++) *kept.own(i) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
+
+/* T = what is kept + T, T's sign being that of its last sums. */
+template <int D>
+static __device__ __forceinline__ void join_kept(float (&t)[D / 2], const wide_kept<D> &kept) {
+    const float sign = kept.down ? -1.0f : 1.0f;
+#pragma unroll
+    for (int i = 0; i < D / 8; i++) {
+        const float4 x = *kept.own(i);
+        t[4 * i] = fmaf(t[4 * i], sign, x.x);
+        t[4 * i + 1] = fmaf(t[4 * i + 1], sign, x.y);
+        t[4 * i + 2] = fmaf(t[4 * i + 2], sign, x.z);
+        t[4 * i + 3] = fmaf(t[4 * i + 3], sign, x.w);
+    }
+}
+
+/* What is kept gains twice T, which turns round. */
+template <int D>
+static __device__ __forceinline__ void turn_round(const float (&t)[D / 2], wide_kept<D> &kept) {
+    const float twice = kept.down ? -2.0f : 2.0f;
+#pragma unroll
+    for (int i = 0; i < D / 8; i++) {
+        float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (kept.any) x = *kept.own(i);
+        *kept.own(i) = make_float4(fmaf(t[4 * i], twice, x.x), fmaf(t[4 * i + 1], twice, x.y),
+                                   fmaf(t[4 * i + 2], twice, x.z), fmaf(t[4 * i + 3], twice, x.w));
+    }
+    kept.any = true;
+    kept.down = !kept.down;
 }
 
 /* T += what is kept. */
@@ -136,7 +182,7 @@ static __device__ __forceinline__ void shrink_kept(const wide_kept<D> &kept,
 }
 
 /* T of a step has come: its sums, and what the step after it asks for. */
-template <int D>
+template <int D, bool PROMOTES>
 static __device__ __forceinline__ void settle(float (&t)[D / 2], const float (&part)[4],
                                               wide_rows &rows, const wide_kept<D> &kept, bool grows,
                                               const float (&alpha)[2]) {
@@ -146,7 +192,7 @@ static __device__ __forceinline__ void settle(float (&t)[D / 2], const float (&p
     shrink(t, alpha);
     rows.sum[0] *= alpha[0];
     rows.sum[1] *= alpha[1];
-    if constexpr (wide_shape<D>::PROMOTES) {
+    if constexpr (PROMOTES) {
         if (kept.any) shrink_kept(kept, alpha);
     }
 }
@@ -177,9 +223,8 @@ static __device__ __forceinline__ void mask_step(float (&scores)[32], const flas
 
 /* A place in the rings and the parity of the item. NOTE: apart, they stay in uniform registers,
  * which is worth 8 %; at d 64 they do not, and there are registers for one number alone. */
-template <int D>
+template <int D, int STAGES>
 struct wide_place {
-    static constexpr int STAGES = wide_shape<D>::STAGES;
     ring_place at;
     uint32_t item;
 
@@ -190,9 +235,9 @@ struct wide_place {
     __device__ __forceinline__ void next_item() { item ^= 1; }
 };
 
-template <>
-struct wide_place<64> {
-    static constexpr int STAGES = wide_shape<64>::STAGES, ITEM = 256;
+template <int STAGES>
+struct wide_place<64, STAGES> {
+    static constexpr int ITEM = 256;
     static_assert((STAGES & (STAGES - 1)) == 0, "stages are counted on beyond the last");
     int32_t at;
 
@@ -206,8 +251,8 @@ struct wide_place<64> {
 };
 
 /* One tile of keys that the warpgroup does not look at. */
-template <int D>
-static __device__ __forceinline__ void pass_tile(wide_shared<D> &s, wide_place<D> &place) {
+template <class SHARED, class PLACE>
+static __device__ __forceinline__ void pass_tile(SHARED &s, PLACE &place) {
     barrier_wait(&s.k_full[place.stage()], place.parity());
     release(&s.k_empty[place.stage()]);
     barrier_wait(&s.v_full[place.stage()], place.parity());
@@ -216,42 +261,44 @@ static __device__ __forceinline__ void pass_tile(wide_shared<D> &s, wide_place<D
 }
 
 /* An item of whose queries the warpgroup has none, or that has no keys. */
-template <int D>
-static __device__ __forceinline__ void pass_over(wide_shared<D> &s, wide_place<D> &place,
-                                                 const flash_item &it) {
+template <class SHARED, class PLACE>
+static __device__ __forceinline__ void pass_over(SHARED &s, PLACE &place, const flash_item &it) {
     release(&s.q_empty);
 #pragma unroll 1
-    for (int32_t n = it.num_tiles; n > 0; n--) pass_tile<D>(s, place);
+    for (int32_t n = it.num_tiles; n > 0; n--) pass_tile(s, place);
 }
 
 /* Passes over the last tiles of an item that none of the warpgroup's rows sees, but the first tile;
  * returns the number that are left. */
-template <int D>
-static __device__ __forceinline__ int32_t skip_unseen(wide_shared<D> &s, wide_place<D> &place,
+template <class SHARED, class PLACE>
+static __device__ __forceinline__ int32_t skip_unseen(SHARED &s, PLACE &place,
                                                       const flash_item &it, int32_t index) {
     int32_t n = it.num_tiles;
     for (; n > 1 && (it.first_tile + n - 1) * BLOCK_N >= key_end(it, index * 64 + 63); n--)
-        pass_tile<D>(s, place);
+        pass_tile(s, place);
     return n;
 }
 
 /* Of one item. Half 1 of a tile of 128 keys comes before half 0. S of a step and T of the one
  * before it are in flight together; T runs on under the step's softmax. */
-template <int D>
+template <int D, class SHARED, class PLACE>
 static __device__ __forceinline__ void attend_wide(float (&t)[D / 2], wide_rows &rows,
-                                                   wide_kept<D> &kept, wide_shared<D> &s,
-                                                   wide_place<D> &place, const flash_item &it,
-                                                   int32_t index, const flash_params &p) {
+                                                   wide_kept<D> &kept, SHARED &s, PLACE &place,
+                                                   const flash_item &it, int32_t index,
+                                                   const flash_params &p) {
     constexpr int ROW_BYTES = flash_shape<D>::ROW_BYTES;
-    constexpr bool LATE = wide_shape<D>::SETTLES_LATE;
+    constexpr bool LATE = wide_shape<D>::SETTLES_LATE, PROMOTES = SHARED::shape::PROMOTES;
+    constexpr bool ALTERNATES = SHARED::shape::ALTERNATES;
     constexpr int HALF_K = 64 * ROW_BYTES, HALF_V = 64; /* bytes */
     using rows_of_d = wide_operand<ROW_BYTES>;
     const rows_of_d q(s.q, index * 64 * ROW_BYTES);
     const wide_operand<128> ones(s.ones, 0);
     uint32_t clear = find_clear_steps(it);
-    const int32_t num_tiles = skip_unseen<D>(s, place, it, index);
+    const int32_t num_tiles = skip_unseen(s, place, it, index);
     float scores[32], part[4], alpha[2] = {1.0f, 1.0f};
     uint32_t high[8], low[8]; /* P of half 1, of half 0 */
+    /* With this tile the next promotion comes; the first after half as many. */
+    int32_t promoted = num_tiles - (p.promote_tiles - p.promote_tiles / 2);
 
     barrier_wait(&s.k_full[place.stage()], place.parity());
     issue_scores<D>(scores, q, rows_of_d(s.k[place.stage()], HALF_K));
@@ -261,13 +308,16 @@ static __device__ __forceinline__ void attend_wide(float (&t)[D / 2], wide_rows 
     raise_offsets(high, scores, rows, it.factor, alpha);
     if (LATE) issue_scores<D>(scores, q, rows_of_d(s.k[place.stage()], 0));
     for (int32_t i = num_tiles - 1; ; i--) {
-        wide_place<D> last = place;
-        const bool promotes = wide_shape<D>::PROMOTES && (i & p.promote_mask) == 0;
+        PLACE last = place;
+        const bool promotes =
+            PROMOTES && (D == 64 ? (i & p.promote_mask) == 0 : i == promoted);
         bool grows;
 
+        if (D != 64 && promotes) promoted -= p.promote_tiles;
         barrier_wait(&s.v_full[last.stage()], last.parity());
         if (!LATE) issue_scores<D>(scores, q, rows_of_d(s.k[last.stage()], 0));
-        issue_output<D>(t, part, high, wide_operand<128>(s.v[last.stage()], HALF_V), ones);
+        issue_output<D, ALTERNATES>(t, part, high, wide_operand<128>(s.v[last.stage()], HALF_V),
+                                    ones, kept.down);
         products_wait<1>(); /* S */
         pin(scores);
         release(&s.k_empty[last.stage()]);
@@ -281,8 +331,9 @@ static __device__ __forceinline__ void attend_wide(float (&t)[D / 2], wide_rows 
         if constexpr (D == 64) asm volatile("" : "+r"(last.at)); /* addresses are found anew */
         place = last.next();
         if (i == 0) {
-            settle(t, part, rows, kept, grows, alpha);
-            issue_output<D>(t, part, low, wide_operand<128>(s.v[last.stage()], 0), ones);
+            settle<D, PROMOTES>(t, part, rows, kept, grows, alpha);
+            issue_output<D, ALTERNATES>(t, part, low, wide_operand<128>(s.v[last.stage()], 0),
+                                        ones, kept.down);
             products_wait<0>();
             pin(t);
             pin(part);
@@ -291,13 +342,14 @@ static __device__ __forceinline__ void attend_wide(float (&t)[D / 2], wide_rows 
             release(&s.v_empty[last.stage()]);
             return;
         }
-        if (!LATE) settle(t, part, rows, kept, grows, alpha);
+        if (!LATE) settle<D, PROMOTES>(t, part, rows, kept, grows, alpha);
         if (!LATE && promotes) promote(t, kept);
         barrier_wait(&s.k_full[place.stage()], place.parity());
         issue_scores<D>(scores, q, rows_of_d(s.k[place.stage()], HALF_K));
-        if (LATE) settle(t, part, rows, kept, grows, alpha); /* under S */
-        if (LATE && promotes) promote(t, kept);
-        issue_output<D>(t, part, low, wide_operand<128>(s.v[last.stage()], 0), ones);
+        if (LATE) settle<D, PROMOTES>(t, part, rows, kept, grows, alpha); /* under S */
+        if (LATE && promotes) turn_round(t, kept);
+        issue_output<D, ALTERNATES>(t, part, low, wide_operand<128>(s.v[last.stage()], 0), ones,
+                                    kept.down);
         products_wait<1>();
         pin(scores);
         mask_step(scores, it, clear, 2 * i - 1);
@@ -307,9 +359,9 @@ static __device__ __forceinline__ void attend_wide(float (&t)[D / 2], wide_rows 
         pin(part);
         pin(low);
         release(&s.v_empty[last.stage()]);
-        if (!LATE) settle(t, part, rows, kept, grows, alpha);
+        if (!LATE) settle<D, PROMOTES>(t, part, rows, kept, grows, alpha);
         if (LATE) issue_scores<D>(scores, q, rows_of_d(s.k[place.stage()], 0));
-        if (LATE) settle(t, part, rows, kept, grows, alpha);
+        if (LATE) settle<D, PROMOTES>(t, part, rows, kept, grows, alpha);
     }
 }
 #endif

@@ -190,16 +190,18 @@ static void test_long(fp8_device *gpu, fp8_device *cpu) {
     }
 }
 
-/* Lengths at which blocks share items of flash_wide.cu, with and without promotion; its last tile
- * of queries is a short one. Both parts of an item see keys, as they do not in the cases above. */
-static void test_shared(fp8_device *gpu, fp8_device *cpu) {
+/* Promoted and fast sums of flash_wide.cu where blocks share items, its last tile of queries being
+ * a short one: both parts of an item see keys, as they do not in the cases above. And where V is
+ * turned in that kernel, at d 128. */
+static void test_many(fp8_device *gpu, fp8_device *cpu, problem p) {
     for (int i = 0; i < NUM_HEAD_SIZES; i++) {
-        problem p = SHAPE("shared evenly", 25, 5, 1, {1300}, {4100}, NONE, 0, 0);
         fp8_attention_options plain, flash;
+        const int turns = p.s_kv[0] < FLASH_WIDE_KEYS;
         float *want;
         buffers b;
 
         p.d_qk = p.d_v = head_sizes[i];
+        if (turns && p.d_v != 128) continue;
         check_case = p.name;
         buffers_init(&b, &p, 92);
         plain = options_of(&p, &b);
@@ -209,7 +211,8 @@ static void test_shared(fp8_device *gpu, fp8_device *cpu) {
         for (int fast = 0; fast < 2; fast++) {
             double error;
             if (fast) flash.precision = FP8_ATTENTION_FAST;
-            CHECK((flash_wide_rows(&flash) > 0) == (p.d_v < 256 || fast));
+            CHECK((flash_wide_rows(&flash) > 0) == (fast || (p.d_v < 256 && !turns)));
+            CHECK(flash_v_as_is(&flash) == turns);
             error = difference(gpu, &p, &b, want, &flash);
             CHECK(error <= 4e-2);
             fprintf(stderr, "d %3d %s%s: relative L2 %.2e\n", p.d_v, p.name, fast ? ", fast" : "",
@@ -218,6 +221,17 @@ static void test_shared(fp8_device *gpu, fp8_device *cpu) {
         free(want);
         buffers_free(&b);
     }
+}
+
+static void test_wide(fp8_device *gpu, fp8_device *cpu) {
+    static const problem many[] = {
+        SHAPE("shared evenly", 25, 5, 1, {1300}, {4100}, NONE, 0, 0),
+        SHAPE("turned", 24, 24, 1, {1024}, {1600}, NONE, 0, 0),
+        SHAPE("turned causal", 12, 12, 2, LENGTHS(1030, 77), LENGTHS(1600, 1291), CAUSAL, 0, 0),
+        SHAPE("turned window", 12, 12, 3, LENGTHS(0, 1100, 1), LENGTHS(65, 1550, 0), CAUSAL, 700,
+              16),
+    };
+    for (size_t i = 0; i < sizeof many / sizeof *many; i++) test_many(gpu, cpu, many[i]);
 }
 
 /* ---- refusals and lies ----------------------------------------------------------------------- */
@@ -447,7 +461,7 @@ int main(int argc, char **argv) {
     test_refusals(gpu);
     test_cases(gpu, cpu);
     test_long(gpu, cpu);
-    test_shared(gpu, cpu);
+    test_wide(gpu, cpu);
     test_hostile_starts(gpu);
     fp8_device_destroy(cpu);
     fp8_device_destroy(gpu);

@@ -136,6 +136,31 @@ static void test_wide(fp8_device *gpu) {
     }
 }
 
+/* flash_wide.cu with V as it lies: items in the plan's order, by their index where there are more
+ * of them than it has room for, from the counter where lengths differ. */
+static void test_ordered(fp8_device *gpu) {
+    for (int i = 0; i < 12; i++) {
+        uint64_t seed = (uint64_t)i * 23 + 3;
+        const int many = i % 4 == 3; /* 6 tiles of 32 heads of 3 sequences are more than 512 */
+        const int64_t keys = 1024 + sweep_below(&seed, i % 3 == 0 || many ? 1 : 1000);
+        fp8_attention_options o =
+            base_options(many ? 32 : 16, many ? 32 : 16, 128, many ? 3 : 2,
+                         i % 3 == 0 || many ? 1024 : 1024 + sweep_below(&seed, 1000), keys, E4M3,
+                         (fp8_dtype)SWEEP_PICK(&seed, BF16, E4M3));
+        o.want_lse = o.want_amax = 0;
+        o.layout = i % 2 ? FP8_LAYOUT_BSHD_BSHD_BSHD : FP8_LAYOUT_SBHD_SBHD_SBHD;
+        o.padding = i == 4;
+        o.precision = FP8_ATTENTION_FAST;
+        if (i % 3) o.mask = i % 3 == 1 ? FP8_MASK_CAUSAL : FP8_MASK_CAUSAL_BOTTOM_RIGHT;
+        if (i == 5) o.window_left = 300;
+        check_case = "ordered";
+        CHECK(flash_wide_rows(&o) > 0 && flash_v_as_is(&o));
+        fprintf(stderr, "ordered: %lld by %lld tokens, mask %d: relative L2 %.2e\n",
+                (long long)o.max_q, (long long)o.max_kv, (int)o.mask,
+                check_options(gpu, &o, seed));
+    }
+}
+
 /* Nothing but O wanted, all sequences of the plan's lengths: one launch, items by their index;
  * fewer and more of them than blocks, V turned in the kernel and before it. */
 static void test_short(fp8_device *gpu) {
@@ -349,6 +374,7 @@ int main(int argc, char **argv) {
     test_refusals(gpu);
     test_nothing(gpu);
     if (!quick) test_short(gpu);
+    if (!quick) test_ordered(gpu);
     test_types(gpu);
     test_layouts(gpu);
     test_lies(gpu);
