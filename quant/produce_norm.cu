@@ -4,13 +4,13 @@
  * Shapes     x, residual, h, v [rows, cols]; weight, bias [cols]
  * Bound      memory: BF16 to codes 3 bytes an element, 7 with a residual; weights from cache.
  *            16384 x 4096: 201 MB, at the H200's copy rate of 4.27 TB/s 47 us
- * Tiling     a team of threads has a row in registers as it was read, once, whatever is computed.
- *            Many rows: four pieces of eight elements a thread at 64 registers, so that
- *            16 blocks of 4096 columns are on a multiprocessor and wait by turns. Few rows: one
- *            piece, for the shortest way through. Rows past 16384 columns or not in pieces: a
- *            block each, read again from the caches
+ * Tiling     a team of threads has a row in registers, read once, whatever is computed; its warps
+ *            meet at one barrier. Many rows: four pieces of eight elements a thread at 64
+ *            registers, so that eight blocks of 4096 columns are on a multiprocessor and wait by
+ *            turns. Few rows: one piece, for the shortest way through. Rows past 16384 columns or
+ *            not in pieces: a block each, read again from the caches
  * Numerics   F32, the variance about the mean; sums in a fixed order; the root is rsqrt.approx (2
- *            units in the last place). No product is contracted with a sum in what is normed
+ *            units in the last place). RMS: no product is contracted with a sum in what is normed
  */
 #include "quant/norm_own.cuh"
 
