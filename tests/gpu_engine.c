@@ -3,10 +3,10 @@
  * must be nearly level. In BF16 they are nearly always the ids of the model's own generation, which
  * are counted up to the first that differs. With FP8 keys a step over pages rounds P to E4M3, which
  * a model's forward does not: of these untrained models' logits, many are closer than that. */
-#include <math.h>
 #include <stdlib.h>
 
 #include "model/engine.h"
+#include "tests/engine_follow.h"
 #include "tests/model_fixture.h"
 
 static fp8_device *gpu;
@@ -19,53 +19,11 @@ enum { PROMPTS = 7, NEW = 12, CONTEXT = 128 };
 
 static const int64_t lengths[PROMPTS] = {9, 1, 23, 40, 2, 17, 31};
 
-/* Of a model's ids: how many there are, are the model's own up to the first that differs, are the
- * highest of a forward over the same tokens; and how far below the highest one was, at most, in
- * deviations of that row of logits. */
-typedef struct tally {
-    int64_t all, same, highest;
-    double below;
-} tally;
-
-static void count_same(tally *t, const int32_t *got, const int32_t *want) {
+/* Of a model's ids: how many are its own up to the first that differs. */
+static int64_t count_same(const int32_t *got, const int32_t *want) {
     int64_t n = 0;
     while (n < NEW && got[n] == want[n]) n++;
-    t->same += n;
-    t->all += NEW;
-}
-
-/* How far `id` lies below the highest of a row. */
-static double below(const float *row, int32_t id) {
-    double sum = 0, squares = 0, most = row[0];
-    for (int i = 0; i < FIXTURE_VOCAB; i++) {
-        sum += row[i];
-        squares += (double)row[i] * row[i];
-        if (row[i] > most) most = row[i];
-    }
-    sum /= FIXTURE_VOCAB;
-    return (most - row[id]) / sqrt(squares / FIXTURE_VOCAB - sum * sum);
-}
-
-/* The ids that followed a prompt, each against the logits of all tokens before it. */
-static void follow(fp8_model *m, const int32_t *prompt, int64_t length, const int32_t *got,
-                   tally *t) {
-    const int64_t tokens = length + NEW - 1;
-    int32_t ids[FIXTURE_TOKENS];
-    const int32_t starts[2] = {0, (int32_t)tokens};
-    const fp8_batch batch = {ids, tokens, starts, 1};
-    static float rows[FIXTURE_TOKENS * FIXTURE_VOCAB];
-    fp8_tensor logits;
-
-    memcpy(ids, prompt, (size_t)length * sizeof *ids);
-    memcpy(ids + length, got, (NEW - 1) * sizeof *ids);
-    CHECK_STATUS(fp8_model_forward(m, &batch, NULL, NULL, FP8_LOGITS_ALL, &logits), FP8_OK);
-    CHECK_STATUS(fp8_device_download(gpu, rows, logits.data,
-                                     (size_t)(tokens * FIXTURE_VOCAB) * sizeof *rows), FP8_OK);
-    for (int64_t i = 0; i < NEW; i++) {
-        const double d = below(rows + (length - 1 + i) * FIXTURE_VOCAB, got[i]);
-        t->highest += d == 0;
-        if (d > t->below) t->below = d;
-    }
+    return n;
 }
 
 static void alone(fp8_model *m, const fixture *f, int32_t want[PROMPTS][NEW]) {
@@ -143,7 +101,8 @@ static void check_model(const fixture *f, const fp8_checkpoint *c, int codes) {
     alone(m, f, want);
     check_too_large(m);
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        tally t = {0};
+        follow_tally t = {0};
+        int64_t same = 0;
         int64_t launches = 0;
         together(m, f, &shapes[i], got, &launches);
         if (i == 0) {
@@ -154,13 +113,13 @@ static void check_model(const fixture *f, const fp8_checkpoint *c, int codes) {
         else if (launches) /* activations are at a store */
             CHECK(launches + fp8_model_get_config(m)->num_layers <= apart[i]);
         for (int p = 0; p < PROMPTS; p++) {
-            count_same(&t, got[p], want[p]);
-            follow(m, f->ids + 3 * p, lengths[p], got[p], &t);
+            same += count_same(got[p], want[p]);
+            follow_ids(&t, m, f->ids + 3 * p, lengths[p], got[p], NEW);
         }
         printf("%-16s %-6s shape %zu: of %lld ids %lld as alone, %lld the highest, the worst "
                "%.3f below\n", check_case, codes ? "FP8" : "BF16", i, (long long)t.all,
-               (long long)t.same, (long long)t.highest, t.below);
-        if (!codes) CHECK(4 * t.same >= 3 * t.all);
+               (long long)same, (long long)t.highest, t.below);
+        if (!codes) CHECK(4 * same >= 3 * t.all);
         CHECK(4 * t.highest >= 3 * t.all);
         CHECK(t.below <= (codes ? MOST_BELOW_FP8 : MOST_BELOW));
     }

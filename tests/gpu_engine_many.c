@@ -1,18 +1,19 @@
-/* Many sequences at once, of trained models whose heads have kernels over pages: what a prompt
- * makes is what it makes alone, and the same in every copy of it, but for near ties. With 256
+/* Many sequences at once, of trained models whose heads have kernels over pages: every id is the
+ * highest of the model's own forward over the same tokens, or nearly level with it. With 256
  * sequences of nearly one length attention takes whole items; with lengths far apart it cuts
  * them. */
-#include <string.h>
-
 #include "model/engine.h"
-#include "tests/check.h"
+#include "tests/engine_follow.h"
 
 enum { PROMPTS = 8, COPIES = 32, NEW = 24, CONTEXT = 512, MOST_PROMPT = 400 };
+
+/* Of logits, in deviations of their row. */
+static const double MOST_BELOW = 0.3, MOST_BELOW_FP8 = 0.8;
 
 static fp8_device *gpu;
 
 typedef struct job {
-    int32_t prompt[PROMPTS][MOST_PROMPT], want[PROMPTS][NEW];
+    int32_t prompt[PROMPTS][MOST_PROMPT];
     int64_t lengths[PROMPTS];
 } job;
 
@@ -24,24 +25,21 @@ static void make_prompts(job *j, fp8_model *m, int64_t step, uint64_t *seed) {
         const int64_t n = 24 + step * p;
         for (int i = 0; i < 4; i++)
             j->prompt[p][i] = (int32_t)(check_random(seed) % (uint64_t)vocab);
-        CHECK_STATUS(fp8_model_generate(m, &made, j->prompt[p], 4, n - 4 + NEW, 1, NULL, NULL),
-                     FP8_OK);
-        CHECK(made.count == n - 4 + NEW);
+        CHECK_STATUS(fp8_model_generate(m, &made, j->prompt[p], 4, n - 4, 1, NULL, NULL), FP8_OK);
+        CHECK(made.count == n - 4);
         j->lengths[p] = n;
-        if (made.count == n - 4 + NEW) {
+        if (made.count == n - 4)
             memcpy(j->prompt[p] + 4, made.data, (size_t)(n - 4) * sizeof(int32_t));
-            memcpy(j->want[p], made.data + n - 4, sizeof j->want[p]);
-        }
         fp8_ids_free(&made);
     }
 }
 
-/* `tenths` of the ids: as alone, as the first copy's. */
-static void run(fp8_model *m, const job *j, const char *name, int tenths) {
+static void run(fp8_model *m, const job *j, const char *name, double most_below) {
     const fp8_engine_options o = {.max_seqs = PROMPTS * COPIES, .max_context = CONTEXT};
-    int64_t ids[PROMPTS * COPIES], running = 1, count, same = 0, alike = 0;
+    int64_t ids[PROMPTS * COPIES], running = 1, count;
     static int32_t got[PROMPTS * COPIES][NEW];
     fp8_request_state state;
+    follow_tally t = {0};
     fp8_engine *e = NULL;
 
     CHECK_STATUS(fp8_engine_create(&e, m, &o), FP8_OK);
@@ -54,24 +52,22 @@ static void run(fp8_model *m, const job *j, const char *name, int tenths) {
     }
     for (int i = 0; i < 1000 && running; i++) CHECK_STATUS(fp8_engine_step(e, &running), FP8_OK);
     for (int r = 0; r < PROMPTS * COPIES; r++) {
-        int64_t n = 0;
+        const int p = r % PROMPTS; /* the first copies come first */
         CHECK_STATUS(fp8_engine_poll(e, ids[r], got[r], NEW, &count, &state), FP8_OK);
         CHECK(count == NEW && state == FP8_REQUEST_FULL);
-        while (n < NEW && got[r][n] == j->want[r % PROMPTS][n]) n++;
-        same += n;
-        for (n = 0; n < NEW && got[r][n] == got[r % PROMPTS][n];) n++;
-        alike += n;
+        if (r == p || memcmp(got[r], got[p], sizeof got[r]) != 0)
+            follow_ids(&t, m, j->prompt[p], j->lengths[p], got[r], NEW);
     }
-    printf("%-10s of %d ids %lld as alone, %lld as the first copy's\n", name,
-           PROMPTS * COPIES * NEW, (long long)same, (long long)alike);
-    CHECK(10 * same >= tenths * PROMPTS * COPIES * NEW);
-    CHECK(10 * alike >= tenths * PROMPTS * COPIES * NEW);
+    printf("%s, %s: of %lld ids %lld the highest, the worst %.3f below\n", check_case, name,
+           (long long)t.all, (long long)t.highest, t.below);
+    CHECK(4 * t.highest >= 3 * t.all);
+    CHECK(t.below <= most_below);
     fp8_engine_destroy(e);
 }
 
 static void check_model(const char *folder, fp8_weight_form weights) {
     const fp8_model_options options = {.max_tokens = 2048, .weights = weights};
-    const int tenths = weights == FP8_FORM_QUANTIZED ? 6 : 8; /* measured: 7.6, 8.8 */
+    const double most = weights == FP8_FORM_QUANTIZED ? MOST_BELOW_FP8 : MOST_BELOW;
     fp8_checkpoint *c = NULL;
     fp8_model *m = NULL;
     uint64_t seed = 11;
@@ -81,9 +77,9 @@ static void check_model(const char *folder, fp8_weight_form weights) {
     if (c) CHECK_STATUS(fp8_model_load(&m, gpu, c, &options), FP8_OK);
     if (m) {
         make_prompts(&even, m, 1, &seed);
-        run(m, &even, "even", tenths);
+        run(m, &even, "even", most);
         make_prompts(&apart, m, 50, &seed);
-        run(m, &apart, "apart", tenths);
+        run(m, &apart, "apart", most);
     }
     fp8_model_destroy(m);
     fp8_checkpoint_close(c);
