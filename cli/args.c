@@ -210,8 +210,9 @@ static fp8_status check_operands(const cli_command *cmd, const cli_list *operand
         return FP8_FAIL(FP8_EINVAL, "%s: expected %s, found nothing; usage: fp8calib %s %s",
                         cmd->name, cmd->operand, cmd->name, cmd->usage);
     if (operands->count > cmd->max_operands)
-        return FP8_FAIL(FP8_EINVAL, "%s: unexpected operand '%s'; usage: fp8calib %s %s", cmd->name,
-                        operands->items[cmd->max_operands], cmd->name, cmd->usage);
+        return FP8_FAIL(FP8_EINVAL, "%s: unexpected operand '%s', at most %d; usage: fp8calib %s "
+                        "%s", cmd->name, operands->items[cmd->max_operands],
+                        (int)cmd->max_operands, cmd->name, cmd->usage);
     for (int32_t i = 0; i < operands->count; i++)
         if (!*operands->items[i])
             return FP8_FAIL(FP8_EINVAL, "%s: expected %s, found an empty name", cmd->name,
