@@ -103,9 +103,10 @@ static int take_measured(skinny_tile *t, int64_t n, int64_t k) {
  * won. The smallest Linear in them has 12.6 MB. */
 int skinny_pays(const fp8_gemm *g) {
     const int64_t few_tokens = SKINNY_RESIDUAL_TOKENS, more_tokens = 64, least_bytes = 12000000;
-    const int64_t head_bytes = 500000000, bytes = g->n * g->k;
+    const int64_t head_bytes = 500000000, gated_bytes = 150000000, bytes = g->n * g->k;
     if (bytes < least_bytes) return 0;
-    if (fp8_gemm_is_gated(g->activation)) return g->m > few_tokens && g->m <= more_tokens;
+    if (fp8_gemm_is_gated(g->activation)) /* Gemma-7B's is even, Llama-8B's 4 us a layer slower */
+        return g->m > few_tokens && g->m <= more_tokens && bytes >= gated_bytes;
     if (skinny_is_long(g) && !skinny_is_wide(g)) return 1;
     return (g->m <= few_tokens || (g->m <= more_tokens && bytes >= head_bytes)) &&
            !skinny_is_wide(g);

@@ -62,6 +62,12 @@ static int pays(int64_t m, int64_t n, int64_t k, const void *residual) {
     return skinny_pays(&g);
 }
 
+static int gated_pays(int64_t m, int64_t n, int64_t k) {
+    const fp8_gemm g = {.m = m, .n = n, .k = k, .d_dtype = FP8_DTYPE_E4M3,
+                        .activation = FP8_GEMM_SWIGLU};
+    return skinny_pays(&g);
+}
+
 static void test_pays(void) {
     check_case = "pays";
     CHECK(pays(1, 3072, 4096, NULL) && pays(32, 28672, 4096, NULL));
@@ -71,6 +77,8 @@ static void test_pays(void) {
     CHECK(!pays(64, 256000, 3072, &check_case));
     CHECK(pays(64, 3072, 24576, NULL) && !pays(64, 3072, 4096, NULL)); /* long sums */
     CHECK(!pays(65, 3072, 24576, NULL) && !pays(64, 3072, 24576, &check_case));
+    CHECK(gated_pays(64, 49152, 3072) && !gated_pays(64, 28672, 4096));
+    CHECK(!gated_pays(32, 49152, 3072) && !gated_pays(65, 49152, 3072));
 }
 
 /* Wide tiles: what is compiled, within shared memory, with room for the sums. */
