@@ -12,8 +12,12 @@ namespace fp8 {
 enum {
     QKV_TEAM = 128,
     QKV_TEAMS = 4, /* of a block, at up to 128 registers */
-    QKV_STAGES = 4 /* at most */
+    QKV_STAGES = 4, /* at most */
+    QKV_NORM_BYTES = 2 << 10 /* less than RING_BYTES where the norms' weights lie beside the ring */
 };
+
+static_assert(RING_BYTES - QKV_NORM_BYTES + 3 * 512 * 2 + 2 * QKV_TEAMS * QKV_STAGES * 8 <=
+              227 << 10, "the ring, three weights of 512 values, barriers");
 
 /* Where things lie in a slot of shared memory, in bytes. */
 typedef struct qkv_ring {
@@ -168,6 +172,7 @@ qkv_ring_kernel(const __grid_constant__ qkv_args<T> a, const __grid_constant__ q
 /* stages 0: not for qkv_ring_kernel. */
 template <typename T> static qkv_ring ring_for(const qkv_args<T> &a, int64_t tokens, int sms) {
     qkv_ring r = {tokens, 1, QKV_TEAMS, 0, {0}, {0}, {0}, 0, 0, 0};
+    const bool norm = a.part[0].weight || a.part[1].weight || a.part[2].weight;
     uint32_t at = 0;
     bool fits = tokens >= (int64_t)sms * r.teams && !a.e5m2 && a.dim <= 512;
 
@@ -185,7 +190,7 @@ template <typename T> static qkv_ring ring_for(const qkv_args<T> &a, int64_t tok
     r.table_at = at;
     r.table_bytes = (uint32_t)a.rotary / 2 * 4;
     r.slot_bytes = (at + 2 * r.table_bytes + 127) / 128 * 128;
-    r.stages = (int)(RING_BYTES / r.teams / r.slot_bytes);
+    r.stages = (int)((RING_BYTES - (norm ? QKV_NORM_BYTES : 0)) / r.teams / r.slot_bytes);
     if (r.stages > QKV_STAGES) r.stages = QKV_STAGES;
     if (!fits || r.stages < 2 || r.lanes * UNIT != a.dim) r.stages = 0;
     return r;
