@@ -7,11 +7,11 @@
  *
  * Backends, named as Transformer Engine's users know them: `flash` (our kernels for Hopper),
  * `fused` (cuDNN), `unfused` (cuBLASLt products around an FP32 softmax kernel; any GPU, any option
- * here), `cpu` (threaded; fp8_attention_reference is its oracle in double). plan() picks one and
- * keeps, in words, why each other was passed over. FP8_FLASH_ATTN, FP8_FUSED_ATTN and
- * FP8_UNFUSED_ATTN = 0 | 1 switch backends off; FP8_ATTENTION_BACKEND prefers one where it is
- * eligible; options.backend forces one and fails loudly. FP8_DEBUG=1 logs the chosen backend, 2 the
- * whole configuration and every reason.
+ * here but hadamard, which is flash's alone), `cpu` (threaded; fp8_attention_reference is its
+ * oracle in double). plan() picks one and keeps, in words, why each other was passed over.
+ * FP8_FLASH_ATTN, FP8_FUSED_ATTN and FP8_UNFUSED_ATTN = 0 | 1 switch backends off;
+ * FP8_ATTENTION_BACKEND prefers one where it is eligible; options.backend forces one and fails
+ * loudly. FP8_DEBUG=1 logs the chosen backend, 2 the whole configuration and every reason.
  *
  * A plan holds no data; run() allocates nothing, does not synchronise and can be captured in a CUDA
  * graph: lengths, starts, scales are device memory. One thread uses a plan at a time. The same

@@ -18,9 +18,10 @@
  * synchronise and can be captured in a CUDA graph: table, lengths, starts, scales are device
  * memory. One thread uses a plan at a time, and `pages` one stream: its plan holds what blocks send
  * each other (up to 9 MB on an H200), and with split_keys 0 they wait for one another, so that it
- * is a cooperative launch: where a stream has too few multiprocessors for a grid, FP8_ECUDA. The
- * same input gives the same bytes, and with the same split_keys (not 0) a sequence gives the same
- * bytes whatever else is in the batch. */
+ * is a cooperative launch: where a stream has too few multiprocessors for a grid, FP8_ECUDA. A
+ * captured run uses that memory: the plan must outlive its graph. The same input gives the same
+ * bytes, and with the same split_keys (not 0) a sequence gives the same bytes whatever else is in
+ * the batch. */
 #ifndef FP8_ATTENTION_DECODE_H
 #define FP8_ATTENTION_DECODE_H
 #include <stddef.h>

@@ -1,5 +1,6 @@
-/* The backend over pages: a plan picks a kernel and holds the counters of its parts; a run makes
- * tensor maps where the pages have moved and launches once. */
+/* The backend over pages: a plan picks a kernel and holds what blocks send each other, or, with a
+ * given split, the counters of parts; a run makes tensor maps where the pages have moved and
+ * launches once. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -261,7 +262,7 @@ static void bind_run(decode_pages_args *a, const fp8_decode_options *o, const fp
     a->max_kv = (int32_t)(b->max_kv < room ? b->max_kv : room);
 }
 
-/* Cooperative: blocks wait for each other (decode_pages_exchange.cuh). */
+/* Cooperative without a given split: blocks wait for each other (decode_pages_exchange.cuh). */
 static fp8_status launch_pages(pages_state *f, fp8_stream stream) {
     cudaLaunchAttribute how[2] = {
         {.id = cudaLaunchAttributeProgrammaticStreamSerialization,

@@ -126,7 +126,7 @@ fp8_status bench_block_make(block_run *r, fp8_device *d, int64_t tokens) {
         .norm = FP8_NORM_LAYER, .norm_eps = 1e-5f, .act = FP8_ACT_GELU_TANH, .q = l[BLOCK_Q],
         .k = l[BLOCK_K], .v = l[BLOCK_V], .o = l[BLOCK_O], .up = l[BLOCK_UP], .down = l[BLOCK_DOWN],
         .backend = r->backend, .steps = r->precision == BLOCK_PLAIN ? FP8_BLOCK_SINGLE
-                                                              : FP8_BLOCK_AT_STORE};
+                                                                    : FP8_BLOCK_AT_STORE};
     if (r->precision == BLOCK_FP8_ATTENTION) {
         r->spec.q_descale = p->amax[FP8_POINT_Q] / 448;
         r->spec.k_descale = p->amax[FP8_POINT_K] / 448;

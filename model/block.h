@@ -83,7 +83,8 @@ FP8_NODISCARD fp8_status fp8_block_forward(fp8_block *b, const fp8_tensor *y,
  * are appended, and a token sees all keys of its sequence up to its own. pages: E4M3 where the
  * block has descales, which are then theirs, else of the compute type; batch->total_q = x's rows.
  * positions may be NULL without RoPE. Decoding is a token a sequence; prefill in pieces, and both
- * mixed, are batches like others. FP8_EINVAL: x, y, pages or batch. */
+ * mixed, are batches like others. A captured one is good until a forward over pages of other sizes
+ * brings another plan. FP8_EINVAL: x, y, pages or batch. */
 FP8_NODISCARD fp8_status fp8_block_forward_pages(fp8_block *b, const fp8_tensor *y,
                                                  const fp8_tensor *x, const int32_t *positions,
                                                  const fp8_kv_pages *pages,

@@ -107,9 +107,9 @@ int skinny_pays(const fp8_gemm *g) {
     if (bytes < least_bytes) return 0;
     if (fp8_gemm_is_gated(g->activation)) /* Gemma-7B's is even, Llama-8B's 4 us a layer slower */
         return g->m > few_tokens && g->m <= more_tokens && bytes >= gated_bytes;
-    if (skinny_is_long(g) && !skinny_is_wide(g)) return 1;
-    return (g->m <= few_tokens || (g->m <= more_tokens && bytes >= head_bytes)) &&
-           !skinny_is_wide(g);
+    if (skinny_is_wide(g)) return 0;
+    return g->m <= few_tokens || (g->m <= more_tokens && bytes >= head_bytes) ||
+           skinny_is_long(g);
 }
 
 /* cuBLASLt cuts such a product and adds the parts in a launch of its own: an engine's step of

@@ -118,7 +118,8 @@ fp8_status skinny_run_tile(fp8_device *d, const fp8_gemm *g, const skinny_tile *
 
     FP8_TRY(skinny_check(d, g));
     if (skinny_is_wide(g)) {
-        st = FP8_FAIL(FP8_EINVAL, "skinny gemm: nothing but a bias behind the sum, or a wide tile");
+        st = FP8_FAIL(FP8_EINVAL, "skinny gemm: no more than a bias, and a residual of up to %d "
+                      "tokens, behind the sum, or a wide tile", (int)SKINNY_RESIDUAL_TOKENS);
         goto done;
     }
     FP8_TRY(check_tile(t, &a));

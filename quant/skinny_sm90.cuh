@@ -1,6 +1,6 @@
-/* quant/skinny_sm90.cuh - private: what skinny.cu needs beside core/sm90.cuh: its tensor-core
- * products, clusters, cache policies, results that leave by the copy engine. Included once, inside
- * the sm_90a guard. */
+/* quant/skinny_sm90.cuh - private: what skinny.cu and skinny_wide.cu need beside core/sm90.cuh:
+ * tensor-core products, clusters, cache policies, results that leave by the copy engine. Included
+ * once a file, inside the sm_90a guard. */
 #ifndef FP8_QUANT_SKINNY_SM90_CUH
 #define FP8_QUANT_SKINNY_SM90_CUH
 #include "core/sm90.cuh"
