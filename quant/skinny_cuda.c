@@ -1,6 +1,5 @@
 /* The host half of the skinny product (skinny.cu): what it takes, and its tensor maps. */
 #include "core/cuda_check.h"
-#include "core/tensor_map.h"
 #include "quant/skinny_cuda.h"
 #include "quant/skinny_wide.h"
 
@@ -45,8 +44,7 @@ fp8_status skinny_check(const fp8_device *d, const fp8_gemm *g) {
 
 /* ---- tensor maps ----------------------------------------------------------------------------- */
 
-/* A map of [rows, cols] elements of 1 or 2 bytes, boxes [box_rows, box_cols]. */
-static fp8_status make_map(fp8_tensor_map_encode encode, CUtensorMap *map, const char *name,
+fp8_status skinny_make_map(fp8_tensor_map_encode encode, CUtensorMap *map, const char *name,
                            const void *x, CUtensorMapDataType type, int64_t rows, int64_t cols,
                            int64_t ld_bytes, int32_t box_rows, int32_t box_cols,
                            CUtensorMapSwizzle swizzle) {
@@ -69,17 +67,17 @@ static fp8_status make_maps(skinny_args *a, const fp8_gemm *g, const skinny_tile
     fp8_status st;
 
     FP8_TRY(fp8_tensor_map_encoder(&encode));
-    FP8_TRY(make_map(encode, &a->w_map, "B", g->b, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->n, g->k,
-                     g->ldb, t->rows, SKINNY_BLOCK_K, CU_TENSOR_MAP_SWIZZLE_128B));
-    FP8_TRY(make_map(encode, &a->x_map, "A", g->a, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->m, g->k,
-                     g->lda, t->tokens, SKINNY_BLOCK_K, CU_TENSOR_MAP_SWIZZLE_128B));
+    FP8_TRY(skinny_make_map(encode, &a->w_map, "B", g->b, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->n, g->k,
+                            g->ldb, t->rows, SKINNY_BLOCK_K, CU_TENSOR_MAP_SWIZZLE_128B));
+    FP8_TRY(skinny_make_map(encode, &a->x_map, "A", g->a, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->m, g->k,
+                            g->lda, t->tokens, SKINNY_BLOCK_K, CU_TENSOR_MAP_SWIZZLE_128B));
     /* NOTE: a copied box writes in steps of 16 bytes: past a row's end where n is off them. */
     a->d_by_copy = t->splits == 1 && g->d_dtype == FP8_DTYPE_BF16 && g->n % 8 == 0 &&
                    on_vector(g->d, 2 * g->ldd);
     if (a->d_by_copy)
-        FP8_TRY(make_map(encode, &a->d_map, "D", g->d, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, g->m,
-                         g->n, 2 * g->ldd, t->tokens, SKINNY_ROW_STEP,
-                         CU_TENSOR_MAP_SWIZZLE_NONE));
+        FP8_TRY(skinny_make_map(encode, &a->d_map, "D", g->d, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                                g->m, g->n, 2 * g->ldd, t->tokens, SKINNY_ROW_STEP,
+                                CU_TENSOR_MAP_SWIZZLE_NONE));
 done:
     return st;
 }

@@ -3,6 +3,7 @@
 #define FP8_QUANT_SKINNY_CUDA_H
 #include <cuda.h> /* CUtensorMap; nothing of libcuda is linked */
 
+#include "core/tensor_map.h"
 #include "quant/skinny.h"
 
 #ifdef __cplusplus
@@ -23,6 +24,13 @@ typedef struct skinny_args {
     float alpha;
     fp8_dtype d_dtype, bias_dtype, residual_dtype;
 } skinny_args;
+
+/* A map of [rows, cols] elements of 1 or 2 bytes, boxes [box_rows, box_cols]. FP8_ECUDA. */
+FP8_NODISCARD fp8_status skinny_make_map(fp8_tensor_map_encode encode, CUtensorMap *map,
+                                         const char *name, const void *x,
+                                         CUtensorMapDataType type, int64_t rows, int64_t cols,
+                                         int64_t ld_bytes, int32_t box_rows, int32_t box_cols,
+                                         CUtensorMapSwizzle swizzle);
 
 /* FP8_EUNSUPPORTED when this build holds no sm_90a code. */
 fp8_status skinny_available(void);

@@ -1,26 +1,7 @@
 /* The host half of the skinny product by wide tiles (skinny_wide.cu): checks and tensor maps. */
 #include "core/cuda_check.h"
-#include "core/tensor_map.h"
-#include "quant/skinny.h"
+#include "quant/skinny_cuda.h"
 #include "quant/skinny_wide_cuda.h"
-
-/* A map of [rows, cols] codes, boxes [box_rows, WIDE_BLOCK_K], swizzled. */
-static fp8_status make_map(fp8_tensor_map_encode encode, CUtensorMap *map, const char *name,
-                           const void *x, int64_t rows, int64_t cols, int64_t ld,
-                           int32_t box_rows) {
-    const cuuint64_t sizes[2] = {(cuuint64_t)cols, (cuuint64_t)rows};
-    const cuuint64_t strides[1] = {(cuuint64_t)ld};
-    const cuuint32_t boxes[2] = {WIDE_BLOCK_K, (cuuint32_t)box_rows}, steps[2] = {1, 1};
-    const CUresult e = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, (void *)(uintptr_t)x, sizes,
-                              strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-
-    if (e == CUDA_SUCCESS) return FP8_OK;
-    return FP8_FAIL(FP8_ECUDA, "skinny gemm: tensor map of %s [%lld, %lld], rows %lld bytes apart: "
-                               "error %d",
-                    name, (long long)rows, (long long)cols, (long long)ld, (int)e);
-}
 
 static fp8_status check_tile(const wide_tile *t, const wide_args *a) {
     if (wide_is_compiled(t) && t->tokens >= a->tokens && t->stages >= 1 &&
@@ -67,9 +48,11 @@ fp8_status wide_run_tile(fp8_device *d, const fp8_gemm *g, const wide_tile *t) {
     FP8_TRY(check_tile(t, &a));
     a.pair_slots = (int32_t)(wide_sums_bytes(t) / WIDE_PAIR_BYTES);
     FP8_TRY(fp8_tensor_map_encoder(&encode));
-    FP8_TRY(make_map(encode, &a.w_map, "B", g->b, g->n, g->k, g->ldb,
-                     a.gated ? wide_chunk(t) : t->rows));
-    FP8_TRY(make_map(encode, &a.x_map, "A", g->a, g->m, g->k, g->lda, t->tokens));
+    FP8_TRY(skinny_make_map(encode, &a.w_map, "B", g->b, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->n, g->k,
+                            g->ldb, a.gated ? wide_chunk(t) : t->rows, WIDE_BLOCK_K,
+                            CU_TENSOR_MAP_SWIZZLE_128B));
+    FP8_TRY(skinny_make_map(encode, &a.x_map, "A", g->a, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->m, g->k,
+                            g->lda, t->tokens, WIDE_BLOCK_K, CU_TENSOR_MAP_SWIZZLE_128B));
     if (g->d_amax) FP8_TRY(fp8_device_fill(d, g->d_amax, 0, sizeof *g->d_amax));
     FP8_TRY(wide_launch(d, &a, t, g->launch));
 done:
