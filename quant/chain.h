@@ -4,7 +4,7 @@
  * q, k and v) take some 5 to 40 us each. Launched one by one, memory rests for 3 to 4 us at the end
  * of each. A chain is one kernel: weights stream on while sums are joined, normed and quantized.
  *
- *   codes x -> o, h += ..  -> norm -> codes -> gate, up, act -> codes -> down, h += .. -> norm -> ..
+ *   codes x -> o, h += ..  -> norm -> codes -> gate, up, act -> codes -> down, h += .. -> norm ..
  */
 #ifndef FP8_QUANT_CHAIN_H
 #define FP8_QUANT_CHAIN_H
@@ -20,14 +20,15 @@ extern "C" {
 enum { FP8_CHAIN_MAX_STEPS = 4, FP8_CHAIN_MAX_TOKENS = 128 };
 
 /* v = act(c W^T + b), c the step's codes. With `adds`, h = round(h + v): the residual stream. What
- * the next step reads is codes, by its own input scale, of norm(h) where there is a norm, else of
- * v. The last step has no norm: it adds, or its v is y. */
+ * the next step reads is codes, by its own input scale, of norm(h) after a step that adds, else of
+ * v. The last step has neither norm nor activation: it adds, or its v is y. */
 typedef struct fp8_chain_step {
     const fp8_linear *linear; /* E4M3 [out, in], descale of the tensor or one an output, input
                                * STATIC, compute type BF16; outlives the chain */
     fp8_gemm_activation activation; /* gated: `linear` is gate and up joined */
     int adds;                       /* not with an activation */
-    const void *norm_weight;        /* BF16 [out], place; NULL: no norm. Only where it adds */
+    const void *norm_weight;        /* BF16 [out], place; where it adds and is not the last, else
+                                     * NULL */
     const void *norm_bias;          /* BF16 [out]: FP8_NORM_LAYER's; NULL: none */
     fp8_norm_kind norm;
     float eps;
@@ -37,7 +38,7 @@ typedef struct fp8_chain fp8_chain;
 
 /* count: 1 to FP8_CHAIN_MAX_STEPS. FP8_EINVAL: steps that do not fit each other; FP8_EUNSUPPORTED:
  * Linears of other kinds than a chain is made of (each message says which step and why);
- * FP8_ENOMEM, FP8_ECUDA. */
+ * FP8_ENOMEM, FP8_ECUDA. With FP8_CHAIN=0 in the environment it is never one launch. */
 FP8_NODISCARD fp8_status fp8_chain_create(fp8_chain **out, fp8_device *d,
                                           const fp8_chain_step *steps, int32_t count);
 void fp8_chain_destroy(fp8_chain *c); /* NULL is fine */
@@ -52,7 +53,7 @@ int fp8_chain_is_one_launch(const fp8_chain *c, int64_t tokens, const char **why
 
 typedef struct fp8_chain_call {
     const fp8_tensor *x; /* in: E4M3 [tokens, in of the first step], by its input scale */
-    const fp8_tensor *h; /* io: BF16 [tokens, out of each step that adds], packed; NULL: none adds */
+    const fp8_tensor *h; /* io: BF16 [tokens, out of each step that adds], packed; NULL: none */
     const fp8_tensor *y; /* out: BF16 [tokens, out of the last step], packed; NULL: it adds */
     void *workspace;     /* on 256 bytes */
     size_t workspace_bytes;

@@ -5,6 +5,7 @@
 #ifndef FP8_QUANT_QUANT_H
 #define FP8_QUANT_QUANT_H
 #include "quant/cast.h"
+#include "quant/chain.h"
 #include "quant/composed.h"
 #include "quant/delayed.h"
 #include "quant/gemm.h"
