@@ -220,6 +220,7 @@ fp8_status fp8_block_create(fp8_block **out, fp8_device *d, const fp8_block_spec
     if (spec->joined_qkv)
         FP8_TRY(fp8_model_make_room(m, spec->joined_qkv, &m->scratch.joined_qkv));
     if (spec->joined_up) FP8_TRY(fp8_model_make_room(m, spec->joined_up, &m->scratch.joined_up));
+    FP8_TRY(fp8_layer_make_chain(m, 0));
     FP8_TRY(fp8_rope_extend(m, spec->max_position));
     *out = b;
     b = NULL;
@@ -231,6 +232,7 @@ done:
 void fp8_block_destroy(fp8_block *b) {
     if (!b) return;
     fp8_decode_plan_destroy(b->plan);
+    fp8_chain_destroy(b->layer.chain);
     if (b->model) b->model->layers = NULL; /* its Linears are not the model's */
     fp8_model_destroy(b->model);
     free(b);
@@ -351,7 +353,9 @@ fp8_status fp8_block_forward_pages(fp8_block *b, const fp8_tensor *y, const fp8_
     fp8_kv_pages own = *pages;
     const fp8_paged paged = {.batch = *batch, .pages = &own, .plans = &b->plan,
                              .q_codes = m->quant.attention != FP8_ATTENTION_NONE,
-                             .o_codes = fp8_layer_takes_codes(m, 0), .joined = 1};
+                             .o_codes = fp8_layer_takes_codes(m, 0), .joined = 1,
+                             .chains = m->steps == FP8_STEPS_SINGLE ? FP8_CHAINS_NEVER
+                                                                    : FP8_CHAINS_IN_ONE};
     fp8_pass p = {.m = m, .paged = &paged, .positions = positions, .x = *x, .out = *y, .y = *x,
                   .tokens = x->shape[0], .num_seqs = batch->num_seqs, .max_len = batch->max_q};
     fp8_status st = FP8_OK;

@@ -154,6 +154,13 @@ done:
     return st;
 }
 
+static fp8_status create_chains(fp8_engine *e) {
+    fp8_status st = FP8_OK;
+    for (int64_t i = 0; i < e->m->config.num_layers; i++) FP8_TRY(fp8_layer_make_chain(e->m, i));
+done:
+    return st;
+}
+
 /* The output layer's weights as codes; beside the real ones, which a tied embedding needs. */
 static fp8_status create_head(fp8_engine *e) {
     fp8_model *m = e->m;
@@ -181,6 +188,11 @@ done:
 int engine_joins(const fp8_engine *e) {
     if (e->o.join != FP8_ENGINE_JOIN_AUTO) return e->o.join == FP8_ENGINE_JOIN_ALWAYS;
     return fp8_device_place(e->device) == FP8_PLACE_CUDA;
+}
+
+fp8_chains engine_chains(const fp8_engine *e) {
+    if (!engine_joins(e) || e->o.chain == FP8_ENGINE_CHAIN_NEVER) return FP8_CHAINS_NEVER;
+    return e->o.chain == FP8_ENGINE_CHAIN_ALWAYS ? FP8_CHAINS_ALWAYS : FP8_CHAINS_IN_ONE;
 }
 
 /* ---- inputs ---------------------------------------------------------------------------------- */
@@ -399,6 +411,7 @@ fp8_status fp8_engine_create(fp8_engine **out, fp8_model *m, const fp8_engine_op
     FP8_TRY(create_lists(e));
     FP8_TRY(create_inputs(e));
     if (engine_joins(e)) FP8_TRY(join_linears(e));
+    if (engine_chains(e) != FP8_CHAINS_NEVER) FP8_TRY(create_chains(e));
     if (e->o.fp8_head) FP8_TRY(create_head(e));
     FP8_TRY(create_kinds(e));
     FP8_TRY(reserve_logits(e));

@@ -39,6 +39,17 @@ typedef enum fp8_engine_join {
     FP8_ENGINE_JOIN_NEVER
 } fp8_engine_join;
 
+/* All Linears from attention's output to the next layer's q, k and v as one launch (quant/chain.h),
+ * in steps of up to 128 tokens, where weights and inputs are E4M3 with static scales, q, k, v and
+ * gate, up are joined, and nothing but a norm stands between. Sums are promoted, and what gate and
+ * up make is not rounded before the activation: values differ by what rounding in another place
+ * does. FP8_CHAIN=0 in the environment: no launch is such a one. */
+typedef enum fp8_engine_chain {
+    FP8_ENGINE_CHAIN_AUTO,   /* where it is one launch */
+    FP8_ENGINE_CHAIN_ALWAYS, /* elsewhere its steps one after the other: for tests */
+    FP8_ENGINE_CHAIN_NEVER
+} fp8_engine_chain;
+
 /* Where all that run decode, the next step is sent out before this one's ids are back, so that the
  * device does not wait for the host; it takes its ids from the device. Ids are the same. A request
  * that an id ends has been decoded once too often, one that is submitted waits a step longer. */
@@ -59,6 +70,7 @@ typedef struct fp8_engine_options {
     int64_t max_requests; /* submitted and not yet collected; 0: 4 * max_seqs */
     fp8_engine_kv kv;
     fp8_engine_join join;
+    fp8_engine_chain chain;
     fp8_engine_ahead ahead;
     int fp8_head;  /* 1: the output layer in E4M3, one scale a row, its input one a token */
     int no_graphs; /* 1: launch every kernel anew, as is done with a mixture of experts */

@@ -97,7 +97,8 @@ static fp8_status forward(fp8_engine *e, const engine_kind *k, int64_t tokens, i
                              .q_codes = engine_q_codes(e),
                              .o_codes = engine_o_codes(e),
                              .head = e->head,
-                             .joined = engine_joins(e)};
+                             .joined = engine_joins(e),
+                             .chains = engine_chains(e)};
     return fp8_model_step(e->m, &paged, tokens, in->ids, in->positions, in->last, seqs, logits);
 }
 

@@ -123,6 +123,7 @@ fp8_status engine_work(fp8_engine *e, const engine_kind *k, int64_t tokens, int6
                        int64_t made);
 /* Are q, k, v and gate, up one product? (engine.c) */
 int engine_joins(const fp8_engine *e);
+fp8_chains engine_chains(const fp8_engine *e);
 /* Do Q and what attention leaves go on as codes? (engine.c) */
 int engine_q_codes(const fp8_engine *e);
 int engine_o_codes(const fp8_engine *e);

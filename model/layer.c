@@ -5,7 +5,8 @@
  *   (Gemma 2 and 3 norm what is added, too)
  *
  * What is added waits in y until the next norm, which adds it in its pass; or, with
- * FP8_STEPS_AT_STORE, the Linear that makes it adds it, as it then does GELU and quantizing. */
+ * FP8_STEPS_AT_STORE, the Linear that makes it adds it, as it then does GELU and quantizing; or all
+ * from attention's output to the next layer's q, k and v is one chain (layer_chain.c). */
 #include "core/range.h"
 #include "model/model_impl.h"
 
@@ -259,9 +260,14 @@ static const fp8_linear *joined_of(const pass *p, const fp8_linear *l) {
     return p->paged && p->paged->joined ? l : NULL;
 }
 
+fp8_tensor fp8_pass_joined_qkv(const pass *p, int64_t index) {
+    const fp8_scratch *s = &p->m->scratch;
+    return view(p, s->joined_qkv ? s->joined_qkv : s->q,
+                fp8_linear_out(p->m->layers[index].joined_qkv));
+}
+
 /* q, k and v from their Linears: values in the scratch, or codes where attention reads them. */
-static fp8_status project(const pass *p, int64_t index, fp8_tensor qkv[3], const fp8_tensor *x,
-                          const float *x_descale) {
+static fp8_status project(const pass *p, int64_t index, fp8_tensor qkv[3], const input *in) {
     const fp8_model *m = p->m;
     fp8_linear *const *linears = m->layers[index].linears;
     const fp8_linear *joined = joined_of(p, m->layers[index].joined_qkv);
@@ -271,14 +277,8 @@ static fp8_status project(const pass *p, int64_t index, fp8_tensor qkv[3], const
 
     FP8_TRY(recast(p, index, FP8_LINEAR_Q, FP8_LINEAR_V));
     if (joined) {
-        void *const room = m->scratch.joined_qkv ? m->scratch.joined_qkv : m->scratch.q;
-        const fp8_tensor y = view(p, room, fp8_linear_out(joined));
-        char *at = y.data;
-        for (int i = 0; i < 3; i++) {
-            qkv[i].data = at;
-            at += (size_t)qkv[i].shape[1] * fp8_dtype_size(m->type);
-        }
-        return linear(p, joined, &y, x, x_descale, plain);
+        const fp8_tensor y = fp8_pass_joined_qkv(p, index);
+        return linear(p, joined, &y, &in->x, in->x_descale, plain);
     }
     for (int i = 0; i < 3; i++) {
         const fp8_linear_call call = call_of(p, index, (fp8_linear_kind)(FP8_LINEAR_Q + i),
@@ -287,10 +287,42 @@ static fp8_status project(const pass *p, int64_t index, fp8_tensor qkv[3], const
             qkv[i].data = i == 0 ? m->scratch.q_codes
                                  : kv_place(p, index, i == 2, i == 1 ? m->scratch.k_codes
                                                                      : m->scratch.v_codes, &rows);
-        FP8_TRY(linear(p, linears[FP8_LINEAR_Q + i], &qkv[i], x, x_descale, call));
+        FP8_TRY(linear(p, linears[FP8_LINEAR_Q + i], &qkv[i], &in->x, in->x_descale, call));
     }
 done:
     return st;
+}
+
+/* q, k and v of norm1 of p->x, which has taken what was pending. */
+static fp8_status norm_and_project(pass *p, int64_t index, fp8_tensor qkv[3]) {
+    const fp8_layer *layer = &p->m->layers[index];
+    fp8_status st = FP8_OK;
+    input in;
+
+    FP8_TRY(norm(p, &in, layer->share_qkv ? first_of(&layer->linears[FP8_LINEAR_Q]) : NULL,
+                 &layer->norm1, &layer->norm1_bias, index, FP8_POINT_QKV_INPUT));
+    FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_HIDDEN, &p->x));
+    FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_QKV_INPUT, &p->y));
+    FP8_TRY(FP8_IN_RANGE("q k v", project(p, index, qkv, &in)));
+done:
+    return st;
+}
+
+/* Where q, k and v are, each by itself or side by side. */
+static void find_qkv(const pass *p, int64_t index, fp8_tensor qkv[3]) {
+    const fp8_model *m = p->m;
+    const fp8_linear *joined = joined_of(p, m->layers[index].joined_qkv);
+    const int64_t q_width = m->config.num_heads * m->config.head_dim;
+    const int64_t kv_width = m->config.num_kv_heads * m->config.head_dim;
+    char *at = joined ? fp8_pass_joined_qkv(p, index).data : NULL;
+
+    qkv[0] = view(p, m->scratch.q, q_width);
+    qkv[1] = view(p, m->scratch.k, kv_width);
+    qkv[2] = view(p, m->scratch.v, kv_width);
+    for (int i = 0; joined && i < 3; i++) {
+        qkv[i].data = at;
+        at += (size_t)qkv[i].shape[1] * fp8_dtype_size(m->type);
+    }
 }
 
 /* Codes are done; values have no use for a kernel where they stay as they are. */
@@ -462,39 +494,33 @@ static fp8_status attend_pages(const pass *p, int64_t index, const fp8_attention
     return fp8_decode_run(p->paged->plans[index], &d, m->shared.data, m->shared.bytes);
 }
 
-static fp8_status attention_block(pass *p, int64_t index) {
+/* *o = what attention leaves for the o Linear, *descale where it is codes. */
+static fp8_status attention_block(pass *p, int64_t index, fp8_tensor *o, const float **descale) {
     const fp8_model *m = p->m;
-    const fp8_layer *layer = &m->layers[index];
-    const int64_t q_width = m->config.num_heads * m->config.head_dim;
-    const int64_t kv_width = m->config.num_kv_heads * m->config.head_dim;
-    fp8_tensor qkv[3] = {view(p, m->scratch.q, q_width), view(p, m->scratch.k, kv_width),
-                         view(p, m->scratch.v, kv_width)};
-    fp8_tensor o = view(p, m->scratch.attn, q_width);
-    const float *o_descale = NULL;
-    fp8_attention_io io = {.o = o.data};
+    fp8_attention_io io = {.o = m->scratch.attn};
     fp8_status st = FP8_OK;
+    fp8_tensor qkv[3];
     fp8_sink sink;
-    input in;
 
-    FP8_TRY(norm(p, &in, layer->share_qkv ? first_of(&layer->linears[FP8_LINEAR_Q]) : NULL,
-                 &layer->norm1, &layer->norm1_bias, index, FP8_POINT_QKV_INPUT));
-    FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_HIDDEN, &p->x));
-    FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_QKV_INPUT, &p->y));
-    FP8_TRY(FP8_IN_RANGE("q k v", project(p, index, qkv, &in.x, in.x_descale)));
+    *o = view(p, io.o, m->config.num_heads * m->config.head_dim);
+    *descale = NULL;
+    find_qkv(p, index, qkv);
+    if (!p->projected) FP8_TRY(norm_and_project(p, index, qkv));
+    p->projected = 0;
     FP8_TRY(FP8_IN_RANGE("heads", p->paged ? append_heads(p, index, qkv)
                                            : place_heads(p, index, qkv, &io)));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_Q, &qkv[0]));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_K, &qkv[1]));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_V, &qkv[2]));
     if (o_codes(p, index)) {
-        FP8_TRY(fp8_linear_sink(layer->linears[FP8_LINEAR_O], &sink, &o_descale, NULL, NULL));
-        o.dtype = FP8_DTYPE_E4M3;
+        FP8_TRY(fp8_linear_sink(m->layers[index].linears[FP8_LINEAR_O], &sink, descale, NULL,
+                                NULL));
+        o->dtype = FP8_DTYPE_E4M3;
         io.o_scale = sink.scale;
     }
     FP8_TRY(FP8_IN_RANGE("attention", p->paged ? attend_pages(p, index, &io)
                                                : attend(p, index, &io)));
-    FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_O_INPUT, &o));
-    FP8_TRY(FP8_IN_RANGE("o", bring(p, index, FP8_LINEAR_O, &o, o_descale)));
+    FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_O_INPUT, o));
 done:
     return st;
 }
@@ -621,9 +647,14 @@ done:
 
 fp8_status fp8_layer_forward(pass *p, int64_t index) {
     const int mixture = p->m->layers[index].mixture.experts != NULL;
+    const float *descale;
     fp8_status st;
+    fp8_tensor o;
 
-    FP8_TRY(FP8_IN_RANGE("attention block", attention_block(p, index)));
+    FP8_TRY(FP8_IN_RANGE("attention block", attention_block(p, index, &o, &descale)));
+    if (fp8_layer_is_chained(p, index))
+        return FP8_IN_RANGE("chain", fp8_layer_run_chain(p, index, &o));
+    FP8_TRY(FP8_IN_RANGE("o", bring(p, index, FP8_LINEAR_O, &o, descale)));
     FP8_TRY(FP8_IN_RANGE("MLP block", mixture ? mixture_block(p, index) : mlp_block(p, index)));
 done:
     return st;

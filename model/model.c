@@ -149,6 +149,7 @@ done:
 
 static void destroy_linears(fp8_layer *l) {
     for (int k = 0; k < FP8_NUM_LINEAR_KINDS; k++) fp8_linear_destroy(l->linears[k]);
+    fp8_chain_destroy(l->chain);
     fp8_linear_destroy(l->joined_qkv);
     fp8_linear_destroy(l->joined_up);
 }

@@ -64,6 +64,10 @@ typedef struct fp8_layer {
     fp8_linear *linears[FP8_NUM_LINEAR_KINDS]; /* fused ones are split when loaded */
     int share_qkv, share_up; /* q/k/v, gate/up take one quantized input */
     fp8_linear *joined_qkv, *joined_up; /* the same in one, for steps over pages; NULL: not made */
+    /* Likewise all from attention's output on: o, the MLP, and, if `projects`, the next layer's
+     * norm1, q, k and v (layer_chain.c). */
+    fp8_chain *chain;
+    int projects;
     /* What their codes stand for before the descale, [out, in] of the compute type; NULL but with
      * FP8_FORM_CAST, where codes are made of them in every pass. */
     void *values[FP8_NUM_LINEAR_KINDS];
@@ -209,6 +213,13 @@ size_t fp8_mixture_workspace(const fp8_model *m, const fp8_mixture *x);
 FP8_NODISCARD fp8_status fp8_mixture_run(fp8_model *m, int64_t index, const fp8_tensor *x,
                                          const fp8_tap *tap);
 
+/* When a step over pages runs the chains of its layers, of few enough tokens. */
+typedef enum fp8_chains {
+    FP8_CHAINS_NEVER = 0,
+    FP8_CHAINS_IN_ONE, /* where they are one launch */
+    FP8_CHAINS_ALWAYS  /* elsewhere step by step: the same, to test it */
+} fp8_chains;
+
 /* A step over pages: all arrays in the device's place, so that the step can be captured; sizes of
  * the host's stay as they are (model/engine.h). */
 typedef struct fp8_paged {
@@ -218,6 +229,7 @@ typedef struct fp8_paged {
     int q_codes, o_codes; /* Q goes to attention, its output to the o Linear in E4M3 */
     const fp8_linear *head;        /* makes the logits instead of the model's; NULL: none */
     int joined;                    /* q, k, v and gate, up are one product where they can be */
+    fp8_chains chains;             /* of joined ones */
 } fp8_paged;
 
 /* A forward under way (forward.c, layer.c). */
@@ -230,6 +242,7 @@ typedef struct fp8_pass {
     int64_t tokens, num_seqs, past, max_len;
     int uniform;     /* every sequence has max_len tokens */
     int pending;     /* y holds a block's result that x does not have yet */
+    int projected;   /* q, k and v of the layer that comes are there: the chain before made them */
     unsigned joined; /* bits: points whose figures went to the tap's slots, not seen by it yet */
     /* The residual stream; where it goes on once something is added to it, x itself or another;
      * a norm's or a block's output. */
@@ -257,6 +270,17 @@ FP8_NODISCARD fp8_status fp8_pass_settle(fp8_pass *p);
  * is given to add, if it adds. */
 fp8_linear_call fp8_layer_call(const fp8_model *m, int64_t index, fp8_linear_kind kind,
                                const fp8_tensor *residual, fp8_dtype *y);
+
+/* Where a layer's joined_qkv leaves q, k and v side by side. */
+fp8_tensor fp8_pass_joined_qkv(const fp8_pass *p, int64_t index);
+
+/* Makes the layer's chain over its joined Linears, and the next layer's, and room for it; leaves it
+ * NULL where the layer is of another kind (layer_chain.c). */
+FP8_NODISCARD fp8_status fp8_layer_make_chain(fp8_model *m, int64_t index);
+/* 1: in this pass fp8_layer_run_chain does what is left of the layer behind attention. */
+int fp8_layer_is_chained(const fp8_pass *p, int64_t index);
+/* `o`: attention's output, values or codes for the o Linear. */
+FP8_NODISCARD fp8_status fp8_layer_run_chain(fp8_pass *p, int64_t index, const fp8_tensor *o);
 
 /* Sets share_qkv and share_up by the layer's Linears (weights.c). */
 void fp8_layer_share_inputs(fp8_layer *layer);

@@ -11,6 +11,7 @@
 
 static fp8_device *gpu;
 static int own; /* FP8 products are ours */
+static fp8_engine_chain chains; /* of shapes whose q, k, v and gate, up are joined */
 
 /* Of logits, in deviations of their row. */
 static const double MOST_BELOW = 0.1, MOST_BELOW_FP8 = 0.8; /* measured: 0, 0.57 */
@@ -81,8 +82,23 @@ static void check_too_large(fp8_model *m) {
     if (getenv("FP8_GPU_ALONE")) CHECK(after == before);
 }
 
+enum { SHAPES = 6, BESIDE_LAYERS = 14 /* kernels: embedding, first norm and q k v, head, ids */ };
+
+/* Gated activations at a store are a launch a layer less than apart; with chains a layer is three:
+ * its append, attention, and all the rest. */
+static void check_launches(const fp8_model *m, size_t shape, int64_t launches) {
+    static int64_t apart[SHAPES]; /* when not own */
+    const fp8_model_config *c = fp8_model_get_config(m);
+    const int64_t layers = c->num_layers, gated = c->arch != FP8_ARCH_GPT2;
+
+    if (!own) apart[shape] = launches;
+    if (!launches || !own) return;
+    if (chains == FP8_ENGINE_CHAIN_NEVER) CHECK(launches + gated * layers <= apart[shape]);
+    else if (fp8_device_capability(gpu) == 90) CHECK(launches <= 3 * layers + BESIDE_LAYERS);
+}
+
 static void check_model(const fixture *f, const fp8_checkpoint *c, int codes) {
-    static const fp8_engine_options shapes[] = {
+    static const fp8_engine_options shapes[SHAPES] = {
         {.max_context = CONTEXT, .max_requests = PROMPTS},
         {.max_context = CONTEXT, .max_requests = PROMPTS, .no_graphs = 1},
         {.max_context = CONTEXT, .max_requests = PROMPTS, .max_seqs = 3, .step_tokens = 20},
@@ -91,7 +107,6 @@ static void check_model(const fixture *f, const fp8_checkpoint *c, int codes) {
         {.max_context = CONTEXT, .max_requests = PROMPTS, .max_seqs = 4, .step_tokens = 4,
          .ahead = FP8_ENGINE_AHEAD_ALWAYS},
     };
-    static int64_t apart[sizeof shapes / sizeof *shapes]; /* launches, when not own */
     const fp8_model_options options = {.max_tokens = FIXTURE_TOKENS};
     static int32_t want[PROMPTS][NEW], got[PROMPTS][NEW], again[PROMPTS][NEW];
     fp8_model *m = NULL;
@@ -100,18 +115,18 @@ static void check_model(const fixture *f, const fp8_checkpoint *c, int codes) {
     if (!m) return;
     alone(m, f, want);
     check_too_large(m);
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+    for (size_t i = 0; i < SHAPES; i++) {
         follow_tally t = {0};
+        fp8_engine_options shape = shapes[i];
         int64_t same = 0;
         int64_t launches = 0;
-        together(m, f, &shapes[i], got, &launches);
+        shape.chain = chains;
+        together(m, f, &shape, got, &launches);
         if (i == 0) {
-            together(m, f, &shapes[i], again, &launches);
+            together(m, f, &shape, again, &launches);
             CHECK(memcmp(got, again, sizeof got) == 0);
         }
-        if (!own) apart[i] = launches;
-        else if (launches) /* activations are at a store */
-            CHECK(launches + fp8_model_get_config(m)->num_layers <= apart[i]);
+        check_launches(m, i, launches);
         for (int p = 0; p < PROMPTS; p++) {
             same += count_same(got[p], want[p]);
             follow_ids(&t, m, f->ids + 3 * p, lengths[p], got[p], NEW);
@@ -143,12 +158,16 @@ static void check_fp8(const fixture *f) {
     tiny_free(&t);
 }
 
-/* q, k, v and gate, up in one product each, by cuBLASLt and by our kernels with their stores. */
+/* q, k, v and gate, up in one product each, by cuBLASLt and by our kernels with their stores; and
+ * all between two attentions in one launch. */
 static void check_joined(const fixture *f) {
     fixture_weight_amax = 4;
+    chains = FP8_ENGINE_CHAIN_NEVER;
     check_fp8(f);
     setenv("FP8_GEMM_SKINNY", "1", 1);
     own = 1;
+    check_fp8(f);
+    chains = FP8_ENGINE_CHAIN_AUTO;
     check_fp8(f);
     own = 0;
     unsetenv("FP8_GEMM_SKINNY");
@@ -169,7 +188,8 @@ int main(void) {
         found++;
         check_model(&f, f.checkpoint, 0);
         check_fp8(&f);
-        if (i == 0 || strcmp(names[i], "gemma") == 0) check_joined(&f);
+        if (i == 0 || strcmp(names[i], "gemma") == 0 || strcmp(names[i], "gpt2") == 0)
+            check_joined(&f);
         fixture_close(&f);
     }
     fp8_device_destroy(gpu);
