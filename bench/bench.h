@@ -90,9 +90,10 @@ FP8_NODISCARD fp8_status fp8_bench_flux(fp8_bench_table *out, fp8_device *d,
                                         const fp8_bench_options *options);
 
 /* All Linears of one decode step, every weight from memory: shapes "gemma-7b,TOKENS" or
- * "llama-8b,TOKENS" (1 to 128). Providers: our skinny kernel, cuBLASLt by its own choice, reading
- * the weights alone, which is the limit. Error: relative L2 of sampled outputs against F64 sums of
- * the same codes. FP8_EUNSUPPORTED without CUDA. */
+ * "llama-8b,TOKENS" (1 to 128), with ",quantizing" as whole steps without attention too. Providers:
+ * our skinny kernel, cuBLASLt by its own choice, a chain a layer with all quantizing, reading the
+ * weights alone, which is the limit. Error: relative L2 of sampled outputs against F64 sums of the
+ * same codes; a chain's against its steps. FP8_EUNSUPPORTED without CUDA. */
 FP8_NODISCARD fp8_status fp8_bench_linear(fp8_bench_table *out, fp8_device *d,
                                           const fp8_bench_options *options);
 

@@ -4,14 +4,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench/bench_chain.h"
 #include "bench/bench_impl.h"
 #include "core/cuda_check.h"
 #include "core/half.h"
 #include "quant/quant.h"
 
-enum { LINEARS = 4, MAX_TOKENS = 128, SAMPLES = 256, NUM_PROVIDERS = 5 };
+enum { LINEARS = CHAIN_LINEARS, MAX_TOKENS = 128, SAMPLES = 256, NUM_PROVIDERS = 6 };
 static const int64_t block_codes = INT64_C(1) << 25; /* of random codes, which weights repeat */
 static const double most_error = 5e-3; /* BF16 rounding is 1.7e-3, cuBLASLt's sums add to it */
+/* Of a chain against its steps: sums that are 2^-13 apart move a code now and then by a step, three
+ * times one after the other (tests/chain_problem.h); measured: see docs/NOTES.md. */
+static const double most_chain_error = 6e-2;
 
 typedef struct chain {
     const char *name;
@@ -31,11 +35,13 @@ enum { NUM_DEFAULT = sizeof default_shapes / sizeof *default_shapes };
 
 /* The quantizing ones are whole steps without attention: RMS norm and quantize before q k v and
  * before gate and up, quantize before o, the residual in the products of o and down, SwiGLU and
- * quantize before down: at the store of gate and up where fp8_gemm_gates says so, else apart. */
+ * quantize before down: at the store of gate and up where fp8_gemm_gates says so, else apart. The
+ * same with a launch a layer from o to the next q k v (quant/chain.h), quantize before o apart. */
 static const char *const provider_names[NUM_PROVIDERS] = {
-    "skinny", "by default, quantizing", "cuBLASLt", "cuBLASLt, quantizing", "reading alone",
+    "skinny", "by default, quantizing", "cuBLASLt", "cuBLASLt, quantizing", "chains, quantizing",
+    "reading alone",
 };
-enum { SKINNY, QUANTIZING, CUBLASLT, LT_QUANTIZING, READING };
+enum { SKINNY, QUANTIZING, CUBLASLT, LT_QUANTIZING, CHAINED, READING };
 
 enum { COL_MS, COL_LOW, COL_HIGH, COL_RATE, COL_SHARE, COL_ERROR, COL_MHZ, NUM_COLS };
 static const fp8_bench_column columns[NUM_COLS] = {
@@ -54,6 +60,8 @@ typedef struct problem {
     void *block, *weights, *y[LINEARS], *workspace;
     void *stream, *norm_weight, *codes_in, *codes_down; /* stream: residual, BF16 */
     float *descales[2], *in_scale;
+    bench_chain *chains; /* NULL: none, for the reason */
+    char no_chains[256];
     int sms, quantizing; /* quantizing: asked for in the shape */
 } problem;
 
@@ -140,6 +148,7 @@ static fp8_status call_chain(void *ctx) {
     fp8_gemm before = {0};
     fp8_status st = FP8_OK;
 
+    if (r->provider == CHAINED) return bench_chain_step(p->chains, p->tokens);
     if (r->provider == READING)
         return bench_read(p->weights, p->weight_bytes, p->sms, fp8_device_stream(p->d));
     for (int64_t layer = 0; layer < p->c->layers; layer++)
@@ -156,6 +165,7 @@ done:
 /* ---- the data -------------------------------------------------------------------------------- */
 
 static void free_problem(problem *p) {
+    bench_chain_destroy(p->chains);
     free(p->codes);
     free(p->out);
     fp8_device_free(p->d, p->block);
@@ -217,6 +227,19 @@ done:
     return st;
 }
 
+static fp8_status make_chains(problem *p) {
+    bench_chain_shape shape = {.layers = p->c->layers, .max_tokens = MAX_TOKENS,
+                               .weights = p->weights, .x = p->block};
+    fp8_status st;
+
+    memcpy(shape.n, p->c->n, sizeof shape.n);
+    memcpy(shape.k, p->c->k, sizeof shape.k);
+    st = bench_chain_create(&p->chains, p->d, &shape);
+    if (st != FP8_EUNSUPPORTED) return st;
+    snprintf(p->no_chains, sizeof p->no_chains, "%s", fp8_last_message());
+    return FP8_OK;
+}
+
 static fp8_status make_problem(problem *p) {
     const float descale[2] = {0.02f, 1e-4f};
     int64_t most_n = 0;
@@ -246,6 +269,7 @@ static fp8_status make_problem(problem *p) {
         if (workspace > p->workspace_bytes) p->workspace_bytes = workspace;
     }
     FP8_TRY(fp8_device_alloc(p->d, &p->workspace, p->workspace_bytes));
+    FP8_TRY(make_chains(p));
 done:
     return st;
 }
@@ -292,6 +316,26 @@ done:
     return st;
 }
 
+static fp8_status check_chains(run *r) {
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(bench_chain_check(r->p->chains, r->p->tokens, &r->error));
+    if (!(r->error <= most_chain_error))
+        st = FP8_FAIL(FP8_EDATA, "bench linear: %s at %lld tokens: a layer in one launch is wrong: "
+                                 "relative L2 %.3g against its steps, expected at most %.2g",
+                      r->p->c->name, (long long)r->p->tokens, r->error, most_chain_error);
+done:
+    return st;
+}
+
+/* A provider that runs is right first. FP8_EUNSUPPORTED: it does not run here. */
+static fp8_status check(run *r) {
+    if (r->provider == SKINNY || r->provider == CUBLASLT) return check_run(r);
+    if (r->provider != CHAINED) return FP8_OK;
+    if (!r->p->chains) return FP8_FAIL(FP8_EUNSUPPORTED, "chains: %s", r->p->no_chains);
+    return check_chains(r);
+}
+
 /* ---- the table ------------------------------------------------------------------------------- */
 
 static fp8_status add_row(fp8_bench_table *t, const char *subject, const run *r,
@@ -304,7 +348,8 @@ static fp8_status add_row(fp8_bench_table *t, const char *subject, const run *r,
     row->value[COL_HIGH] = c->ms_high;
     row->value[COL_RATE] = (double)r->p->weight_bytes / c->ms * 1e-9;
     row->value[COL_SHARE] = reading_ms / c->ms;
-    if (r->provider == SKINNY || r->provider == CUBLASLT) row->value[COL_ERROR] = r->error;
+    if (r->provider == SKINNY || r->provider == CUBLASLT || r->provider == CHAINED)
+        row->value[COL_ERROR] = r->error;
     if (mhz > 0) row->value[COL_MHZ] = mhz;
 done:
     return st;
@@ -324,7 +369,7 @@ static fp8_status bench_tokens(fp8_bench_table *t, problem *p, const char *subje
     for (int i = 0; i < NUM_PROVIDERS; i++) {
         if (is_quantizing(i) && (why[0] || !p->quantizing)) continue;
         runs[count] = (run){.p = p, .provider = i};
-        st = i == SKINNY || i == CUBLASLT ? check_run(&runs[count]) : FP8_OK;
+        st = check(&runs[count]);
         if (st == FP8_EUNSUPPORTED) {
             snprintf(why, sizeof why, "%s", fp8_last_message());
             continue;
