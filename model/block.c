@@ -345,6 +345,12 @@ done:
     return st;
 }
 
+/* On the CPU a chain's steps cost what those apart do, and tests see them. */
+static fp8_chains chains_of(const fp8_model *m) {
+    if (m->steps == FP8_STEPS_SINGLE) return FP8_CHAINS_NEVER;
+    return fp8_device_place(m->device) == FP8_PLACE_CPU ? FP8_CHAINS_ALWAYS : FP8_CHAINS_IN_ONE;
+}
+
 fp8_status fp8_block_forward_pages(fp8_block *b, const fp8_tensor *y, const fp8_tensor *x,
                                    const int32_t *positions, const fp8_kv_pages *pages,
                                    const fp8_kv_batch *batch) {
@@ -354,8 +360,7 @@ fp8_status fp8_block_forward_pages(fp8_block *b, const fp8_tensor *y, const fp8_
     const fp8_paged paged = {.batch = *batch, .pages = &own, .plans = &b->plan,
                              .q_codes = m->quant.attention != FP8_ATTENTION_NONE,
                              .o_codes = fp8_layer_takes_codes(m, 0), .joined = 1,
-                             .chains = m->steps == FP8_STEPS_SINGLE ? FP8_CHAINS_NEVER
-                                                                    : FP8_CHAINS_IN_ONE};
+                             .chains = chains_of(m)};
     fp8_pass p = {.m = m, .paged = &paged, .positions = positions, .x = *x, .out = *y, .y = *x,
                   .tokens = x->shape[0], .num_seqs = batch->num_seqs, .max_len = batch->max_q};
     fp8_status st = FP8_OK;
