@@ -32,15 +32,11 @@ static __device__ __forceinline__ float sum_over(float v, int lanes) {
     return v;
 }
 
-/* Lanes that hold what a block's warps found, one a warp, again and again through the warp. */
-static __device__ __forceinline__ int lanes_for(int warps) {
-    return warps > 1 ? 2 << (31 - __clz(warps - 1)) : 1;
-}
-
-template <typename F>
-static __device__ __forceinline__ F figure_of(const F *scratch, int warps, F none) {
-    const int i = (int)threadIdx.x & (lanes_for(warps) - 1);
-    return i < warps ? scratch[i] : none;
+/* What a block's warps found, at most LANES of them, a lane each, over and over. */
+template <int LANES, typename F>
+static __device__ __forceinline__ F figure_of(const F *scratch, F none) {
+    const int i = (int)threadIdx.x % LANES;
+    return i < (int)blockDim.x / 32 ? scratch[i] : none;
 }
 
 /* A warp's share of a row: its sum and mean, and the squares about that mean. */
@@ -56,11 +52,13 @@ template <typename T, int N, int KNOWN> struct norm_op {
         PIECES = N,
         KEEP_NAN_SIGN = 0,
         THREADS = MODE == ANY_MODE || N == 1 ? 1024 : 512,
+        WARPS = THREADS / 32,
         MADE_TWICE = MODE % NUM_SINK_MODES == MODE_TOKEN,
         BLOCKS = N == 4 && !MADE_TWICE ? 2 : 1,
         STEP = N < BATCH ? N : BATCH,
         /* weights of half the pieces at a time, where there are few registers */
-        AT_ONCE = N > 2 && MODE != MODE_ONE_SCALE && MODE != MODE_VALUES ? 2 : STEP,
+        FEW_LEFT = N > 2 && MODE != MODE_ONE_SCALE && MODE != MODE_VALUES,
+        AT_ONCE = MODE == ANY_MODE ? 1 : FEW_LEFT ? 2 : STEP,
         BY_AMAX = MODE == ANY_MODE || (MODE % NUM_SINK_MODES != MODE_ONE_SCALE &&
                                        MODE % NUM_SINK_MODES != MODE_VALUES)
     };
@@ -125,7 +123,7 @@ template <typename T, int N, int KNOWN> struct norm_op {
     __device__ __forceinline__ float moments(held &k, const share &mine, float *mean) const {
         __shared__ row_moments scratch[MAX_WARPS];
         const int lanes = MODE != ANY_MODE || mine.team > 32 ? 32 : mine.team;
-        const int warps = (int)blockDim.x / 32, begin = mine.lane & -lanes;
+        const int begin = mine.lane & -lanes;
         row_moments m = {};
         float sum[4] = {};
         int pieces = 0;
@@ -138,7 +136,7 @@ template <typename T, int N, int KNOWN> struct norm_op {
         }
         m.sum = sum_over((sum[0] + sum[1]) + (sum[2] + sum[3]), lanes);
         m.count = (float)(pieces * PIECE);
-        *mean = m.mean = pieces > 0 ? __fdiv_rn(m.sum, m.count) : 0.0f;
+        *mean = m.mean = pieces > 0 ? __fdividef(m.sum, m.count) : 0.0f;
 #pragma unroll
         for (int e = 0; e < 4; e++) sum[e] = 0.0f;
 #pragma unroll
@@ -154,11 +152,11 @@ template <typename T, int N, int KNOWN> struct norm_op {
         if (mine.team <= 32) return m.squares;
         if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = m;
         __syncthreads();
-        m = figure_of(scratch, warps, row_moments{});
-        const float all = sum_over(m.sum, lanes_for(warps)) * a.per_col, apart = m.mean - all;
+        m = figure_of<WARPS>(scratch, row_moments{});
+        const float all = sum_over(m.sum, WARPS) * a.per_col, apart = m.mean - all;
         k.offset = *mean - all;
         return sum_over(m.count > 0.0f ? fmaf(m.count * apart, apart, m.squares) : 0.0f,
-                        lanes_for(warps));
+                        WARPS);
     }
 
     __device__ __forceinline__ void load(held &k, const share &mine, team_scratch *scratch) const {

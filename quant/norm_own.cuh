@@ -21,18 +21,17 @@ struct row_figures {
     uint32_t most;
 };
 
+template <int WARPS>
 static __device__ __forceinline__ row_figures join_figures(row_figures f, int team,
                                                            row_figures *scratch) {
-    const int warps = (int)blockDim.x / 32;
-
     f.sum = sum_over(f.sum, 32);
     f.most = warp_max(f.most);
     if (team <= 32) return f;
     if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = f;
     __syncthreads();
-    f = figure_of(scratch, warps, row_figures{});
+    f = figure_of<WARPS>(scratch, row_figures{});
     f.most = warp_max(f.most);
-    f.sum = sum_over(f.sum, lanes_for(warps));
+    f.sum = sum_over(f.sum, WARPS);
     return f;
 }
 
@@ -165,7 +164,7 @@ norm_own_kernel(const norm_args<T> a, const sink_args<T> s, const row_tile t) {
             scale[i] = __shfl_sync(0xffffffffu, mine_scale, i / 2 + i % 2 * 2, GROUP_PIECES);
         store_pieces<false, MODE>(s, mine, 0, v, scale);
     }
-    f = join_figures(f, t.team, figures);
+    f = join_figures<op_all::WARPS>(f, t.team, figures);
     f.sum = rsqrtf(fmaf(f.sum, a.per_col, a.eps));
     if (a.rounded || !is_plain(__float_as_uint(f.sum)) || (by_token && !is_plain(f.most))) {
         put_row_slowly<T, N, MODE>(a, s, mine, &scratch);
