@@ -26,6 +26,12 @@ static __device__ __forceinline__ float scaled_rms(const norm_args<T> &a, float 
     return __fmul_rn(a.rounded ? round_to<T>(v) : v, w);
 }
 
+/* Far from all limits: products and quotients of two such numbers round once and nothing else. */
+static __device__ __forceinline__ bool is_plain(uint32_t bits) {
+    const uint32_t least = 0x21800000u, most = 0x5d800000u; /* 2^-60, 2^60 */
+    return bits - least <= most - least;
+}
+
 /* The sum over every `lanes` lanes, a power of two, in a fixed order. */
 static __device__ __forceinline__ float sum_over(float v, int lanes) {
     for (int off = lanes / 2; off > 0; off /= 2) v += __shfl_xor_sync(0xffffffffu, v, off);

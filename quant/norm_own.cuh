@@ -9,12 +9,6 @@
 
 namespace fp8 {
 
-/* Far from all limits: products and quotients of two such numbers round once and nothing else. */
-static __device__ __forceinline__ bool is_plain(uint32_t bits) {
-    const uint32_t least = 0x21800000u, most = 0x5d800000u; /* 2^-60, 2^60 */
-    return bits - least <= most - least;
-}
-
 /* What a team's warps tell each other at the one barrier of a row. */
 struct row_figures {
     float sum;
@@ -166,7 +160,8 @@ norm_own_kernel(const norm_args<T> a, const sink_args<T> s, const row_tile t) {
     }
     f = join_figures<op_all::WARPS>(f, t.team, figures);
     f.sum = rsqrtf(fmaf(f.sum, a.per_col, a.eps));
-    if (a.rounded || !is_plain(__float_as_uint(f.sum)) || (by_token && !is_plain(f.most))) {
+    const bool rounds = a.rounded && a.kind != FP8_NORM_RMS_PLUS; /* which never rounds here */
+    if (rounds || !is_plain(__float_as_uint(f.sum)) || (by_token && !is_plain(f.most))) {
         put_row_slowly<T, N, MODE>(a, s, mine, &scratch);
         return;
     }

@@ -12,6 +12,7 @@
  * Numerics   F32, the variance about the mean; sums in a fixed order; the root is rsqrt.approx (2
  *            units in the last place). RMS: no product is contracted with a sum in what is normed
  */
+#include "quant/norm_layer.cuh"
 #include "quant/norm_own.cuh"
 
 using namespace fp8;
@@ -61,10 +62,13 @@ norm_any_kernel(norm_args<T> a, sink_args<T> s) {
 
 /* ---- launcher ------------------------------------------------------------------------------- */
 
+static constexpr bool is_layer(int mode) { return mode != ANY_MODE && (mode & LAYER_MODE) != 0; }
+
 template <typename T, int N, int MODE>
 static fp8_status launch_known(fp8_device *d, const norm_args<T> &a, const sink_args<T> &s,
                                fp8_launch how) {
-    typedef norm_op<T, N, MODE> op;
+    typedef typename std::conditional<is_layer(MODE), layer_op<N, MODE>,
+                                      norm_op<T, N, MODE>>::type op;
     const int threads = N == 1 ? 256 : 128; /* of a block of several teams */
     const row_tile t = tile_of(a.rows, a.cols / PIECE, N, 1, threads, MODE != ANY_MODE);
     return launch_rows("produce_norm", d, how, op{a}, s, t);
@@ -73,7 +77,7 @@ static fp8_status launch_known(fp8_device *d, const norm_args<T> &a, const sink_
 template <typename T, int N, int MODE>
 static fp8_status launch_own(fp8_device *d, const norm_args<T> &a, const sink_args<T> &s,
                              fp8_launch how) {
-    if constexpr ((MODE & LAYER_MODE) != 0) {
+    if constexpr (is_layer(MODE)) {
         return launch_known<T, N, MODE>(d, a, s, how);
     } else {
         const row_tile t = tile_of(a.rows, a.cols / PIECE, N, 1, N == 1 ? 256 : 128, true);
