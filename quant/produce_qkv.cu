@@ -22,7 +22,8 @@ using namespace fp8;
 
 enum {
     THREADS = 256,
-    BLOCKS_PER_SM = 3 /* at up to 80 registers */
+    FEW_THREADS = 128, /* of a block whose warps have one chunk each */
+    BLOCKS_PER_SM = 3  /* at up to 80 registers */
 };
 
 /* Blocks an SM: as many as their registers allow without spilling. */
@@ -68,16 +69,34 @@ static __device__ __forceinline__ unit_held<T> load_unit(const qkv_args<T> &a, i
     return held;
 }
 
+/* A lane's part of the weight of its head's norm, where it has one. */
+template <typename T> struct unit_weight {
+    piece<T> at[2];
+};
+
+template <typename T>
+static __device__ __forceinline__ unit_weight<T> load_weight(const qkv_args<T> &a, place w,
+                                                             const unit &u) {
+    const heads_args<T> &p = a.part[w.part];
+    unit_weight<T> weight = {};
+
+    if (!p.weight || !u.there || w.head >= p.heads) return weight;
+    weight.at[0] = load_piece(p.weight + u.low, 0);
+    weight.at[1] = load_piece(p.weight + u.high, 0);
+    return weight;
+}
+
 /* Figures of what a warp made of one part of a token. */
 struct found {
     uint32_t most, others;
 };
 
-/* All lanes of the warp come here. */
-template <typename T>
+/* All lanes of the warp come here. ASKED: the weight is there, else it is read now. */
+template <bool ASKED, typename T>
 static __device__ __forceinline__ void
-produce_unit(const qkv_args<T> &a, const unit_held<T> &held, int64_t token, place w, unit u,
-             const float cos[PIECE], const float sin[PIECE], int lanes, found *f) {
+produce_unit(const qkv_args<T> &a, const unit_held<T> &held, const unit_weight<T> &asked,
+             int64_t token, place w, unit u, const float cos[PIECE], const float sin[PIECE],
+             int lanes, found *f) {
     const heads_args<T> &p = a.part[w.part];
     float v[2][PIECE];
 
@@ -85,16 +104,16 @@ produce_unit(const qkv_args<T> &a, const unit_held<T> &held, int64_t token, plac
     widen_piece(v[0], held.x[0]);
     widen_piece(v[1], held.x[1]);
     if (p.weight) {
-        piece<T> weight[2] = {};
-        if (u.there) {
-            weight[0] = load_piece(p.weight + u.low, 0);
-            weight[1] = load_piece(p.weight + u.high, 0);
+        unit_weight<T> weight = asked;
+        if (!ASKED && u.there) {
+            weight.at[0] = load_piece(p.weight + u.low, 0);
+            weight.at[1] = load_piece(p.weight + u.high, 0);
         }
         const float rstd = head_rstd(v, a, lanes);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             float w[PIECE];
-            widen_piece(w, weight[i]);
+            widen_piece(w, weight.at[i]);
             norm_piece(v[i], a, rstd, w);
         }
     }
@@ -152,13 +171,44 @@ qkv_kernel(const __grid_constant__ qkv_args<T> a, int64_t tokens, int lanes, int
                 at = place_of(a, chunk + 1, lanes);
                 held = load_unit(a, token, at, u);
             }
-            produce_unit(a, mine, token, now, u, cos, sin, lanes, &f);
+            produce_unit<false>(a, mine, {}, token, now, u, cos, sin, lanes, &f);
             if (!a.part[now.part].amax || (chunk + 1 < end && at.part == now.part)) continue;
             join_amax(a.part[now.part].amax, look_at(a.part[now.part].amax), f.most, f.others,
                       is_first);
             f = {};
         }
     }
+}
+
+/* The same for few tokens: a warp has one chunk, and all that it reads is on its way at once, what
+ * nobody writes before the kernel in front has ended. */
+template <typename T>
+static __global__ void __launch_bounds__(FEW_THREADS)
+qkv_few_kernel(const __grid_constant__ qkv_args<T> a, int64_t tokens, int lanes, int chunks) {
+    const unsigned item = blockIdx.x * (FEW_THREADS / 32) + threadIdx.x / 32;
+    const int64_t token = item / (unsigned)chunks;
+    const unit u = unit_of(a, (int)threadIdx.x % 32 % lanes);
+    const place at = place_of(a, (int)(item % (unsigned)chunks), lanes);
+    const heads_args<T> &p = a.part[at.part];
+    const unit_weight<T> weight = load_weight(a, at, u);
+    const bool turns = at.part < 2 && u.turns && u.there;
+    float cos[PIECE] = {}, sin[PIECE] = {};
+    int32_t position = 0;
+    found f = {};
+
+    wait_for_previous();
+    let_next_start();
+    if (token >= tokens) return;
+    if (turns) position = a.positions[token];
+    const unit_held<T> held = load_unit(a, token, at, u);
+    const bool is_first = p.amax && a.first && a.first[token] != 0;
+    if (turns) {
+        const int64_t angle = (int64_t)position * (a.rotary / 2) + u.low;
+        widen_piece(cos, load_piece(a.cos + angle, 0));
+        widen_piece(sin, load_piece(a.sin + angle, 0));
+    }
+    produce_unit<true>(a, held, weight, token, at, u, cos, sin, lanes, &f);
+    if (p.amax) join_amax(p.amax, look_at(p.amax), f.most, f.others, is_first);
 }
 
 /* Lane's elements lane, lane + 32, ... of a head, in shared memory: what turns needs its
@@ -308,6 +358,12 @@ static fp8_status launch_qkv(fp8_device *d, const fp8_qkv *q, fp8_launch how) {
     }
     warps = (int64_t)sms * BLOCKS_PER_SM * (THREADS / 32); /* on the GPU at once */
     spans = spans_for(q->tokens, chunks, warps);
+    if (spans == chunks) {
+        blocks = (q->tokens * chunks + FEW_THREADS / 32 - 1) / (FEW_THREADS / 32);
+        st = launch("produce_qkv", qkv_few_kernel<T>, dim3((unsigned)blocks), dim3(FEW_THREADS), 0,
+                    d, how, a, q->tokens, lanes, chunks);
+        goto done;
+    }
     blocks = (q->tokens * spans + THREADS / 32 - 1) / (THREADS / 32);
     if (blocks > warps / (THREADS / 32)) blocks = warps / (THREADS / 32);
     st = launch("produce_qkv", qkv_kernel<T>, dim3((unsigned)blocks), dim3(THREADS), 0, d, how, a,

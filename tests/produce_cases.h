@@ -329,7 +329,8 @@ static const qkv_case qkv_cases[] = {
     {1061, {5, 1, 1}, 128, 96, 8, 1, 1, 0, FP8_NORM_RMS, 0, 0, 0, 1},
     {1089, {2, 1, 0}, 32, 0, 0, 1, 0, 0, FP8_NORM_RMS_PLUS, 1, 0, 0, 1},
     {3, {4, 2, 2}, 128, 128, 0, 1, 0, 0, FP8_NORM_RMS, 0, 0, 0, 1},
-    {531, {38, 8, 8}, 128, 128, 0, 1, 0, 0, FP8_NORM_RMS, 0, 0, 0, 1}, /* fills shared memory */
+    {531, {38, 8, 8}, 128, 128, 0, 1, 0, 0, FP8_NORM_RMS, 0, 0, 0, 1}, /* a warp a chunk */
+    {140, {70, 20, 20}, 128, 64, 0, 1, 1, 0, FP8_NORM_RMS, 0, 0, 0, 1},  /* chunks in two rounds */
 };
 enum { NUM_QKV_CASES = sizeof qkv_cases / sizeof *qkv_cases, QKV_POSITIONS = 40 };
 
