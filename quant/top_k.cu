@@ -7,10 +7,11 @@
  *            k = 1: a thread keeps its best, in 40 registers: a third block an SM is what the
  *            clusters of 64 rows need to be there at once. Else what is read next is under way
  *            beside what is looked at, and a block keeps candidates in shared memory, those at or
- *            above the k-th of its threads' best of a first look. Where they are too many,
- *            because the logits rise, they are sorted and the k-th is the bound; at the end the
- *            k-th of the threads' best among them leaves few more than k, which count who is above
- *            them. The first block of a cluster joins the others' lists
+ *            above a bound that k of its threads' best of a first look reach; no warp waits for
+ *            another. Where they are too many, because the logits rise, the row is read again,
+ *            and they are sorted wherever there is no room, the k-th being the bound. At the end a
+ *            bound that k of the threads' best among them reach leaves few more than k, which
+ *            count who is above them. The first block of a cluster joins the others' lists
  * Numerics   keys are integers: value bits in the order of the floats, then the index from the top;
  *            no two are equal, so that every order of work gives one answer
  */
@@ -204,14 +205,21 @@ static __device__ void sort_down(sort_key *key, int count, sort_key *scratch) {
         }
 }
 
-/* The k-th largest of the threads' values, of all threads; 0 when there are fewer above 0. */
-static __device__ uint32_t kth_of(uint32_t order, int k, uint32_t *scratch) {
-    order = sort_threads(order, scratch);
-    scratch[threadIdx.x] = order;
-    __syncthreads();
-    order = scratch[k - 1];
-    __syncthreads();
-    return order;
+/* A bound that at least k of the threads' values reach, and few more than k where values differ,
+ * found by halves. All threads come here. */
+static __device__ uint32_t bound_of(uint32_t order, int k) {
+    uint32_t low = 0, high = 0xffffffffu; /* all reach 0 */
+
+    for (int reached = THREADS; reached > k + k / 4 && high - low > 1;) {
+        const uint32_t mid = low + (high - low) / 2;
+        const int count = __syncthreads_count(order >= mid);
+        if (count < k) high = mid;
+        else {
+            low = mid;
+            reached = count;
+        }
+    }
+    return low;
 }
 
 /* The candidates of a block; a new one is above `least` and at or above `floor`. */
@@ -226,10 +234,9 @@ struct candidates {
         floor = to > 0 ? value_of(to) : -INFINITY;
     }
 
-    /* Key[0 .. count) to those at or above the k-th of the threads' best. */
+    /* Key[0 .. count) to those at or above a bound that k of the threads' best reach. */
     __device__ void thin(int k) {
         enum { EACH = ROOM / THREADS };
-        uint32_t *orders = reinterpret_cast<uint32_t *>(scratch);
         const int n = *count;
         sort_key mine[EACH], best = 0;
         uint32_t bound;
@@ -240,7 +247,8 @@ struct candidates {
             mine[i] = at < n ? key[at] : 0;
             best = max(best, mine[i]);
         }
-        bound = kth_of((uint32_t)(best >> 32), k, orders);
+        bound = bound_of((uint32_t)(best >> 32), k);
+        __syncthreads();
         if (threadIdx.x == 0) *count = 0;
         __syncthreads();
 #pragma unroll
@@ -252,18 +260,46 @@ struct candidates {
 
     /* The k best to key[0 .. k), falling; 0 where there are fewer. */
     __device__ void finish(int k) {
+        enum { RANKED = 128, EACH = RANKED / 32 };
+        uint32_t *rank = reinterpret_cast<uint32_t *>(scratch);
         if (*count > MANY) thin(k);
-        const int n = *count;
-        if (n > THREADS || n < k) {
+        const int n = *count, lane = (int)threadIdx.x % 32;
+        if (n > RANKED || n < k) {
             sort_down(key, n, scratch);
             return;
         }
-        const sort_key mine = (int)threadIdx.x < n ? key[threadIdx.x] : 0;
-        int rank = 0;
-        for (int i = 0; i < n; i++) rank += key[i] > mine;
+        sort_key mine[EACH];
+        uint32_t above[EACH] = {};
+#pragma unroll
+        for (int j = 0; j < EACH; j++) mine[j] = j * 32 + lane < n ? key[j * 32 + lane] : 0;
+        if (threadIdx.x < RANKED) rank[threadIdx.x] = 0;
         __syncthreads();
-        if (mine > 0 && rank < k) key[rank] = mine;
+        for (int i = (int)threadIdx.x / 32; i < n; i += THREADS / 32) { /* a warp counts for some */
+            const sort_key one = key[i];
+#pragma unroll
+            for (int j = 0; j < EACH; j++) above[j] += one > mine[j];
+        }
+#pragma unroll
+        for (int j = 0; j < EACH; j++)
+            if (above[j] > 0) atomicAdd(rank + j * 32 + lane, above[j]);
         __syncthreads();
+        if (threadIdx.x < 32) {
+#pragma unroll
+            for (int j = 0; j < EACH; j++) {
+                const int at = (int)rank[j * 32 + lane];
+                if (j * 32 + lane < n && at < k) key[at] = mine[j];
+            }
+        }
+        __syncthreads();
+    }
+
+    /* False when there was no room. */
+    __device__ __forceinline__ bool put(float v, uint32_t index) {
+        const sort_key one = key_of(v, index);
+        if (one <= least) return true;
+        const int at = atomicAdd(count, 1);
+        if (at < ROOM) key[at] = one;
+        return at < ROOM;
     }
 
     /* A thread's keys of one look, those of `pending`; all threads come here. */
@@ -273,18 +309,33 @@ struct candidates {
             for (; pending; pending &= pending - 1) {
                 const int bit = __ffs((int)pending) - 1;
                 const uint32_t i = c + (uint32_t)(bit / QUAD * ROUND + bit % QUAD);
-                if (i >= s.end) continue;
-                const sort_key one = key_of(to_float(s.x[i]), i);
-                if (one <= least) continue;
-                const int at = atomicAdd(count, 1);
-                if (at >= ROOM) break;
-                key[at] = one;
+                if (i < s.end && !put(to_float(s.x[i]), i)) break;
             }
             if (!__syncthreads_or(pending != 0)) return;
             sort_down(key, ROOM, scratch);
             raise(key[k - 1]);
             if (threadIdx.x == 0) *count = k;
             __syncthreads();
+        }
+    }
+
+    /* Once more from the start, when there were more than there is room for: the k-th of those that
+     * are there is the bound. All threads come here. */
+    template <typename T> __device__ __forceinline__ void add_again(const slice<T> &s, int k) {
+        sort_down(key, ROOM, scratch);
+        raise(key[k - 1] - 1);
+        __syncthreads();
+        if (threadIdx.x == 0) *count = 0;
+        __syncthreads();
+        for (uint32_t begin = s.begin; begin < s.end; begin += LOOK) {
+            const uint32_t c = begin + threadIdx.x * QUAD;
+            quad_of<T> q[DEPTH];
+            uint32_t pending = 0;
+            load_quads(q, s, c);
+#pragma unroll
+            for (int i = 0; i < DEPTH * QUAD; i++)
+                if (!(to_float(q[i / QUAD].at[i % QUAD]) < floor)) pending |= 1u << i;
+            add(s, c, pending, k);
         }
     }
 };
@@ -299,6 +350,7 @@ top_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__res
     const int64_t row = blockIdx.x / cluster;
     candidates found = {key, scratch, &count, 0, -INFINITY};
     quad_of<T> next[DEPTH];
+    bool full = false; /* no room for a candidate of this thread */
 
     if (threadIdx.x == 0) count = 0;
     wait_for_previous();
@@ -310,7 +362,6 @@ top_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__res
         const uint32_t c = begin + threadIdx.x * QUAD;
         quad_of<T> q[DEPTH];
         float most[DEPTH];
-        uint32_t pending = 0;
 #pragma unroll
         for (int i = 0; i < DEPTH; i++) q[i] = next[i];
         load_quads(next, s, c + LOOK);
@@ -323,19 +374,22 @@ top_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__res
         if (begin == s.begin) { /* at least k are at or above the k-th of the threads' best */
             const float mine = fmaxf(fmaxf(most[0], most[1]), fmaxf(most[2], most[3]));
             const uint32_t order = c < s.end ? order_of(mine) : 0;
-            const uint32_t bound = kth_of(order, k, reinterpret_cast<uint32_t *>(scratch));
+            const uint32_t bound = bound_of(order, k);
             if (bound > 0) found.raise(((sort_key)bound << 32) - 1);
             if (bound > 0) found.floor = value_of((sort_key)bound << 32);
         }
 #pragma unroll
         for (int i = 0; i < DEPTH; i++) {
-            if (most[i] < found.floor) continue;
+            if (full || most[i] < found.floor) continue;
 #pragma unroll
-            for (int e = 0; e < QUAD; e++)
-                if (!(to_float(q[i].at[e]) < found.floor)) pending |= 1u << (i * QUAD + e);
+            for (int e = 0; e < QUAD; e++) {
+                const float v = to_float(q[i].at[e]);
+                const uint32_t at = c + i * ROUND + e;
+                if (!(v < found.floor) && at < s.end) full |= !found.put(v, at);
+            }
         }
-        found.add(s, c, pending, k);
     }
+    if (__syncthreads_or(full)) found.add_again(s, k);
     found.finish(k);
     if (cluster > 1) cluster_sync();
     if (cluster > 1 && blockIdx.x % cluster == 0) {
@@ -354,8 +408,9 @@ top_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__res
 
 /* ---- launcher ------------------------------------------------------------------------------- */
 
-/* Blocks a row: as many as keep the GPU busy once over. */
-static fp8_status choose_cluster(const fp8_device *d, int64_t rows, int64_t vocab,
+/* Blocks a row: as many as keep the GPU busy once over; of several values one a multiprocessor,
+ * for clusters of larger blocks are not all there at once (64 rows: 34 us by four, 22 by two). */
+static fp8_status choose_cluster(const fp8_device *d, int64_t rows, int64_t vocab, int32_t k,
                                  unsigned *cluster) {
     fp8_status st = FP8_OK;
     int sms = 0;
@@ -364,7 +419,8 @@ static fp8_status choose_cluster(const fp8_device *d, int64_t rows, int64_t voca
     FP8_TRY_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount,
                                         fp8_device_index(d)));
     while (fp8_device_capability(d) >= 90 && *cluster < MAX_CLUSTER &&
-           rows * *cluster * 2 <= 2 * (int64_t)sms && vocab / (*cluster * 2) >= MIN_SLICE)
+           rows * *cluster * 2 <= (k > 1 ? 1 : 2) * (int64_t)sms &&
+           vocab / (*cluster * 2) >= MIN_SLICE)
         *cluster *= 2;
 done:
     return st;
@@ -378,7 +434,7 @@ static fp8_status launch_top(fp8_device *d, int32_t *ids, float *values, const v
     unsigned cluster = 1;
     fp8_status st = FP8_OK;
 
-    FP8_TRY(choose_cluster(d, rows, vocab, &cluster));
+    FP8_TRY(choose_cluster(d, rows, vocab, k, &cluster));
     if (k == 1)
         st = launch_clusters("top_k", best_kernel<T>, cluster, dim3((unsigned)rows * cluster),
                              dim3(THREADS), 0, d, how, ids, values, x, vocab, stride, cluster);
