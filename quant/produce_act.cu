@@ -5,12 +5,12 @@
  * Bound      memory: BF16 to codes gated 5 bytes an element, 3 else. 4096 x 14336 gated: 294 MB,
  *            at the H200's copy rate of 4.27 TB/s 69 us. SiLU takes some 25 instructions an element
  *            of the 35 that the memory leaves time for
- * Tiling     four pieces of eight elements a thread, few rows one; a row is cut into segments of
- *            equal size, a block each. With one scale a token the row is in registers: of blocks
- *            a block, up to eight pieces a thread; on Hopper of blocks that stay, the next rows on
- *            their way (many rows, quant/produce_ring.cuh), or of a cluster of two (few of more
- *            than 16384 columns). Rows too long for that or not in pieces: a block each, an element
- *            at a time, made twice
+ * Tiling     four pieces of eight elements a thread, few rows one or two; a row is cut into
+ *            segments of equal size, a block each. With one scale a token the row is in registers:
+ *            of a block, up to eight pieces a thread; on Hopper of blocks that stay, the next rows
+ *            on their way (many rows, quant/produce_ring.cuh), or of a cluster of two (few of more
+ *            than 8192 columns), so that twice as many multiprocessors work. Rows too long for that
+ *            or not in pieces: a block each, an element at a time, made twice
  * Numerics   F32. Exponentials and reciprocals by the special-function unit (ex2.approx,
  *            rcp.approx: 2 units in the last place, subnormals kept): e^y is off by 2^-22 + |y|
  *            2^-23, far below half a step of E4M3 or BF16. erf by a polynomial, see normal_mass
@@ -23,7 +23,8 @@ using namespace fp8;
 
 enum {
     SEGMENT_THREADS = 256, /* at most, of a block that has a segment */
-    FEW_PIECES = 1536      /* a multiprocessor: up to here latency counts, not bytes */
+    FEW_PIECES = 1536,     /* a multiprocessor: up to here latency counts, not bytes */
+    FEW_SHORT = 2048       /* of a row: up to here blocks of one piece a thread are few enough */
 };
 
 /* Modes, beside those of the sink: 1 + the activation, or a cast. */
@@ -263,13 +264,22 @@ static fp8_status launch_known(fp8_device *d, const act_args<T> &a, const sink_a
     return launch_rows(names[CAST], d, how, op{a}, s, t);
 }
 
+/* One scale a token, a row in a cluster of two blocks. */
+template <typename T, int MODE>
+static fp8_status launch_pair(fp8_device *d, const act_args<T> &a, const sink_args<T> &s,
+                              fp8_launch how) {
+    typedef act_op<T, false, 2, MODE> op;
+    const row_tile t = tile_of(a.rows, a.cols / PIECE, op::PIECES, 2, SEGMENT_THREADS, true);
+    return launch_clusters(names[0], rows_kernel<op>, 2, dim3((unsigned)a.rows * 2),
+                           dim3((unsigned)t.threads), 0, d, how, op{a}, s, t);
+}
+
 /* One scale a token, long or many rows, where a block a row is not the best: many rows by blocks
  * that stay, few long ones by two blocks each. *taken 0: it is. */
 template <typename T, int MODE>
 static fp8_status launch_token(fp8_device *d, const act_args<T> &a, const sink_args<T> &s, int sms,
                                fp8_launch how, int *taken) {
     typedef act_op<T, false, 4, MODE> many;
-    typedef act_op<T, false, 2, MODE> few;
     const int64_t n_pieces = a.cols / PIECE;
     const ring_tile r = ring_of<T>(a.rows, n_pieces, (int)(n_pieces + 127) / 128 * 32, many::INPUTS,
                                    many::RING_THREADS, sms);
@@ -278,9 +288,7 @@ static fp8_status launch_token(fp8_device *d, const act_args<T> &a, const sink_a
     if (!*taken) return FP8_OK;
     if (r.stages)
         return launch_ring(names[0], token_ring_kernel<many>, sms, r, d, how, many{a}, s, r);
-    const row_tile t = tile_of(a.rows, n_pieces, few::PIECES, 2, SEGMENT_THREADS, true);
-    return launch_clusters(names[0], rows_kernel<few>, 2, dim3((unsigned)a.rows * 2),
-                           dim3((unsigned)t.threads), 0, d, how, few{a}, s, t);
+    return launch_pair<T, MODE>(d, a, s, how);
 }
 
 /* The ways that occur in models by their own kernel, all else by one that asks as it runs. MANY:
@@ -350,16 +358,19 @@ static fp8_status launch_act(fp8_device *d, const fp8_sink *out, const act_args<
     const int64_t n_pieces = a.cols / PIECE;
     fp8_status st = FP8_OK;
     int sms = 0;
-    bool few;
+    bool few, pairs; /* pairs: of blocks have a row, see launch_token */
 
     FP8_TRY_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount,
                                         fp8_device_index(d)));
     few = a.rows * n_pieces <= (int64_t)sms * FEW_PIECES;
+    pairs = a.up && a.rows * 2 <= sms && fp8_device_capability(d) >= 90;
     if (!fits || (whole && n_pieces > 512 * 8))
         st = launch_long<T, CAST>(d, a, s, how);
+    else if (few && !whole && a.up && n_pieces > FEW_SHORT)
+        st = launch_mode<T, CAST, 2, 2>(d, a, s, sms, how);
     else if (n_pieces < 32 || (few && (!whole || n_pieces <= 1024)))
         st = launch_mode<T, CAST, 1, 1>(d, a, s, sms, how);
-    else if (few && n_pieces <= 512 * 4)
+    else if (few && n_pieces <= 512 * 4 && !pairs)
         st = launch_mode<T, CAST, 1, 2>(d, a, s, sms, how);
     else
         st = launch_mode<T, CAST, 4, 8>(d, a, s, sms, how);

@@ -92,7 +92,6 @@ template <> __device__ __forceinline__ float round_to<__half>(float v) {
 typedef struct row_tile {
     int64_t rows;
     int n_pieces; /* of a row */
-    int pieces;   /* of a thread; 0: a block a row, an element at a time */
     int team, shift, rows_per_block; /* thread t is lane t % 2^shift of team t >> shift */
     int segments, threads;
 } row_tile;
@@ -110,7 +109,6 @@ struct share {
 struct team_scratch {
     float first[MAX_WARPS], second[MAX_WARPS];
     uint32_t most[MAX_WARPS];
-    uint32_t peers[8];
 };
 
 /* join(...) of v over a team, in a fixed order, in every thread. WHOLE: teams are whole warps. */
@@ -144,31 +142,63 @@ static __device__ __forceinline__ uint32_t team_max(uint32_t v, int team, uint32
     return team_join<WHOLE>(v, team, scratch, [](uint32_t a, uint32_t b) { return max(a, b); });
 }
 
-/* The largest `most` of the blocks of a cluster, whose start all have announced. */
-static __device__ __forceinline__ uint32_t cluster_most(uint32_t most, uint32_t *peers, int rank,
-                                                        int blocks) {
+/* How the warps of a cluster tell each other their maxima: each sends its own to every block, whose
+ * barrier counts the bytes; one wait instead of a block's barrier and a cluster's. */
+struct cluster_posts {
+    uint64_t arrived;
+    uint32_t most[2 * MAX_WARPS];
+};
+
+/* First of all, by every thread: what is sent before all blocks are here would be lost. */
+static __device__ __forceinline__ void cluster_open(cluster_posts *p, int blocks) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-    if ((int)threadIdx.x < blocks) {
-        uint32_t at;
-        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                     : "=r"(at)
-                     : "r"((uint32_t)__cvta_generic_to_shared(peers + rank)), "r"(threadIdx.x));
-        asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(at), "r"(most) : "memory");
+    if (threadIdx.x == 0) {
+        const uint32_t bar = (uint32_t)__cvta_generic_to_shared(&p->arrived);
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n"
+                     "fence.mbarrier_init.release.cluster;\n"
+                     "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar),
+                     "r"((uint32_t)blocks * (blockDim.x / 32) * 4)
+                     : "memory");
     }
-    __syncwarp();
-    cluster_sync();
-    for (int i = 0; i < blocks; i++) most = max(most, peers[i]);
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #else
-    (void)peers, (void)rank, (void)blocks;
+    (void)p, (void)blocks;
 #endif
-    return most;
 }
 
-static __device__ __forceinline__ void cluster_started() {
+/* The largest of all threads' `most` of the cluster, of which this is block `rank`. */
+static __device__ __forceinline__ uint32_t cluster_most(uint32_t most, cluster_posts *p, int rank,
+                                                        int blocks) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+    const int warps = (int)blockDim.x / 32, lane = (int)threadIdx.x % 32;
+    const uint32_t bar = (uint32_t)__cvta_generic_to_shared(&p->arrived);
+
+    most = warp_max(most);
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    if (lane < blocks) {
+        const uint32_t *mine = p->most + rank * warps + (int)threadIdx.x / 32;
+        uint32_t to, there;
+        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+                     : "=r"(to)
+                     : "r"((uint32_t)__cvta_generic_to_shared(mine)), "r"(lane));
+        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(bar), "r"(lane));
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];"
+                     ::"r"(to), "r"(most), "r"(there)
+                     : "memory");
+    }
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "wait: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], 0;\n"
+                 "@!p bra wait;\n"
+                 "}" ::"r"(bar)
+                 : "memory");
+    most = lane < blocks * warps ? p->most[lane] : 0u;
+    if (lane + 32 < blocks * warps) most = max(most, p->most[lane + 32]);
+    most = warp_max(most);
+#else
+    (void)p, (void)rank, (void)blocks;
 #endif
+    return most;
 }
 
 /* ---- amax ------------------------------------------------------------------------------------ */
@@ -412,6 +442,7 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
                                                      : MODE_ONE_SCALE;
     const bool observed = known ? sink == MODE_OBSERVED : s.amax != nullptr;
     __shared__ team_scratch scratch;
+    __shared__ cluster_posts posts;
     const int lane = (int)threadIdx.x & ((1 << t.shift) - 1), group = (int)threadIdx.x >> t.shift;
     const unsigned block = t.segments == 1 ? blockIdx.x : blockIdx.x / (unsigned)t.segments;
     const int segment = t.segments == 1 ? 0 : (int)(blockIdx.x % (unsigned)t.segments);
@@ -423,7 +454,7 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
     amax_seen seen = {};
     bool is_first = false;
 
-    if (known && sink == MODE_TOKEN && t.segments > 1) cluster_started();
+    if (known && sink == MODE_TOKEN && t.segments > 1) cluster_open(&posts, t.segments);
     op.ask(held, mine);
     wait_for_previous();
     let_next_start();
@@ -442,9 +473,8 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
             op.values(v, held, mine, first);
             most = max(most, finite_amax<STEP * PIECE>(v[0], &ignored));
         }
-        most = team_max<whole>(most, t.team, scratch.most);
-        if (known && t.segments > 1)
-            most = cluster_most(most, scratch.peers, segment, t.segments);
+        if (known && t.segments > 1) most = cluster_most(most, &posts, segment, t.segments);
+        else most = team_max<whole>(most, t.team, scratch.most);
         one = own_scale(most, s.q_max,
                         lane == 0 && mine.end > 0 && segment == 0 ? s.descale + row : nullptr);
         most = 0;
@@ -529,7 +559,7 @@ enum { ANY_THREADS = 256 /* of a block that has a row an element at a time */ };
 static inline row_tile tile_of(int64_t rows, int64_t n_pieces, int pieces, int segments,
                                int threads, bool whole) {
     const int64_t need = (n_pieces + (int64_t)segments * pieces - 1) / ((int64_t)segments * pieces);
-    row_tile t = {rows, (int)n_pieces, pieces, 1, 0, 1, segments, threads};
+    row_tile t = {rows, (int)n_pieces, 1, 0, 1, segments, threads};
 
     if (need > 32 || segments > 1) {
         t.team = t.threads = (int)(need + 31) / 32 * 32;
