@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "model/engine.h"
+#include "model/model_impl.h"
 #include "tests/engine_follow.h"
 #include "tests/model_fixture.h"
 
@@ -90,11 +91,13 @@ static void check_launches(const fp8_model *m, size_t shape, int64_t launches) {
     static int64_t apart[SHAPES]; /* when not own */
     const fp8_model_config *c = fp8_model_get_config(m);
     const int64_t layers = c->num_layers, gated = c->arch != FP8_ARCH_GPT2;
+    const fp8_chain *chain = m->layers[0].chain;
+    const int in_one = chain && fp8_chain_is_one_launch(chain, PROMPTS, NULL);
 
     if (!own) apart[shape] = launches;
     if (!launches || !own) return;
     if (chains == FP8_ENGINE_CHAIN_NEVER) CHECK(launches + gated * layers <= apart[shape]);
-    else if (fp8_device_capability(gpu) == 90) CHECK(launches <= 3 * layers + BESIDE_LAYERS);
+    else if (in_one) CHECK(launches <= 3 * layers + BESIDE_LAYERS);
 }
 
 static void check_model(const fixture *f, const fp8_checkpoint *c, int codes) {
