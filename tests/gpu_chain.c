@@ -31,7 +31,7 @@ static int same_rows(const uint16_t *a, const uint16_t *b, int64_t rows, int64_t
     return memcmp(a, b, (size_t)(rows * width) * 2) == 0;
 }
 
-/* Is it one launch for all counts that the header names, or for none? Then the reason is printed. */
+/* Is it one launch for all counts that the header names, or for none? Then it says why. */
 static void check_launch(const chain_on *o) {
     const char *why = NULL;
     const int is_one = fp8_chain_is_one_launch(o->chain, 1, &why);
