@@ -101,7 +101,7 @@ typedef struct fp8_attention_options {
     int quantize_p; /* 1: P is rounded to E4M3 with a 2^8 offset before P V, as FP8 kernels do;
                      * flash and fused always do for FP8 operands and serve only with it */
     fp8_attention_precision precision;
-    int32_t promote_keys; /* keys between promotions; 0: the backend's choice */
+    int32_t promote_keys; /* the most keys between promotions; 0: the backend's choice */
     int want_lse, want_amax; /* 1: io.lse, io.amax_s and io.amax_o are written */
     fp8_attention_backend backend; /* AUTO, or one that must serve (else FP8_EUNSUPPORTED) */
 } fp8_attention_options;

@@ -54,8 +54,8 @@ typedef struct flash_params {
     int32_t top_left, left, right; /* diagonal, and keys seen before and after it */
     int32_t granularity;           /* fp8_attention_granularity */
     int32_t o_dtype;               /* fp8_dtype: BF16, F16 or E4M3 */
-    int32_t promote_tiles, promote_mask; /* flash_wide.cu: tiles of keys between promotions; at
-                                          * d 64 a power of two, - 1 */
+    int32_t promote_keys, promote_mask; /* flash_wide.cu: the most keys between promotions; at d 64
+                                         * tiles of keys, a power of two, - 1 */
     /* flash_wide.cu: the first `split` items, of them short_items last tiles of queries, are shared
      * evenly by the blocks: flash_wide_parts.cuh. They have key_tiles tiles of keys, the short ones
      * count for short_tiles. 0: items are in the order above */

@@ -59,11 +59,11 @@ static int32_t bound_of(int64_t keys) {
     return keys < 0 || keys > FLASH_NO_WINDOW ? FLASH_NO_WINDOW : (int32_t)keys;
 }
 
-/* Tiles of keys between promotions. */
-static int32_t promote_tiles(const fp8_attention_options *o) {
-    const int32_t own = o->d_v == 128 ? 2 * FLASH_PROMOTE_KEYS : FLASH_PROMOTE_KEYS;
+/* The most keys between promotions. */
+static int32_t promote_keys(const fp8_attention_options *o) {
+    const int32_t own = o->d_v == 64 ? FLASH_PROMOTE_KEYS : FLASH_CENTRE_KEYS;
     const int32_t keys = o->promote_keys > 0 ? o->promote_keys : own;
-    return keys < FLASH_BLOCK_N ? 1 : keys / FLASH_BLOCK_N;
+    return keys < FLASH_BLOCK_N ? FLASH_BLOCK_N : keys < FLASH_MAX_LENGTH ? keys : FLASH_MAX_LENGTH;
 }
 
 /* What of the terms a run does not change. */
@@ -112,9 +112,10 @@ static void fill_params(flash_params *a, const fp8_attention_options *o) {
     a->right = causal ? 0 : bound_of(o->window_right);
     a->granularity = (int32_t)o->granularity;
     a->o_dtype = (int32_t)o->o_dtype;
-    a->promote_tiles = o->precision == FP8_ATTENTION_FAST ? INT32_MAX : promote_tiles(o);
+    a->promote_keys = o->precision == FP8_ATTENTION_FAST ? INT32_MAX : promote_keys(o);
     a->promote_mask = 0;
-    while (a->promote_mask < a->promote_tiles / 2) a->promote_mask = 2 * a->promote_mask + 1;
+    while (a->promote_mask < a->promote_keys / FLASH_BLOCK_N / 2)
+        a->promote_mask = 2 * a->promote_mask + 1;
     a->scale = o->scale;
     a->d_v = o->d_v;
     fill_terms(&a->terms, o);

@@ -20,7 +20,8 @@ enum {
     FLASH_WIDE_ROWS = 64,       /* of a warpgroup */
     FLASH_SHARED_TILES = 3,     /* tiles of keys a block must save, for items to be shared evenly */
     FLASH_SHARED_KEYS = 1 << 15, /* tiles of keys an item, for 32 bits */
-    FLASH_PROMOTE_KEYS = 512,   /* its default between promotions; where T turns, twice that */
+    FLASH_PROMOTE_KEYS = 512,   /* its default between promotions at d 64 */
+    FLASH_CENTRE_KEYS = 1440,   /* the same at d 128 and 256, where sums start below 0 */
     FLASH_STATIC_KEYS = 2048,   /* up to which items need no counter */
     FLASH_AS_IS_READS = 8       /* of V, up to which it is not transposed before */
 };
@@ -90,17 +91,14 @@ static inline int flash_turns_v(const fp8_attention_options *o) {
 }
 
 /* Query rows of a tile of flash_wide.cu, 0 when another kernel serves: short sequences, 16 bits,
- * terms, or what it does not do: amax, LSE (its sums are of the rounded p), promotion at d 256.
- * Where V is turned in the kernel, which is at d 128 alone, it serves shorter ones, fast: promoted
- * it would take 5 % less of flash.cu's time on flat rows and 15 % more on steep ones. */
+ * terms, or what it does not do: amax, LSE (its sums are of the rounded p). Where V is turned in
+ * the kernel, which is at d 128 alone, it serves shorter ones. */
 static inline int32_t flash_wide_rows(const fp8_attention_options *o) {
     const int32_t rows = o->d_v == 64 ? 256 : o->d_v == 128 ? 192 : 128;
     const int64_t items = (o->max_q + rows - 1) / rows * o->num_heads * o->num_seqs;
-    const int fast = o->precision == FP8_ATTENTION_FAST;
-    const int32_t least = fast && o->d_v == 128 && flash_turns_v(o) ? FLASH_WIDE_TURN_KEYS
-                                                                    : FLASH_WIDE_KEYS;
+    const int32_t least = o->d_v == 128 && flash_turns_v(o) ? FLASH_WIDE_TURN_KEYS
+                                                            : FLASH_WIDE_KEYS;
     if (flash_is_16(o) || flash_is_any(o) || o->want_amax || o->want_lse) return 0;
-    if (o->d_v == 256 && !fast) return 0;
     if (o->max_q < FLASH_WIDE_QUERIES || o->max_kv < least) return 0;
     return items < FLASH_WIDE_ITEMS ? 0 : rows;
 }

@@ -28,14 +28,14 @@
                      : REGS32(constraint, d, 0), REGS32(constraint, d, 32)                         \
                      : "l"(a), "l"(b), "r"(accumulate));                                           \
     }
-#define PRODUCT_128_A(name, constraint, sign)                                                      \
+#define PRODUCT_128_A(name, constraint)                                                            \
     SM90 void name(float (&d)[64], const uint32_t *a, uint64_t b, int accumulate) {                \
         asm volatile("{\n"                                                                         \
                      ".reg .pred p;\n"                                                             \
                      "setp.ne.b32 p, %69, 0;\n"                                                    \
                      "wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 {"                     \
                      TO_31 ", " TO_63 "}, "                                                        \
-                     "{%64, %65, %66, %67}, %68, p, " sign ", 1;\n"                                \
+                     "{%64, %65, %66, %67}, %68, p, 1, 1;\n"                                       \
                      "}"                                                                           \
                      : REGS32(constraint, d, 0), REGS32(constraint, d, 32)                         \
                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));       \
@@ -87,9 +87,8 @@ PRODUCT_64(product_start, "=&f")
 PRODUCT_64(product, "+f")
 
 /* The same with A in registers: a[2 h + i] holds A[r + 8 i][16 h + 4 (t % 4) .. + 3]. */
-PRODUCT_128_A(product_start, "=&f", "1")
-PRODUCT_128_A(product, "+f", "1")
-PRODUCT_128_A(product_minus, "+f", "-1")
+PRODUCT_128_A(product_start, "=&f")
+PRODUCT_128_A(product, "+f")
 PRODUCT_64_A(product_start, "=&f")
 PRODUCT_64_A(product, "+f")
 PRODUCT_8_A(product_start, "=&f")

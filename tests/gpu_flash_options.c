@@ -121,7 +121,7 @@ static void test_wide(fp8_device *gpu) {
             base_options(16, 2, sizes[i % 3], 2, 1024 + sweep_below(&seed, 90),
                          4096 + sweep_below(&seed, 200), E4M3, out);
         o.want_lse = o.want_amax = 0;
-        o.precision = o.d_v == 256 || i / 3 % 2 ? FP8_ATTENTION_FAST : FP8_ATTENTION_EXACT;
+        o.precision = i / 3 % 2 ? FP8_ATTENTION_FAST : FP8_ATTENTION_EXACT;
         if (o.precision == FP8_ATTENTION_EXACT) o.promote_keys = promote[i / 6 % 4];
         if (i % 2) o.layout = FP8_LAYOUT_BSHD_BSHD_BSHD;
         o.padding = i % 2 && i % 4 == 1;
@@ -150,7 +150,8 @@ static void test_ordered(fp8_device *gpu) {
         o.want_lse = o.want_amax = 0;
         o.layout = i % 2 ? FP8_LAYOUT_BSHD_BSHD_BSHD : FP8_LAYOUT_SBHD_SBHD_SBHD;
         o.padding = i == 4;
-        o.precision = FP8_ATTENTION_FAST;
+        o.precision = i % 4 < 2 ? FP8_ATTENTION_FAST : FP8_ATTENTION_EXACT;
+        if (i % 4 == 2) o.promote_keys = 256;
         if (i % 3) o.mask = i % 3 == 1 ? FP8_MASK_CAUSAL : FP8_MASK_CAUSAL_BOTTOM_RIGHT;
         if (i == 5) o.window_left = 300;
         check_case = "ordered";
