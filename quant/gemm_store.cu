@@ -9,8 +9,8 @@
  * Tiling     a block a stretch of a row: row scale once a thread, columns coalesced
  * Numerics   F32, rounded once; in place is safe, each element is read and written by one thread
  */
-#include "quant/cast_device.cuh"
 #include "quant/gemm_cuda.h"
+#include "quant/store_device.cuh"
 
 using namespace fp8;
 
@@ -29,22 +29,6 @@ struct store_args {
     fp8_dtype bias_dtype, residual_dtype;
     bool a_vector, b_vector, gelu, silu;
 };
-
-static __device__ __forceinline__ float real_at(const void *p, fp8_dtype t, int64_t i) {
-    if (t == FP8_DTYPE_F32) return static_cast<const float *>(p)[i];
-    if (t == FP8_DTYPE_BF16) return to_float(static_cast<const __nv_bfloat16 *>(p)[i]);
-    return to_float(static_cast<const __half *>(p)[i]);
-}
-
-/* As fp8_gelu_tanhf: x / (1 + e^-2u). */
-static __device__ __forceinline__ float gelu_tanh(float x) {
-    const float cube = __fmul_rn(__fmul_rn(__fmul_rn(0.044715f, x), x), x);
-    const float u = __fmul_rn(0.7978845608028654f, __fadd_rn(x, cube));
-    return x / (1.0f + expf(-2.0f * u));
-}
-
-/* As fp8_siluf. */
-static __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
 
 template <typename T>
 static __device__ __forceinline__ void put(T *out, float v, float scale) {
@@ -78,8 +62,7 @@ static __device__ __forceinline__ uint32_t store_row(T *out, const store_row_arg
     uint32_t amax = 0;
     for (int64_t j = threadIdx.x; j < (s.half ? s.half : s.n); j += THREADS) {
         float v = sum_at(row, s, j);
-        if (s.gelu) v = gelu_tanh(v);
-        if (s.silu) v = silu(v);
+        if (s.gelu || s.silu) v = activate(v, s.silu);
         if (s.half) v = __fmul_rn(v, sum_at(row, s, s.half + j));
         if (s.residual)
             v = __fadd_rn(v, real_at(s.residual, s.residual_dtype, row.residual_at + j));

@@ -15,6 +15,15 @@ SM90 void copy_box_2d(void *to, const CUtensorMap *map, uint64_t *bar, int x, in
                  : "memory");
 }
 
+SM90 void copy_box_4d(void *to, const CUtensorMap *map, uint64_t *bar, int x, int y, int z, int w,
+                      uint64_t policy) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(
+                     shared_address(to)),
+                 "l"(map), "r"(shared_address(bar)), "r"(x), "r"(y), "r"(z), "r"(w), "l"(policy)
+                 : "memory");
+}
+
 /* A box into the L2 cache. */
 SM90 void fetch_box_2d(const CUtensorMap *map, int x, int y) {
     asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map),

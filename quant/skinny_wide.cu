@@ -23,8 +23,8 @@
  *               units before the end, and takes the partial sums of other blocks from then on
  */
 #include "core/launch.cuh"
-#include "quant/cast_device.cuh"
 #include "quant/skinny_wide_cuda.h"
+#include "quant/store_device.cuh"
 
 /* The instructions exist for this one architecture; for others the kernel is empty. */
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -269,19 +269,6 @@ static __device__ __forceinline__ void hand_over(const float (&main)[S::CHUNKS][
 }
 
 /* ---- consumers: results ---------------------------------------------------------------------- */
-
-static __device__ __forceinline__ float real_at(const void *p, fp8_dtype t, int64_t i) {
-    if (t == FP8_DTYPE_F32) return static_cast<const float *>(p)[i];
-    if (t == FP8_DTYPE_BF16) return to_float(static_cast<const __nv_bfloat16 *>(p)[i]);
-    return to_float(static_cast<const __half *>(p)[i]);
-}
-
-/* As fp8_gelu_tanhf, x / (1 + e^-2u), and fp8_siluf, x / (1 + e^-x). */
-static __device__ __forceinline__ float activate(float x, bool silu) {
-    const float cube = __fmul_rn(__fmul_rn(__fmul_rn(0.044715f, x), x), x);
-    const float u = __fmul_rn(0.7978845608028654f, __fadd_rn(x, cube));
-    return x / (1.0f + expf(silu ? -x : -2.0f * u));
-}
 
 /* A lane's part of a pair: elements i of rows t0 (i / 2 even) and t0 + 8 of D, columns
  * n0 + 8 (i / 4) + i % 2. */
