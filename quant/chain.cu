@@ -1,15 +1,15 @@
-/* quant/chain.cu - up to four FP8 Linears one after the other in one launch, for up to 128 tokens.
+/* quant/chain.cu - up to four FP8 Linears one after the other in one launch, up to 128 tokens.
  *
  * Computes   as quant/chain.h says
  * Shapes     x [tokens, k] E4M3, W [n, k] E4M3, n and k multiples of 16, h and y BF16
  * Bound      memory: all W once; 277 MB of a layer of Gemma-7B 61 us at 4.55 TB/s
- * Tiling     one block a multiprocessor. Rows of W are the M of wgmma, tokens its N. Tiles of W have as
- *            many rows as make them come out even on the blocks (chain_cuda.c). Steps that add have
- *            few rows: there up to four blocks take a part of K each
+ * Tiling     one block a multiprocessor. Rows of W are the M of wgmma, tokens its N. Tiles of W
+ *            have as many rows as make them come out even on the blocks (chain_cuda.c). Steps that
+ *            add have few rows: there up to four blocks take a part of K each
  * Numerics   Hopper's FP8 products keep about 14 bits of a running sum and truncate: every 128 of K
  *            they start from zero and are added in FP32; parts of K are added in their order
- * Overlap    a thread streams W of all steps, whatever its block waits for: between two steps, while
- *            sums are added, normed and quantized, the ring (144 to 208 KB a block) fills:
+ * Overlap    a thread streams W of all steps, whatever its block waits for: between two steps,
+ *            while sums are added, normed and quantized, the ring (144 to 208 KB a block) fills:
  *
  *   W        step 1 ......... | step 2 ................ | step 3 .......   as fast as memory is
  *   sums     step 1 ........| add, norm |  step 2 ..... .. .. ..| store |  catches up, then waits
@@ -50,13 +50,13 @@ static_assert(CHAIN_RING_BYTES + sizeof(chain_control) <= SHARED_BYTES, "SHARED_
 
 /* ---- copies: a thread each ------------------------------------------------------------------- */
 
-/* The ring of W, as the thread sees it that fills it. Units of different steps have different sizes:
- * they lie one behind the other, each in one piece, so that the end of the ring may stay empty. Bytes
- * are counted from the beginning, with those left out. */
+/* The ring of W, as the thread sees it that fills it. Units of different steps have different
+ * sizes: they lie one behind the other, each in one piece, so that the end of the ring may stay
+ * empty. Bytes are counted from the beginning, with those left out. */
 struct w_ring {
     ring_place at, oldest, landed; /* of barriers */
     int32_t size;                  /* of the ring */
-    int32_t next, begin;           /* end of the youngest unit, beginning of the oldest that is used */
+    int32_t next, begin;           /* end of the youngest unit, beginning of the oldest used */
     int32_t units, flying;         /* used; bytes on their way */
 
     /* Room for a unit: its place. NOTE: no more than `flight` bytes are on their way at once. More

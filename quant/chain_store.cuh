@@ -1,10 +1,10 @@
-/* quant/chain_store.cuh - private: what becomes of a chain's sums. Those of a step that does not add
- * are scaled, activated and stored as they leave the registers. Those that are added pass through
- * memory (the L2 cache), one plane [tokens, out] of FP32 for each part of K: then a block has a whole
- * row, and adds, norms and quantizes it.
+/* quant/chain_store.cuh - private: what becomes of a chain's sums. Those of a step that does not
+ * add are scaled, activated and stored as they leave the registers. Those that are added pass
+ * through memory (the L2 cache), one plane [tokens, out] of FP32 for each part of K: then a block
+ * has a whole row, and adds, norms and quantizes it.
  *
- * Sums of 8 tokens by a tile's rows are a group, four of a thread: rows r and r + 8 (r = lane / 4 of
- * its warp's 16) of tokens 2 (lane % 4) and + 1. */
+ * Sums of 8 tokens by a tile's rows are a group, four of a thread: rows r and r + 8 (r = lane / 4
+ * of its warp's 16) of tokens 2 (lane % 4) and + 1. */
 #ifndef FP8_QUANT_CHAIN_STORE_CUH
 #define FP8_QUANT_CHAIN_STORE_CUH
 #include "quant/chain_device.cuh"
