@@ -114,7 +114,7 @@ produce_unit(const qkv_args<T> &a, const unit_held<T> &held, const unit_weight<T
         for (int i = 0; i < 2; i++) {
             float w[PIECE];
             widen_piece(w, weight.at[i]);
-            norm_piece(v[i], a, rstd, w);
+            norm_piece<false>(v[i], a, rstd, w);
         }
     }
     if (w.part < 2 && u.turns) {
@@ -353,7 +353,7 @@ static fp8_status launch_qkv(fp8_device *d, const fp8_qkv *q, fp8_launch how) {
                                         fp8_device_index(d)));
     if constexpr (is_bf16<T>()) {
         const qkv_ring r = ring_for(a, q->tokens, sms);
-        if (r.stages && fp8_device_capability(d) >= 90)
+        if (r.slots && fp8_device_capability(d) >= 90)
             return launch_qkv_ring(d, a, r, sms, how);
     }
     warps = (int64_t)sms * BLOCKS_PER_SM * (THREADS / 32); /* on the GPU at once */

@@ -96,16 +96,18 @@ static __device__ __forceinline__ float head_rstd(const float (&v)[2][PIECE], co
     return rsqrtf(fmaf(sum, a.per_dim, a.eps));
 }
 
-template <typename T>
+/* PLAIN: known to be neither rounded nor of 1 + w. */
+template <bool PLAIN, typename T>
 static __device__ __forceinline__ void norm_piece(float v[PIECE], const qkv_args<T> &a, float rstd,
                                                   const float w[PIECE]) {
-    if (a.norm == FP8_NORM_RMS && !a.rounded) { /* told apart once for eight elements */
+    if constexpr (!PLAIN)
+        if (a.norm != FP8_NORM_RMS || a.rounded) { /* told apart once for eight elements */
 #pragma unroll
-        for (int k = 0; k < PIECE; k++) v[k] = __fmul_rn(__fmul_rn(v[k], rstd), w[k]);
-        return;
-    }
+            for (int k = 0; k < PIECE; k++) v[k] = norm_one(a, v[k], rstd, w[k]);
+            return;
+        }
 #pragma unroll
-    for (int k = 0; k < PIECE; k++) v[k] = norm_one(a, v[k], rstd, w[k]);
+    for (int k = 0; k < PIECE; k++) v[k] = __fmul_rn(__fmul_rn(v[k], rstd), w[k]);
 }
 
 } /* namespace fp8 */
