@@ -169,9 +169,9 @@ norm_own_kernel(const norm_args<T> a, const sink_args<T> s, const row_tile t) {
         scale[0] = fp8_scale_quotient(s.q_max, __uint_as_float(f.most));
 #pragma unroll
         for (int i = 1; i < N; i++) scale[i] = scale[0];
+        store_pieces<false, MODE>(s, mine, 0, v, scale);
         if (lane == 0 && mine.end > 0)
             s.descale[row] = fp8_scale_quotient(__fmul_rn(__uint_as_float(f.most), f.sum), s.q_max);
-        store_pieces<false, MODE>(s, mine, 0, v, scale);
         return;
     }
     if (lane % GROUP_PIECES < N && at < mine.end)

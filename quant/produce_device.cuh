@@ -449,7 +449,7 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
     const int64_t row = (int64_t)block * t.rows_per_block + group;
     share mine = {row, lane, t.team, segment * t.team * N, t.n_pieces};
     typename Op::held held;
-    uint32_t most = 0, others = 0;
+    uint32_t most = 0, others = 0, of_row = 0;
     float one = 1.0f;
     amax_seen seen = {};
     bool is_first = false;
@@ -473,10 +473,9 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
             op.values(v, held, mine, first);
             most = max(most, finite_amax<STEP * PIECE>(v[0], &ignored));
         }
-        if (known && t.segments > 1) most = cluster_most(most, &posts, segment, t.segments);
-        else most = team_max<whole>(most, t.team, scratch.most);
-        one = own_scale(most, s.q_max,
-                        lane == 0 && mine.end > 0 && segment == 0 ? s.descale + row : nullptr);
+        if (known && t.segments > 1) of_row = cluster_most(most, &posts, segment, t.segments);
+        else of_row = team_max<whole>(most, t.team, scratch.most);
+        one = own_scale(of_row, s.q_max, nullptr);
         most = 0;
         op.forget(held);
     }
@@ -492,6 +491,8 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
             if (sink != MODE_GROUP) scale[i] = one;
         store_pieces<Op::KEEP_NAN_SIGN, MODE>(s, mine, first, v, scale);
     }
+    if (sink == MODE_TOKEN && lane == 0 && mine.end > 0 && segment == 0) /* nobody waits for it */
+        own_scale(of_row, s.q_max, s.descale + row);
     if (observed) join_amax(s.amax, seen, most, others, is_first);
 }
 
