@@ -1,4 +1,5 @@
 /* The operands of `bench block`, blocks made of them, and the contexts they stand behind. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -55,8 +56,8 @@ fp8_status bench_block_operands(block_problem *p) {
                             (uint64_t)i + 1));
     FP8_TRY(make_normal(p, &p->bias, s->hidden + s->ffn, 0.1, 11));
     FP8_TRY(make_normal(p, &p->x, rows * s->hidden, 1, 12));
-    if (s->context) /* one largest weight, so that they have one scale and can be one product */
-        p->w[BLOCK_Q][0] = p->w[BLOCK_K][0] = p->w[BLOCK_V][0] = fp8_f32_to_bf16(0.125f);
+    /* one largest weight, so that they have one scale and can be one product */
+    p->w[BLOCK_Q][0] = p->w[BLOCK_K][0] = p->w[BLOCK_V][0] = fp8_f32_to_bf16(0.125f);
 done:
     return st;
 }
@@ -128,12 +129,13 @@ fp8_status bench_block_make(block_run *r, fp8_device *d, int64_t tokens) {
         .backend = r->backend, .steps = r->precision == BLOCK_PLAIN ? FP8_BLOCK_SINGLE
                                                                     : FP8_BLOCK_AT_STORE};
     if (r->precision == BLOCK_FP8_ATTENTION) {
-        r->spec.q_descale = p->amax[FP8_POINT_Q] / 448;
-        r->spec.k_descale = p->amax[FP8_POINT_K] / 448;
-        r->spec.v_descale = p->amax[FP8_POINT_V] / 448;
+        const float most = fmaxf(p->amax[FP8_POINT_Q],
+                                 fmaxf(p->amax[FP8_POINT_K], p->amax[FP8_POINT_V]));
+        r->spec.q_descale = r->spec.k_descale = r->spec.v_descale = most / 448;
         r->spec.quantize_p = 1;
+        r->spec.precision = FP8_ATTENTION_FAST; /* few keys; and fused has no other */
     }
-    if (s->context && r->precision != BLOCK_PLAIN) {
+    if (r->precision != BLOCK_PLAIN) {
         FP8_TRY(fp8_linear_join(&r->joined, l, 3));
         r->spec.joined_qkv = r->joined;
     }

@@ -87,7 +87,12 @@ bench_limit bench_limit_of(const bench_shape *x, const bench_rates *r, double mh
 
 void bench_keep_reason(char out[256], const char *message, fp8_attention_backend backend) {
     const char *name = fp8_attention_backend_name(backend), *at = strstr(message, name);
-    const char *reason = at ? at + strlen(name) : message;
+    const char *reason;
+
+    while (at && at > message && at[-1] != '\n') /* others' reasons name it, too */
+        at = strstr(at + 1, name);
+    if (!at) at = strstr(message, name);
+    reason = at ? at + strlen(name) : message;
     reason += strspn(reason, ": ");
     snprintf(out, 256, "%.*s", (int)strcspn(reason, "\n;"), reason);
 }

@@ -168,6 +168,8 @@ static void take_config(fp8_model *m, const fp8_block_spec *s) {
     m->accumulate = s->accumulate;
     m->backend = s->backend;
     m->quantize_p = s->quantize_p;
+    m->attention_precision = s->precision;
+    m->joins_sequences = 1;
 }
 
 static void take_layer(fp8_layer *l, const fp8_block_spec *s) {
@@ -215,6 +217,7 @@ fp8_status fp8_block_create(fp8_block **out, fp8_device *d, const fp8_block_spec
     if (has_codes(spec)) {
         const float descales[3] = {spec->q_descale, spec->k_descale, spec->v_descale};
         FP8_TRY(fp8_model_place_kv_scales(m, descales, &b->layer.kv_scales));
+        b->layer.one_kv_scale = descales[0] == descales[1] && descales[0] == descales[2];
     }
     FP8_TRY(fp8_model_create_scratch(m));
     if (spec->joined_qkv)
@@ -384,7 +387,9 @@ fp8_status fp8_block_tune(fp8_block *b, int64_t tokens) {
     const fp8_tensor residual = {.data = m->scratch.x, .dtype = m->type};
     const fp8_linear *const joined[2] = {b->layer.joined_qkv, b->layer.joined_up};
     const fp8_linear_call plain = {.accumulate = m->accumulate};
+    fp8_linear_call whole;
     fp8_status st = FP8_OK;
+    fp8_dtype type;
 
     for (int k = 0; k < FP8_NUM_LINEAR_KINDS; k++) {
         const fp8_linear *l = b->layer.linears[k];
@@ -394,6 +399,10 @@ fp8_status fp8_block_tune(fp8_block *b, int64_t tokens) {
             FP8_TRY(fp8_linear_tune(l, &tokens, 1, tokens, y, &call, m->workspace.data,
                                     m->workspace.bytes));
     }
+    whole = fp8_layer_joined_call(m, 0, &type);
+    if (joined[0] && type != m->type)
+        FP8_TRY(fp8_linear_tune(joined[0], &tokens, 1, tokens, type, &whole, m->workspace.data,
+                                m->workspace.bytes));
     for (int i = 0; i < 2; i++)
         if (joined[i])
             FP8_TRY(fp8_linear_tune(joined[i], &tokens, 1, tokens, m->type, &plain,

@@ -51,11 +51,13 @@ typedef struct fp8_block_spec {
     float attention_scale; /* 0: 1 / sqrt(head_dim) */
     float softcap;
     float q_descale, k_descale, v_descale; /* all positive: attention in E4M3; all 0: not */
-    int quantize_p;                        /* as fp8_attention_options has it */
+    int quantize_p;                        /* these two as fp8_attention_options has them */
+    fp8_attention_precision precision;
     fp8_attention_backend backend;         /* AUTO, or one that must serve */
     fp8_accumulate accumulate;             /* of the FP8 Linears */
     fp8_block_steps steps;
-    /* q, k, v and gate, up in one product (fp8_linear_join), for forwards over pages; NULL: none */
+    /* q, k, v and gate, up in one product (fp8_linear_join), for forwards over pages; q, k, v over
+     * whole sequences too, where no RoPE or norm follows and their descales are one; NULL: none */
     fp8_linear *joined_qkv, *joined_up;
 } fp8_block_spec;
 

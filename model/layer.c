@@ -266,19 +266,53 @@ fp8_tensor fp8_pass_joined_qkv(const pass *p, int64_t index) {
                 fp8_linear_out(p->m->layers[index].joined_qkv));
 }
 
+/* The call by which q, k and v, joined, leave side by side what attention over whole sequences
+ * reads: values, or codes of one scale. 0: something comes between. */
+static int joins_call(const fp8_model *m, int64_t index, fp8_linear_call *call, fp8_dtype *y) {
+    const fp8_layer *layer = &m->layers[index];
+    const int codes = layer->kv_scales != NULL;
+
+    *call = (fp8_linear_call){.accumulate = m->accumulate};
+    *y = codes ? FP8_DTYPE_E4M3 : m->type;
+    if (codes) call->y_scale = layer->kv_scales;
+    if (!layer->joined_qkv || !m->joins_sequences || m->steps != FP8_STEPS_AT_STORE) return 0;
+    if (m->config.rope.type != FP8_ROPE_NONE || layer->q_norm.data || layer->k_norm.data) return 0;
+    return !codes || (layer->one_kv_scale && m->quant.attention != FP8_ATTENTION_NONE &&
+                      makes_codes(layer->joined_qkv));
+}
+
+fp8_linear_call fp8_layer_joined_call(const fp8_model *m, int64_t index, fp8_dtype *y) {
+    fp8_linear_call call;
+    if (joins_call(m, index, &call, y)) return call;
+    *y = m->type;
+    return (fp8_linear_call){.accumulate = m->accumulate};
+}
+
+static int joins_sequences(const pass *p, int64_t index) {
+    fp8_linear_call call;
+    fp8_dtype y;
+    return !p->paged && !p->cache && !p->tap && joins_call(p->m, index, &call, &y);
+}
+
+static const fp8_linear *joined_qkv_of(const pass *p, int64_t index) {
+    const fp8_linear *l = p->m->layers[index].joined_qkv;
+    return joins_sequences(p, index) ? l : joined_of(p, l);
+}
+
 /* q, k and v from their Linears: values in the scratch, or codes where attention reads them. */
 static fp8_status project(const pass *p, int64_t index, fp8_tensor qkv[3], const input *in) {
     const fp8_model *m = p->m;
     fp8_linear *const *linears = m->layers[index].linears;
-    const fp8_linear *joined = joined_of(p, m->layers[index].joined_qkv);
-    const fp8_linear_call plain = {.accumulate = m->accumulate};
+    const fp8_linear *joined = joined_qkv_of(p, index);
     const void *rows;
     fp8_status st = FP8_OK;
 
     FP8_TRY(recast(p, index, FP8_LINEAR_Q, FP8_LINEAR_V));
     if (joined) {
-        const fp8_tensor y = fp8_pass_joined_qkv(p, index);
-        return linear(p, joined, &y, &in->x, in->x_descale, plain);
+        fp8_tensor y = fp8_pass_joined_qkv(p, index);
+        fp8_linear_call call = {.accumulate = m->accumulate};
+        if (joins_sequences(p, index)) call = fp8_layer_joined_call(m, index, &y.dtype);
+        return linear(p, joined, &y, &in->x, in->x_descale, call);
     }
     for (int i = 0; i < 3; i++) {
         const fp8_linear_call call = call_of(p, index, (fp8_linear_kind)(FP8_LINEAR_Q + i),
@@ -311,7 +345,8 @@ done:
 /* Where q, k and v are, each by itself or side by side. */
 static void find_qkv(const pass *p, int64_t index, fp8_tensor qkv[3]) {
     const fp8_model *m = p->m;
-    const fp8_linear *joined = joined_of(p, m->layers[index].joined_qkv);
+    const fp8_linear *joined = joined_qkv_of(p, index);
+    const int codes = joins_sequences(p, index) && m->layers[index].kv_scales;
     const int64_t q_width = m->config.num_heads * m->config.head_dim;
     const int64_t kv_width = m->config.num_kv_heads * m->config.head_dim;
     char *at = joined ? fp8_pass_joined_qkv(p, index).data : NULL;
@@ -321,7 +356,8 @@ static void find_qkv(const pass *p, int64_t index, fp8_tensor qkv[3]) {
     qkv[2] = view(p, m->scratch.v, kv_width);
     for (int i = 0; joined && i < 3; i++) {
         qkv[i].data = at;
-        at += (size_t)qkv[i].shape[1] * fp8_dtype_size(m->type);
+        if (codes) qkv[i].dtype = FP8_DTYPE_E4M3;
+        at += (size_t)qkv[i].shape[1] * fp8_dtype_size(qkv[i].dtype);
     }
 }
 
@@ -453,8 +489,16 @@ static fp8_attention_options attention_options(const pass *p, int64_t layer) {
     o.q_dtype = codes ? FP8_DTYPE_E4M3 : m->type;
     o.kv_dtype = m->quant.kv_fp8 ? FP8_DTYPE_E4M3 : m->type;
     o.quantize_p = m->quantize_p; /* a model's is 0: no gain, and it costs 0.15 % (NOTES) */
+    o.precision = m->attention_precision;
     o.backend = m->backend;
     if (o_codes(p, layer)) o.o_dtype = FP8_DTYPE_E4M3;
+    if (joins_sequences(p, layer)) {
+        const int64_t q = c->num_heads * c->head_dim, all = q + 2 * c->num_kv_heads * c->head_dim;
+        const int64_t seq = p->uniform ? p->max_len : 0;
+        o.has_strides = 1;
+        o.q = o.k = o.v = (fp8_strides){seq * all, all, c->head_dim};
+        o.o = (fp8_strides){seq * q, q, c->head_dim};
+    }
     return o;
 }
 
@@ -507,8 +551,13 @@ static fp8_status attention_block(pass *p, int64_t index, fp8_tensor *o, const f
     find_qkv(p, index, qkv);
     if (!p->projected) FP8_TRY(norm_and_project(p, index, qkv));
     p->projected = 0;
-    FP8_TRY(FP8_IN_RANGE("heads", p->paged ? append_heads(p, index, qkv)
-                                           : place_heads(p, index, qkv, &io)));
+    if (joins_sequences(p, index)) {
+        io.q = qkv[0].data;
+        io.k = qkv[1].data;
+        io.v = qkv[2].data;
+    } else
+        FP8_TRY(FP8_IN_RANGE("heads", p->paged ? append_heads(p, index, qkv)
+                                               : place_heads(p, index, qkv, &io)));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_Q, &qkv[0]));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_K, &qkv[1]));
     FP8_TRY(fp8_pass_tap(p, index, FP8_POINT_V, &qkv[2]));

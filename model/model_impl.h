@@ -63,7 +63,8 @@ typedef struct fp8_layer {
     fp8_tensor norm1_after, norm2_after;
     fp8_linear *linears[FP8_NUM_LINEAR_KINDS]; /* fused ones are split when loaded */
     int share_qkv, share_up; /* q/k/v, gate/up take one quantized input */
-    fp8_linear *joined_qkv, *joined_up; /* the same in one, for steps over pages; NULL: not made */
+    fp8_linear *joined_qkv, *joined_up; /* the same in one, for steps over pages (and
+                                         * fp8_model.joins_sequences); NULL: not made */
     /* Likewise all from attention's output on: o, the MLP, and, if `projects`, the next layer's
      * norm1, q, k and v (layer_chain.c). */
     fp8_chain *chain;
@@ -74,6 +75,7 @@ typedef struct fp8_layer {
     /* place: scale and descale of Q, K, V in turn, each on 16 bytes as cuBLASLt wants scalars;
      * NULL without FP8 keys */
     float *kv_scales;
+    int one_kv_scale; /* Q, K and V have the same */
 } fp8_layer;
 
 enum { FP8_SCALE_STEP = 4, FP8_KV_SCALE_FLOATS = 6 * FP8_SCALE_STEP }; /* of kv_scales */
@@ -140,7 +142,9 @@ struct fp8_model {
     fp8_accumulate accumulate;
     fp8_weight_form weights;
     fp8_attention_backend backend; /* of attention: AUTO, or the one that must serve */
-    int quantize_p;                /* as fp8_attention_options has it */
+    int quantize_p;                /* these two as fp8_attention_options has them */
+    fp8_attention_precision attention_precision;
+    int joins_sequences; /* joined_qkv is for passes over whole sequences, too */
 
     size_t memory_bytes;    /* of the device, at most; 0: no limit */
     fp8_layer_store *store; /* NULL: all weights stay on the device */
@@ -271,6 +275,9 @@ FP8_NODISCARD fp8_status fp8_pass_settle(fp8_pass *p);
 fp8_linear_call fp8_layer_call(const fp8_model *m, int64_t index, fp8_linear_kind kind,
                                const fp8_tensor *residual, fp8_dtype *y);
 
+/* The same of q, k and v joined, where attention over whole sequences reads what it leaves; else as
+ * a step over pages calls it. */
+fp8_linear_call fp8_layer_joined_call(const fp8_model *m, int64_t index, fp8_dtype *y);
 /* Where a layer's joined_qkv leaves q, k and v side by side. */
 fp8_tensor fp8_pass_joined_qkv(const fp8_pass *p, int64_t index);
 
