@@ -96,6 +96,7 @@ typedef struct flash_operand {
     uint32_t *amax;        /* [num_descales] bits of floats; NULL: descales are given */
     float *made;           /* out with amax: [num_descales] */
     int32_t blocks;        /* of the grid; 0: nothing to make */
+    int32_t observed;      /* with amax: tiles it is found of before, from the first on */
     int32_t heads, d, longest, pitch; /* pitch: `longest` in whole tiles */
     int32_t is_codes, transposed;
 } flash_operand;
@@ -110,6 +111,17 @@ typedef struct flash_prologue {
     int32_t f16;       /* what are no codes is F16, not BF16 */
     int32_t backwards; /* 1 with amax */
 } flash_prologue;
+
+/* Codes that flash_wide.cu makes while it attends, at d 128: those of the groups (a KV head of a
+ * sequence) from `first` on; flash_later.cuh. */
+typedef struct flash_later {
+    flash_prologue prologue;
+    int32_t groups, first;  /* all of them, 0: it makes none; the first to make */
+    int32_t observes;       /* it finds their amax too, that of a group from the group alone */
+    int32_t tasks;          /* tiles of K, V and Q of a group */
+    int32_t *next;          /* counter, 0 when the kernel starts */
+    int32_t *seen, *made;   /* [groups] tasks done, of amax and of codes, 0 when it starts */
+} flash_later;
 
 /* FP8_EUNSUPPORTED when this build holds no sm_90a code for head size d; else makes room for the
  * kernel's shared memory on the current device. */
@@ -131,8 +143,9 @@ fp8_status attention_flash_launch(const flash_params *p, int32_t d, int32_t bloc
 /* The same over long sequences (flash_wide.cu): tiles of flash_wide_rows, no amax. order: of the
  * items, where V comes as it lies. */
 fp8_status attention_flash_wide_prepare(const flash_params *p, int32_t d);
-fp8_status attention_flash_wide_launch(const flash_params *p, const flash_order *order, int32_t d,
-                                       int32_t blocks, const flash_queue *to);
+fp8_status attention_flash_wide_launch(const flash_params *p, const flash_order *order,
+                                       const flash_later *later, int32_t d, int32_t blocks,
+                                       const flash_queue *to);
 
 /* The same with terms and for other head sizes (flash_any.cu), V in codes transposed, its map of
  * boxes (FLASH_BLOCK_N, d.v), those of Q and K of flash_any_row_bytes(d). */

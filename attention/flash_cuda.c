@@ -43,6 +43,7 @@ typedef struct flash_state {
     flash_order order;       /* of the items, where V comes as it lies; else there is none */
     flash_params params;     /* what every run has in common */
     flash_prologue prologue; /* likewise */
+    flash_later later;       /* what of it is left to flash_wide.cu */
 } flash_state;
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -199,12 +200,13 @@ static int is_static(const flash_params *a, const flash_prologue *p,
 
 /* Items that all see the same keys are shared evenly, where that saves enough: as many that whole
  * waves of one a multiprocessor are left, and that none is longer than a block's share. A last tile
- * of few queries counts for 7 / 20 of a whole one, and the rest by its warpgroups at work. */
-static void share_items(flash_state *f, const fp8_attention_options *o) {
+ * of few queries, kept apart and taken first, counts for 7 / 20 of a whole one, and the rest by its
+ * warpgroups at work. */
+static void share_items(flash_state *f, const fp8_attention_options *o, int apart) {
     flash_params *a = &f->params;
     const int32_t rows = flash_wide_rows(o), last = (a->max_q - 1) % rows + 1;
     const int64_t sms = f->num_sms, keys = ceil_div(o->max_kv, FLASH_BLOCK_N);
-    const int64_t shorts = last < rows ? a->units : 0, whole = a->num_items - shorts;
+    const int64_t shorts = apart && last < rows ? a->units : 0, whole = a->num_items - shorts;
     const int64_t all = rows / FLASH_WIDE_ROWS, at_work = ceil_div(last, FLASH_WIDE_ROWS);
     const int64_t of_short = ceil_div(keys * (7 * all + 13 * at_work), 20 * all);
     const int64_t total = shorts * of_short + whole * keys;
@@ -212,7 +214,8 @@ static void share_items(flash_state *f, const fp8_attention_options *o) {
     const int64_t idle = (ceil_div(a->num_items, sms) * keys * sms - total) / sms;
     const int64_t shared = total - waves * sms * keys;
 
-    if (o->d_v == 256) return; /* that kernel does not */
+    a->split = 0;
+    if (o->d_v == 256 || a->v_as_is) return; /* these kernels do not */
     if (a->right < FLASH_NO_WINDOW || a->left < FLASH_NO_WINDOW || keys > FLASH_SHARED_KEYS) return;
     if (waves < 0 || waves * sms > whole || idle < FLASH_SHARED_TILES) return;
     a->split = (int32_t)(a->num_items - waves * sms);
@@ -221,7 +224,28 @@ static void share_items(flash_state *f, const fp8_attention_options *o) {
     a->short_tiles = (int32_t)of_short;
     a->stretch = (int32_t)(shared / sms);
     a->longer = (int32_t)(shared % sms);
-    f->prologue.num_counters += f->num_sms * rows / 16;
+}
+
+/* Codes of the groups that no block begins with are made later, where they are half of them at
+ * least. Items go by groups then, so that few are asked for at a time; under a causal mask, longest
+ * first, by bands of as many units as all blocks begin with. */
+static int plan_later(flash_state *f, const fp8_attention_options *o) {
+    flash_params *a = &f->params;
+    flash_later *l = &f->later;
+    const int32_t group = o->num_heads / o->num_kv_heads;
+    int64_t units;
+
+    if (!flash_can_make_later(o)) return 0;
+    share_items(f, o, 0);
+    units = ceil_div(ceil_div(a->split > 0 ? a->split : f->num_sms, a->tiles), group) * group;
+    if (2 * units > a->units) return 0;
+    l->groups = (int32_t)o->num_seqs * o->num_kv_heads;
+    l->first = (int32_t)units / group;
+    l->observes = flash_can_observe_later(o);
+    l->tasks = 2 * f->prologue.x[1].pitch / FLASH_TILE +
+               group * (f->prologue.x[0].pitch / FLASH_TILE);
+    a->band = o->mask == FP8_MASK_NONE ? group : (int32_t)units;
+    return 1;
 }
 
 /* Tiles of keys that the queries of an item see, of alike lengths. */
@@ -423,9 +447,25 @@ static void bind_terms(flash_terms *t, const fp8_attention_options *o,
     t->bias_pairs = even && (uintptr_t)t->bias % (2 * fp8_dtype_size(o->bias_dtype)) == 0;
 }
 
-static void bind_run(const flash_state *f, flash_params *a, flash_prologue *p,
-                     const fp8_attention_options *o, const fp8_attention_io *io,
-                     uint8_t *workspace) {
+/* Of the codes, and of their amax, what is left to the attention. */
+static void bind_later(flash_state *f, flash_prologue *p) {
+    flash_later *l = &f->later;
+
+    for (int i = 0; i < 3; i++) p->x[i].observed = p->x[i].amax ? p->x[i].blocks : 0;
+    if (l->groups == 0) return;
+    l->made = p->next_item + p->num_counters - l->groups;
+    l->seen = l->made - l->groups;
+    l->next = l->seen - 1;
+    l->prologue = *p;
+    for (int i = 0; i < 3; i++) {
+        p->x[i].blocks = p->x[i].blocks / l->groups * l->first;
+        if (l->observes) p->x[i].observed = p->x[i].blocks;
+    }
+}
+
+static void bind_run(flash_state *f, flash_prologue *p, const fp8_attention_options *o,
+                     const fp8_attention_io *io, uint8_t *workspace) {
+    flash_params *a = &f->params;
     const int current = o->quantize == FP8_QUANTIZE_CURRENT;
 
     a->o = io->o;
@@ -450,6 +490,7 @@ static void bind_run(const flash_state *f, flash_params *a, flash_prologue *p,
     bind_operand(&p->x[0], &f->places, 0, workspace, io->q, &a->q_descale, current);
     bind_operand(&p->x[1], &f->places, 1, workspace, io->k, &a->k_descale, current);
     bind_operand(&p->x[2], &f->places, 2, workspace, io->v, &a->v_descale, current);
+    bind_later(f, p);
 }
 
 /* Codes, V transposed, and what the attention starts from. Rotated Q and K have launches of their
@@ -463,7 +504,7 @@ static fp8_status prepare_operands(flash_prologue *p, const fp8_attention_option
     rotated.part = attention_hadamard_block(o->d_qk);
     for (int i = 0; i < 2; i++) {
         rotated.x[i].blocks = p->x[i].blocks * p->part / rotated.part;
-        p->x[i].blocks = 0;
+        p->x[i].blocks = p->x[i].observed = 0;
     }
     FP8_TRY(attention_flash_prologue(p, to));
     if (p->backwards) FP8_TRY(attention_flash_rotate(&rotated, 1, num_sms, to));
@@ -481,7 +522,8 @@ static fp8_status attend(const flash_state *f, const fp8_attention_options *o,
         return attention_flash16_any_launch(a, f->sizes, f16, blocks, to);
     if (f->any) return attention_flash_any_launch(a, f->sizes, blocks, to);
     if (f->is_16) return attention_flash16_launch(a, o->d_v, f16, blocks, to);
-    if (f->wide) return attention_flash_wide_launch(a, &f->order, o->d_v, blocks, to);
+    if (f->wide)
+        return attention_flash_wide_launch(a, &f->order, &f->later, o->d_v, blocks, to);
     return attention_flash_launch(a, o->d_v, blocks, to);
 }
 
@@ -505,7 +547,7 @@ static fp8_status make_steps(flash_state *f, const fp8_attention_options *o) {
     if (f->is_static || f->params.num_items == 0) return FP8_OK;
     FP8_TRY(flash_steps_create(&f->steps));
     to.steps = f->steps;
-    bind_run(f, &f->params, &p, o, &nothing, somewhere);
+    bind_run(f, &p, o, &nothing, somewhere);
     FP8_TRY(enqueue(f, o, &p, &to));
     FP8_TRY(flash_steps_finish(f->steps));
 done:
@@ -523,7 +565,7 @@ static fp8_status flash_run(fp8_attention_plan *plan, const fp8_attention_io *io
     fp8_status st;
 
     FP8_TRY(check_io(io));
-    bind_run(f, &f->params, &p, o, io, base);
+    bind_run(f, &p, o, io, base);
     if (f->is_static) f->params.next_item = NULL;
     if (f->params.num_items == 0) { /* amax is written all the same */
         memset(p.x, 0, sizeof p.x);
@@ -560,8 +602,9 @@ static fp8_status flash_open(fp8_attention_plan *p) {
                                         fp8_device_index(p->device)));
     f->is_static = is_static(&f->params, &f->prologue, o);
     order_items(f, o);
-    f->prologue.num_counters = 1;
-    if (f->wide) share_items(f, o);
+    if (!plan_later(f, o) && f->wide) share_items(f, o, 1);
+    f->prologue.num_counters = 1 + (f->params.split > 0 ? f->num_sms * rows_of_tile(o) / 16 : 0) +
+                               (f->later.groups > 0 ? 1 + 2 * f->later.groups : 0);
     FP8_TRY(place_parts(f, o));
     FP8_TRY(prepare(f, o));
     FP8_TRY(fp8_tensor_map_encoder(&f->encode));

@@ -52,7 +52,8 @@ static __device__ __forceinline__ void transpose_quad(uint32_t (&word)[4]) {
 }
 
 /* Up to 64 columns of a row: a quad of lanes writes 64 bytes of BF16 or F16 twice. x: the thread's
- * first of them, its others each 4 further. */
+ * first of them, its others each 4 further. Stores that let L2 drop O before K and V: 2 to 9 % of a
+ * short run (measured: docs/NOTES.md). */
 static __device__ __forceinline__ void store_wide(uint16_t *to, const float *x, bool f16,
                                                   bool written, int32_t columns) {
 #pragma unroll
@@ -65,8 +66,8 @@ static __device__ __forceinline__ void store_wide(uint16_t *to, const float *x, 
         }
         transpose_quad(word);
         if (written && 8 * (j + (int32_t)(threadIdx.x % 4)) < columns)
-            *reinterpret_cast<uint4 *>(to + 8 * (j + threadIdx.x % 4)) =
-                make_uint4(word[0], word[1], word[2], word[3]);
+            __stcs(reinterpret_cast<uint4 *>(to + 8 * (j + threadIdx.x % 4)),
+                   make_uint4(word[0], word[1], word[2], word[3]));
     }
 }
 

@@ -103,6 +103,19 @@ static inline int32_t flash_wide_rows(const fp8_attention_options *o) {
     return items < FLASH_WIDE_ITEMS ? 0 : rows;
 }
 
+/* flash_wide.cu can make codes while it attends (flash_later.cuh): of Q, K and V all. */
+static inline int flash_can_make_later(const fp8_attention_options *o) {
+    return flash_wide_rows(o) > 0 && o->d_v == 128 && !o->hadamard &&
+           o->q_dtype != FP8_DTYPE_E4M3 && o->kv_dtype != FP8_DTYPE_E4M3;
+}
+
+/* And find their scales there: those of a KV head of a sequence, from its own data. */
+static inline int flash_can_observe_later(const fp8_attention_options *o) {
+    return flash_can_make_later(o) && o->quantize == FP8_QUANTIZE_CURRENT &&
+           (o->granularity == FP8_DESCALE_BATCH_HEAD ||
+            (o->granularity == FP8_DESCALE_HEAD && o->num_seqs == 1));
+}
+
 /* Whether it is: over long sequences flash_wide.cu reads it transposed. */
 static inline int flash_v_as_is(const fp8_attention_options *o) {
     return flash_turns_v(o) && (o->max_kv < FLASH_WIDE_KEYS || flash_wide_rows(o) == 0);

@@ -20,18 +20,16 @@
  *            V: a thread gathers 16 keys x 4 columns (a warp reads whole rows), transposes them in
  *            registers and writes 16 keys of each column to shared memory; then 8 lanes write the
  *            128 bytes of a column. With scales of the data at hand the tiles are walked backwards:
- *            the last ones read for the amax are still in L2.
+ *            the last ones read for the amax are still in L2. What flash_wide.cu makes itself
+ *            (flash_later.cuh) is not among the tiles.
  * Numerics   x * (1 / descale) in F32, nearest even, saturating; NaN stays NaN
  */
-#include <cuda_fp16.h>
-
 #include "attention/flash.h"
 #include "attention/flash_launch.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define FLASH_SM90 1
 #include "attention/flash_tile.cuh"
-#include "core/sm90.cuh"
 #else
 #define FLASH_SM90 0
 #endif
@@ -60,29 +58,6 @@ enum operands { ALL_CODES, WITH_BF16, WITH_F16 };
 #if FLASH_SM90
 
 /* ---- device helpers -------------------------------------------------------------------------- */
-
-template <bool F16>
-static __device__ __forceinline__ float2 widen(uint32_t pair) {
-    if (F16) return __half22float2(*reinterpret_cast<const __half2 *>(&pair));
-    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
-}
-
-template <bool F16>
-static __device__ __forceinline__ uint32_t quantize4(uint32_t low, uint32_t high, float scale) {
-    const float2 a = widen<F16>(low), b = widen<F16>(high);
-    return pack_e4m3(a.x * scale, a.y * scale, b.x * scale, b.y * scale);
-}
-
-/* out[c] = column c of the 4 x 4 bytes whose rows are a, b, c, d. */
-static __device__ __forceinline__ void transpose_4x4(uint32_t out[4], uint32_t a, uint32_t b,
-                                                     uint32_t c, uint32_t d) {
-    const uint32_t ab_even = __byte_perm(a, b, 0x6240), ab_odd = __byte_perm(a, b, 0x7351);
-    const uint32_t cd_even = __byte_perm(c, d, 0x6240), cd_odd = __byte_perm(c, d, 0x7351);
-    out[0] = __byte_perm(ab_even, cd_even, 0x5410);
-    out[1] = __byte_perm(ab_odd, cd_odd, 0x5410);
-    out[2] = __byte_perm(ab_even, cd_even, 0x7632);
-    out[3] = __byte_perm(ab_odd, cd_odd, 0x7632);
-}
 
 /* What a run starts with. */
 static __device__ void begin_run(const flash_prologue &p) {
@@ -255,9 +230,8 @@ observe_kernel(const __grid_constant__ flash_prologue p) {
     dependents_launch();
     dependencies_wait();
     for (; which < 2; which++) {
-        const int32_t observed = p.x[which].amax ? p.x[which].blocks : 0;
-        if (index < observed) break;
-        index -= observed;
+        if (index < p.x[which].observed) break;
+        index -= p.x[which].observed;
     }
     const flash_operand &x = p.x[which];
     const tile t = find_tile(p, x, index);
@@ -303,7 +277,7 @@ extern "C" fp8_status attention_flash_prologue(const flash_prologue *p, const fl
 
     for (int i = 0; i < 3; i++) {
         blocks += p->x[i].blocks;
-        if (p->x[i].amax) observed += p->x[i].blocks;
+        observed += p->x[i].observed;
     }
     if (observed > 0 || blocks == 0)
         FP8_TRY(flash_launch("flash attention, begin", begin_kernel, 1, BEGIN_THREADS, 0, to,

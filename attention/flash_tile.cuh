@@ -2,7 +2,34 @@
  * flash_rotate.cu, and what it is divided by. Included inside the sm_90a guard. */
 #ifndef FP8_ATTENTION_FLASH_TILE_CUH
 #define FP8_ATTENTION_FLASH_TILE_CUH
+#include <cuda_fp16.h>
+
 #include "attention/flash.h"
+#include "core/sm90.cuh"
+
+/* Two elements of BF16 or F16. */
+template <bool F16>
+static __device__ __forceinline__ float2 widen(uint32_t pair) {
+    if (F16) return __half22float2(*reinterpret_cast<const __half2 *>(&pair));
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+
+template <bool F16>
+static __device__ __forceinline__ uint32_t quantize4(uint32_t low, uint32_t high, float scale) {
+    const float2 a = widen<F16>(low), b = widen<F16>(high);
+    return pack_e4m3(a.x * scale, a.y * scale, b.x * scale, b.y * scale);
+}
+
+/* out[c] = column c of the 4 x 4 bytes whose rows are a, b, c, d. */
+static __device__ __forceinline__ void transpose_4x4(uint32_t out[4], uint32_t a, uint32_t b,
+                                                     uint32_t c, uint32_t d) {
+    const uint32_t ab_even = __byte_perm(a, b, 0x6240), ab_odd = __byte_perm(a, b, 0x7351);
+    const uint32_t cd_even = __byte_perm(c, d, 0x6240), cd_odd = __byte_perm(c, d, 0x7351);
+    out[0] = __byte_perm(ab_even, cd_even, 0x5410);
+    out[1] = __byte_perm(ab_odd, cd_odd, 0x5410);
+    out[2] = __byte_perm(ab_even, cd_even, 0x7632);
+    out[3] = __byte_perm(ab_odd, cd_odd, 0x7632);
+}
 
 /* A block's share of an operand. */
 struct tile {
@@ -42,7 +69,7 @@ static __device__ float scale_of(const flash_prologue &p, const flash_operand &x
     float descale;
 
     if (!x.amax) return 1.0f / x.descale[i];
-    descale = attention_descale_of(__uint_as_float(x.amax[i]));
+    descale = attention_descale_of(__uint_as_float(__ldcg(x.amax + i)));
     if (t.first == 0 && t.column == 0 && threadIdx.x == 0) x.made[i] = descale;
     return 1.0f / descale;
 }

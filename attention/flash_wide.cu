@@ -21,6 +21,8 @@
  *            items evenly where the last wave would be a small one (flash_wide_parts.cuh)
  *            V as it lies is transposed by three warps (flash_turn.cuh), for sequences whose V is
  *            read few times: no launch goes before, and few items come in the plan's order
+ *            Where Q, K and V come in BF16 or F16, codes of all heads but the first are made here,
+ *            by the producer's other three warps (flash_later.cuh)
  * Registers  d 64: 112 a consumer: S 32, T 32, P 16;  d 128: 160: S 32, T 64, P 16;  d 256: 232: S
  *            32, T 128, P 16. No spills (ptxas 13.0)
  * Shared     d 64: Q 16 K + 4 x 16 K + O 64 K = 144 K;  d 128: 24 + 4 x 32 + 48 = 200 K, fast
@@ -101,6 +103,7 @@ static_assert(wide_bytes<256, TURNED_FAST> <= 227 << 10, "what a block may have 
 template <bool AS_IS>
 struct wide_params {
     flash_params p;
+    flash_later later;
 };
 template <>
 struct wide_params<true> {
@@ -110,6 +113,7 @@ struct wide_params<true> {
 
 #if FLASH_SM90
 #include "attention/flash_epilogue.cuh"
+#include "attention/flash_later.cuh"
 #include "attention/flash_producer.cuh"
 #include "attention/flash_turn.cuh"
 #include "attention/flash_wide_mainloop.cuh"
@@ -216,7 +220,11 @@ wide_kernel(const __grid_constant__ wide_params<wide_shape<D, KIND>::AS_IS> all)
                 else produce<D, shape::ROWS, true>(p, s, item_walk<true>(p));
             }
             if (thread >= 32) turn_tiles<D>(s);
-        } else if (thread == 0) produce<D, shape::ROWS, false>(p, s, wide_walk(p));
+        } else if (thread == 0) {
+            produce<D, shape::ROWS, false>(p, s, wide_walk<D == 128>(p, all.later));
+        } else if (D == 128 && thread >= 32 && all.later.groups > 0) {
+            make_later(all.later);
+        }
     } else {
         registers_grow<shape::CONSUMER_REGISTERS>();
         consume<D>(p, s, warpgroup);
@@ -248,13 +256,13 @@ extern "C" fp8_status attention_flash_wide_prepare(const flash_params *p, int32_
 }
 
 extern "C" fp8_status attention_flash_wide_launch(const flash_params *p, const flash_order *order,
-                                                  int32_t d, int32_t blocks,
-                                                  const flash_queue *to) {
-    if (d == 64) return launch<64, TURNED_EXACT>({*p}, blocks, to);
-    if (d == 256 && is_fast(p)) return launch<256, TURNED_FAST>({*p}, blocks, to);
-    if (d == 256) return launch<256, TURNED_EXACT>({*p}, blocks, to);
+                                                  const flash_later *later, int32_t d,
+                                                  int32_t blocks, const flash_queue *to) {
+    if (d == 64) return launch<64, TURNED_EXACT>({*p, *later}, blocks, to);
+    if (d == 256 && is_fast(p)) return launch<256, TURNED_FAST>({*p, *later}, blocks, to);
+    if (d == 256) return launch<256, TURNED_EXACT>({*p, *later}, blocks, to);
     if (p->v_as_is && is_fast(p)) return launch<128, AS_IS_FAST>({*p, *order}, blocks, to);
     if (p->v_as_is) return launch<128, AS_IS_EXACT>({*p, *order}, blocks, to);
-    if (is_fast(p)) return launch<128, TURNED_FAST>({*p}, blocks, to);
-    return launch<128, TURNED_EXACT>({*p}, blocks, to);
+    if (is_fast(p)) return launch<128, TURNED_FAST>({*p, *later}, blocks, to);
+    return launch<128, TURNED_EXACT>({*p, *later}, blocks, to);
 }

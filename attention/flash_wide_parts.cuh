@@ -28,12 +28,15 @@ static __device__ __forceinline__ void cut_item(flash_item &it, int32_t from, in
     if (count == 0 && (n > 0 || from > 0)) it.rows = 0; /* it is whole in another block */
 }
 
-/* Items of one block: those of its stretch, then whole ones. */
+/* Items of one block: those of its stretch, then whole ones. LATER: codes may come first. */
+template <bool LATER>
 struct wide_walk {
+    const flash_later &later;
     int32_t at; /* in the stretch; behind it ~ the next whole item */
 
-    __device__ __forceinline__ explicit wide_walk(const flash_params &p)
-        : at(p.split > 0 ? stretch_begin(p, (int32_t)blockIdx.x) : ~(int32_t)blockIdx.x) {}
+    __device__ __forceinline__ wide_walk(const flash_params &p, const flash_later &l)
+        : later(l), at(p.split > 0 ? stretch_begin(p, (int32_t)blockIdx.x)
+                                   : ~(int32_t)blockIdx.x) {}
 
     /* As item_walk. */
     template <int ROWS>
@@ -57,6 +60,7 @@ struct wide_walk {
         if (last) at = ~((p.split > 0 ? p.split : (int32_t)gridDim.x) + atomicAdd(p.next_item, 1));
         find_item<ROWS, BLOCK_N>(it, p, index);
         cut_item(it, from, to, all);
+        if (LATER && later.groups > 0) wait_for_group(later, it);
         return true;
     }
 };
@@ -64,12 +68,6 @@ struct wide_walk {
 /* ---- two parts of an item -------------------------------------------------------------------- */
 
 enum { PART_READY = 4 }; /* in a counter of arrivals, which counts to 2 */
-
-static __device__ __forceinline__ int32_t load_acquire(const int32_t *p) {
-    int32_t x;
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
-    return x;
-}
 
 /* O and the sums of another part, to be multiplied by `mine` and `other`, the same bytes whichever
  * of the two is here. */

@@ -11,8 +11,15 @@ enum { HEADS = 24, HEAD_DIM = 128, MOST = 4, NUM_DEFAULT = 6, TENSORS = 3 };
 static const char *const default_lengths[NUM_DEFAULT] = {"4224", "4352", "4416",
                                                          "4480", "4544", "4608"};
 
-/* How BF16 becomes FP8. CASTS: by fp8_quantize with scales known beforehand, and back. */
-typedef enum route { ROUTE_PLAIN, ROUTE_CURRENT, ROUTE_GIVEN, ROUTE_CASTS } route;
+/* How BF16 becomes FP8: by scales of the data, of a tensor or of each head, or by known ones.
+ * CASTS: by fp8_quantize with scales known beforehand, and back. */
+typedef enum route {
+    ROUTE_PLAIN,
+    ROUTE_CURRENT,
+    ROUTE_HEADS,
+    ROUTE_GIVEN,
+    ROUTE_CASTS
+} route;
 
 typedef struct provider {
     const char *name;
@@ -27,6 +34,8 @@ typedef struct provider {
 static const provider providers[] = {
     {"flash exact, current scales", FP8_BACKEND_FLASH, ROUTE_CURRENT, FP8_ATTENTION_EXACT, 0.5},
     {"flash fast, current scales", FP8_BACKEND_FLASH, ROUTE_CURRENT, FP8_ATTENTION_FAST, 0.5},
+    {"flash exact, scales of heads", FP8_BACKEND_FLASH, ROUTE_HEADS, FP8_ATTENTION_EXACT, 0.5},
+    {"flash fast, scales of heads", FP8_BACKEND_FLASH, ROUTE_HEADS, FP8_ATTENTION_FAST, 0.5},
     {"flash exact, known scales", FP8_BACKEND_FLASH, ROUTE_GIVEN, FP8_ATTENTION_EXACT, 0.5},
     {"flash fast, known scales", FP8_BACKEND_FLASH, ROUTE_GIVEN, FP8_ATTENTION_FAST, 0.5},
     {"flash exact, separate casts", FP8_BACKEND_FLASH, ROUTE_CASTS, FP8_ATTENTION_EXACT, 0.5},
@@ -35,7 +44,7 @@ static const provider providers[] = {
     {"flash BF16", FP8_BACKEND_FLASH, ROUTE_PLAIN, FP8_ATTENTION_EXACT, 2e-2},
     {"unfused BF16", FP8_BACKEND_UNFUSED, ROUTE_PLAIN, FP8_ATTENTION_EXACT, 2e-2},
 };
-enum { NUM_PROVIDERS = sizeof providers / sizeof *providers, REFERENCE = 6 };
+enum { NUM_PROVIDERS = sizeof providers / sizeof *providers, REFERENCE = 8 };
 
 enum {
     COL_MS,
@@ -177,9 +186,10 @@ static fp8_attention_options options_of(const provider *who, const bench_shape *
     o.layout = FP8_LAYOUT_BSHD_BSHD_BSHD;
     o.q_dtype = o.kv_dtype = casts ? FP8_DTYPE_E4M3 : FP8_DTYPE_BF16;
     o.o_dtype = casts && who->backend == FP8_BACKEND_FUSED ? FP8_DTYPE_E4M3 : FP8_DTYPE_BF16;
-    o.quantize = who->route == ROUTE_CURRENT ? FP8_QUANTIZE_CURRENT
-                 : who->route == ROUTE_GIVEN ? FP8_QUANTIZE_GIVEN
-                                             : FP8_QUANTIZE_NOT;
+    o.quantize = who->route == ROUTE_CURRENT || who->route == ROUTE_HEADS ? FP8_QUANTIZE_CURRENT
+                 : who->route == ROUTE_GIVEN                              ? FP8_QUANTIZE_GIVEN
+                                                                          : FP8_QUANTIZE_NOT;
+    if (who->route == ROUTE_HEADS) o.granularity = FP8_DESCALE_HEAD;
     o.quantize_p = who->route != ROUTE_PLAIN;
     o.precision = who->precision;
     o.backend = who->backend;

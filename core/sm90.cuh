@@ -89,6 +89,10 @@ SM90 void copy_box_4d(void *to, const CUtensorMap *map, uint64_t *bar, int x, in
  * read them next. */
 SM90 void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+/* Between writes to global memory that another block makes known, or that have become known here,
+ * and bulk copies of what was written. */
+SM90 void copies_fence() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
 /* ---- warpgroup products ---------------------------------------------------------------------- */
 
 /* Descriptor of a K-major operand: rows of ROW_BYTES (128 or 64) with the swizzle of that width,
@@ -139,6 +143,15 @@ SM90 void dependents_launch() { asm volatile("griddepcontrol.launch_dependents;"
 
 /* Until the kernel before has ended and its writes can be seen. */
 SM90 void dependencies_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+/* What another block has written there, and what it wrote before a __threadfence(). */
+SM90 int32_t load_acquire(const int32_t *p) {
+    int32_t x;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(p) : "memory");
+    return x;
+}
 
 /* ---- scalars --------------------------------------------------------------------------------- */
 

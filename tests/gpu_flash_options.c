@@ -162,6 +162,35 @@ static void test_ordered(fp8_device *gpu) {
     }
 }
 
+/* BF16 and F16 whose later heads flash_wide.cu makes codes of while it attends: 6 tiles of queries
+ * of 72 heads on 132 multiprocessors, by scales that are given or come of the data. */
+static void test_later(fp8_device *gpu) {
+    static const int32_t kv_heads[] = {24, 8, 4};
+    for (int i = 0; i < 16; i++) {
+        uint64_t seed = (uint64_t)i * 59 + 17;
+        const int current = i / 2 % 2, alone = i % 8 == 7;
+        fp8_attention_options o =
+            base_options(alone ? 72 : 24, kv_heads[i % 3] * (alone ? 3 : 1), 128, alone ? 1 : 3,
+                         1024 + sweep_below(&seed, 90), 4096 + sweep_below(&seed, 200),
+                         i % 5 == 3 ? F16 : BF16, (fp8_dtype)SWEEP_PICK(&seed, BF16, F16, E4M3));
+        o.want_lse = o.want_amax = 0;
+        o.quantize = current ? FP8_QUANTIZE_CURRENT : FP8_QUANTIZE_GIVEN;
+        o.quantize_p = 1;
+        o.granularity = alone              ? FP8_DESCALE_HEAD
+                        : current || i % 3 ? FP8_DESCALE_BATCH_HEAD
+                                           : FP8_DESCALE_TENSOR;
+        o.precision = i % 2 ? FP8_ATTENTION_FAST : FP8_ATTENTION_EXACT;
+        if (i / 4 % 2) o.layout = FP8_LAYOUT_BSHD_BSHD_BSHD;
+        o.padding = i / 4 == 1;
+        set_mask(&o, i / 3 % 5, &seed);
+        check_case = "later";
+        CHECK(flash_can_make_later(&o));
+        fprintf(stderr, "later: %s scales, %d KV heads, mask %d: relative L2 %.2e\n",
+                current ? "current" : "given", o.num_kv_heads, i / 3 % 5,
+                check_options(gpu, &o, seed));
+    }
+}
+
 /* Nothing but O wanted, all sequences of the plan's lengths: one launch, items by their index;
  * fewer and more of them than blocks, V turned in the kernel and before it. */
 static void test_short(fp8_device *gpu) {
@@ -376,6 +405,7 @@ int main(int argc, char **argv) {
     test_nothing(gpu);
     if (!quick) test_short(gpu);
     if (!quick) test_ordered(gpu);
+    if (!quick) test_later(gpu);
     test_types(gpu);
     test_layouts(gpu);
     test_lies(gpu);
