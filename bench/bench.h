@@ -119,7 +119,8 @@ FP8_NODISCARD fp8_status fp8_bench_quant(fp8_bench_table *out, fp8_device *d,
 
 /* A decoder block of GPT-2's form, options->block, its forward: dense with every step a pass of its
  * own, dense with residuals, biases and GELU at the products' stores, FP8 by static scales, and FP8
- * attention besides; each with flash, fused and unfused attention, or, with a context, over pages,
+ * attention (its sums as the peers') besides; all but the first with q, k, v joined; each with
+ * flash, fused and unfused attention, or, with a context, over pages,
  * beside reading weights, keys and values alone (x floor: times as long as that). Error: relative
  * L2 of the first sequence's output against the block in F32 on the CPU, at most 8e-2. peak_GB:
  * device memory that the block, its weights, input and output take. */
