@@ -61,8 +61,7 @@ struct wide_shape {
         D == 64 ? 4 : KIND == TURNED_EXACT ? (D == 128 ? 4 : 2) : 3;
     static constexpr bool PROMOTES = KIND == TURNED_EXACT || KIND == AS_IS_EXACT;
     static constexpr int KEPT_BYTES = !PROMOTES ? 0 : D == 64 ? 4 : 2; /* of an element of O */
-    static constexpr bool PROMOTES_EARLY = D == 256 || AS_IS; /* before S of the next step, which
-                                                               * there is no room for beside it */
+    static constexpr bool PROMOTES_EARLY = AS_IS; /* before S of the next step: no room for both */
     static constexpr bool SHARES = D != 256 && !AS_IS; /* items; there it would spill */
     static constexpr bool SETTLES_LATE = D != 64; /* S of the next step is issued before that */
     static constexpr int PRODUCER_REGISTERS = D == 256 ? 40 : AS_IS ? 56 : 32;
