@@ -58,6 +58,20 @@ static fp8_status make_chain(const bench_chain *b, int64_t layer, fp8_chain **ou
     return fp8_chain_create(out, b->d, steps, last ? 3 : 4);
 }
 
+/* The same as one launch, or as its steps: FP8_CHAIN in the environment is "1" or "0" meanwhile. */
+static fp8_status make_by(const bench_chain *b, int64_t layer, const char *how, fp8_chain **out) {
+    const char *before = getenv("FP8_CHAIN");
+    char *const kept = before ? strdup(before) : NULL;
+    fp8_status st;
+
+    (void)setenv("FP8_CHAIN", how, 1);
+    st = make_chain(b, layer, out);
+    if (kept) (void)setenv("FP8_CHAIN", kept, 1);
+    else (void)unsetenv("FP8_CHAIN");
+    free(kept);
+    return st;
+}
+
 /* Room for all, and weights of norms that are 1. */
 static fp8_status make_rooms(bench_chain *b) {
     const bench_chain_shape *s = &b->shape;
@@ -85,6 +99,7 @@ static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 fp8_status bench_chain_create(bench_chain **out, fp8_device *d, const bench_chain_shape *shape) {
     bench_chain *b = calloc(1, sizeof *b);
+    fp8_chain *steps = NULL;
     const char *why = NULL;
     fp8_status st = FP8_OK;
 
@@ -95,8 +110,10 @@ fp8_status bench_chain_create(bench_chain **out, fp8_device *d, const bench_chai
     FP8_TRY(make_rooms(b));
     FP8_TRY(make_linears(b));
     b->bytes = fp8_linear_workspace_size(b->linears[0][QKV], shape->max_tokens);
+    FP8_TRY(make_by(b, 0, "0", &steps));
+    b->bytes = larger(b->bytes, fp8_chain_workspace_size(steps, shape->max_tokens));
     for (int64_t i = 0; i < shape->layers; i++) {
-        FP8_TRY(make_chain(b, i, &b->chains[i]));
+        FP8_TRY(make_by(b, i, "1", &b->chains[i]));
         b->bytes = larger(b->bytes, fp8_chain_workspace_size(b->chains[i], shape->max_tokens));
         if (!fp8_chain_is_one_launch(b->chains[i], shape->max_tokens, &why))
             FP8_TRY(FP8_FAIL(FP8_EUNSUPPORTED, "%s", why));
@@ -105,6 +122,7 @@ fp8_status bench_chain_create(bench_chain **out, fp8_device *d, const bench_chai
     *out = b;
     b = NULL;
 done:
+    fp8_chain_destroy(steps);
     bench_chain_destroy(b);
     return st;
 }
@@ -204,20 +222,6 @@ static double relative(const uint16_t *got, const uint16_t *want, int64_t n) {
     return reference > 0 ? sqrt(error / reference) : sqrt(error);
 }
 
-/* The same chain as its steps: made where the environment forbids one launch. */
-static fp8_status make_steps(const bench_chain *b, int64_t layer, fp8_chain **out) {
-    const char *before = getenv("FP8_CHAIN");
-    char *const kept = before ? strdup(before) : NULL;
-    fp8_status st;
-
-    (void)setenv("FP8_CHAIN", "0", 1);
-    st = make_chain(b, layer, out);
-    if (kept) (void)setenv("FP8_CHAIN", kept, 1);
-    else (void)unsetenv("FP8_CHAIN");
-    free(kept);
-    return st;
-}
-
 fp8_status bench_chain_check(bench_chain *b, int64_t tokens, double *error) {
     const int64_t layers[3] = {0, b->shape.layers / 2, b->shape.layers - 1};
     const int64_t h = tokens * b->shape.n[O], y = tokens * b->shape.n[QKV];
@@ -228,7 +232,7 @@ fp8_status bench_chain_check(bench_chain *b, int64_t tokens, double *error) {
     *error = 0;
     if (!out[0] || !out[1]) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "%lld tokens", (long long)tokens));
     for (int i = 0; i < 3; i++) {
-        FP8_TRY(make_steps(b, layers[i], &steps));
+        FP8_TRY(make_by(b, layers[i], "0", &steps));
         FP8_TRY(look(b, b->chains[layers[i]], tokens, out[0]));
         FP8_TRY(look(b, steps, tokens, out[1]));
         fp8_chain_destroy(steps);

@@ -43,7 +43,7 @@ typedef enum fp8_engine_join {
  * in steps of up to 128 tokens, where weights and inputs are E4M3 with static scales, q, k, v and
  * gate, up are joined, and nothing but a norm stands between. Sums are promoted, and what gate and
  * up make is not rounded before the activation: values differ by what rounding in another place
- * does. FP8_CHAIN=0 in the environment: no launch is such a one. */
+ * does. One launch is made of them where FP8_CHAIN=1 in the environment asks for it. */
 typedef enum fp8_engine_chain {
     FP8_ENGINE_CHAIN_AUTO,   /* where it is one launch */
     FP8_ENGINE_CHAIN_ALWAYS, /* elsewhere its steps one after the other: for tests */

@@ -1,5 +1,6 @@
-/* Making a chain of Linears, and running it step by step: the codes between two steps lie in the
- * workspace by turns, as a step's product or the norm behind it leaves them. */
+/* Making a chain of Linears, and running it: in one launch (chain_cuda.c), or step by step, when
+ * the codes between two steps lie in the workspace by turns, as a step's product or the norm behind
+ * it leaves them. */
 #include "quant/chain.h"
 
 #include <stdlib.h>
@@ -101,10 +102,9 @@ static fp8_status make_launch(fp8_chain *c) {
 
     c->why = "one launch is made on CUDA alone";
     if (!FP8_ON_CUDA(c->device)) return FP8_OK;
-    c->why = "FP8_CHAIN=0 in the environment";
-    if (wanted && strcmp(wanted, "0") == 0) return FP8_OK;
-    c->why = "no kernel of this build makes one launch";
-    return FP8_OK;
+    c->why = "FP8_CHAIN=1 is not in the environment, and steps apart take no longer";
+    if (!wanted || strcmp(wanted, "1") != 0) return FP8_OK;
+    return FP8_CUDA_CALL(chain_launch_create(c));
 }
 
 fp8_status fp8_chain_create(fp8_chain **out, fp8_device *d, const fp8_chain_step *steps,
@@ -130,7 +130,12 @@ done:
     return st;
 }
 
-void fp8_chain_destroy(fp8_chain *c) { free(c); }
+void fp8_chain_destroy(fp8_chain *c) {
+#if FP8_CUDA
+    if (c && c->launch) chain_launch_destroy(c);
+#endif
+    free(c);
+}
 
 int fp8_chain_is_one_launch(const fp8_chain *c, int64_t tokens, const char **why) {
     const char *reason = NULL;
@@ -183,8 +188,16 @@ static layout layout_of(const fp8_chain *c, int64_t tokens) {
     return w;
 }
 
+/* Of so many tokens, one launch's or the steps'. */
+static size_t bytes_of(const fp8_chain *c, int64_t tokens) {
+    if (fp8_chain_is_one_launch(c, tokens, NULL))
+        return (size_t)FP8_CUDA_CALL(chain_launch_workspace(c, tokens));
+    return tokens > 0 ? layout_of(c, tokens).bytes : 0;
+}
+
 size_t fp8_chain_workspace_size(const fp8_chain *c, int64_t max_tokens) {
-    return max_tokens > 0 ? layout_of(c, max_tokens).bytes : 0;
+    const int64_t most = max_tokens < FP8_CHAIN_MAX_TOKENS ? max_tokens : FP8_CHAIN_MAX_TOKENS;
+    return larger(bytes_of(c, most), bytes_of(c, max_tokens));
 }
 
 /* ---- running --------------------------------------------------------------------------------- */
@@ -216,7 +229,7 @@ static fp8_status check_call(const fp8_chain *c, const fp8_chain_call *call) {
             FP8_TRY(check_rows(c, "h", call->h, FP8_DTYPE_BF16, tokens, c->steps[i].linear->out));
     if (!last->adds)
         FP8_TRY(check_rows(c, "y", call->y, FP8_DTYPE_BF16, tokens, last->linear->out));
-    want = fp8_chain_workspace_size(c, tokens);
+    want = bytes_of(c, tokens);
     if (call->workspace_bytes < want || (want && !call->workspace) ||
         (uintptr_t)call->workspace % ALIGN_BYTES)
         return FP8_FAIL(FP8_EINVAL, "chain: workspace of %zu bytes at %p, expected %zu on %d for "
@@ -274,6 +287,8 @@ fp8_status fp8_chain_run(const fp8_chain *c, const fp8_chain_call *call) {
     FP8_TRY(check_call(c, call));
     x = *call->x;
     if (x.shape[0] == 0) goto done;
+    if (fp8_chain_is_one_launch(c, x.shape[0], NULL))
+        return FP8_CUDA_CALL(chain_launch_run(c, call));
     at = layout_of(c, x.shape[0]);
     for (int32_t i = 0; i < c->count; i++) FP8_TRY(run_step(c, call, &at, i, &x));
 done:

@@ -38,7 +38,8 @@ typedef struct fp8_chain fp8_chain;
 
 /* count: 1 to FP8_CHAIN_MAX_STEPS. FP8_EINVAL: steps that do not fit each other; FP8_EUNSUPPORTED:
  * Linears of other kinds than a chain is made of (each message says which step and why);
- * FP8_ENOMEM, FP8_ECUDA. With FP8_CHAIN=0 in the environment it is never one launch. */
+ * FP8_ENOMEM, FP8_ECUDA. It is one launch where FP8_CHAIN=1 in the environment asks for that:
+ * measured, in an engine it takes as long as its steps (docs/NOTES.md). */
 FP8_NODISCARD fp8_status fp8_chain_create(fp8_chain **out, fp8_device *d,
                                           const fp8_chain_step *steps, int32_t count);
 void fp8_chain_destroy(fp8_chain *c); /* NULL is fine */
@@ -46,7 +47,7 @@ void fp8_chain_destroy(fp8_chain *c); /* NULL is fine */
 /* Place of the device; two chains of one stream may use the same. */
 size_t fp8_chain_workspace_size(const fp8_chain *c, int64_t max_tokens);
 
-/* 1: so many tokens are one launch (Hopper, 1 to FP8_CHAIN_MAX_TOKENS tokens, every in and out a
+/* 1: so many tokens are one launch (asked for, Hopper, 1 to FP8_CHAIN_MAX_TOKENS tokens, every in and out a
  * multiple of 16); 0: fp8_chain_run goes step by step, as fp8_linear_apply and fp8_produce_norm
  * would. *why, if not NULL: the reason, a constant. */
 int fp8_chain_is_one_launch(const fp8_chain *c, int64_t tokens, const char **why);

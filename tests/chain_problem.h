@@ -8,7 +8,7 @@
 #include "quant/quant.h"
 #include "tests/check.h"
 
-enum { CHAIN_TOKENS = 130, NO_NORM = -1 };
+enum { CHAIN_TOKENS = 130, NO_NORM = -1, LARGE_TOKEN = 5 };
 
 typedef struct chain_part {
     int64_t out;
@@ -102,7 +102,7 @@ static inline void chain_make_hostile(chain_data *t) {
     memset(t->x + in, 0, (size_t)in);
     memset(t->h + t->stream, 0, (size_t)t->stream * 2);
     t->x[2 * in + in / 3] = 0x7f;
-    for (int64_t i = 0; i < in; i++) t->x[5 * in + i] = i % 3 ? 0x7e : 0xfe;
+    for (int64_t i = 0; i < in; i++) t->x[LARGE_TOKEN * in + i] = i % 3 ? 0x7e : 0xfe;
     memset(t->x + 7 * in, 0x80, (size_t)in); /* -0 */
 }
 
