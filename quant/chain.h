@@ -47,9 +47,9 @@ void fp8_chain_destroy(fp8_chain *c); /* NULL is fine */
 /* Place of the device; two chains of one stream may use the same. */
 size_t fp8_chain_workspace_size(const fp8_chain *c, int64_t max_tokens);
 
-/* 1: so many tokens are one launch (asked for, Hopper, 1 to FP8_CHAIN_MAX_TOKENS tokens, every in and out a
- * multiple of 16); 0: fp8_chain_run goes step by step, as fp8_linear_apply and fp8_produce_norm
- * would. *why, if not NULL: the reason, a constant. */
+/* 1: so many tokens are one launch (asked for, Hopper, 1 to FP8_CHAIN_MAX_TOKENS tokens, every in
+ * and out a multiple of 16); 0: fp8_chain_run goes step by step, as fp8_linear_apply and
+ * fp8_produce_norm would. *why, if not NULL: the reason, a constant. */
 int fp8_chain_is_one_launch(const fp8_chain *c, int64_t tokens, const char **why);
 
 typedef struct fp8_chain_call {
