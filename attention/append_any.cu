@@ -104,10 +104,8 @@ append_any_kernel(const __grid_constant__ append_args g) {
 
     fp8::wait_for_previous();
     fp8::let_next_start();
-    const append_token t = token_of_row(g, row, guess_row(g, row));
-    const int page = table_page(g, t);
-    const append_place p = {t.key, is_page(g, page) ? page : APPEND_NOWHERE};
-    if (t.seq < 0) return;
+    const append_place p = place_of(g, row, sequence_of(g, row));
+    if (p.page == APPEND_NOBODY) return;
     for (int i = warp; i < heads; i += ANY_WARPS) {
         bool turns;
         const any_head w = head_of(g, row, p, i, &turns);

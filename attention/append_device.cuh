@@ -25,25 +25,8 @@ struct append_place {
 
 /* What append.cu does not take: any size and alignment (append_any.cu). */
 fp8_status append_any(fp8_device *d, const append_args &g, fp8_launch how);
-
-/* append_row_of, without a division. */
-static __device__ __forceinline__ append_place place_of(const append_args &g, int row, int seq) {
-    const fp8_kv_batch &b = g.batch;
-    append_place p = {0, APPEND_NOBODY};
-    int64_t begin, n, key;
-
-    if (seq >= b.num_seqs) return p;
-    key = b.kv_lengths[seq];
-    n = kv_tokens(&b, seq, &begin);
-    key += row - begin - n;
-    p.key = (int)key;
-    if (row < begin || row - begin >= n) return p;
-    p.page = APPEND_NOWHERE;
-    if (key < 0 || key >= b.max_pages << g.page_shift) return p;
-    p.page = b.page_table[seq * b.max_pages + (key >> g.page_shift)];
-    if (p.page < 0 || p.page >= g.pages.num_pages) p.page = APPEND_NOWHERE;
-    return p;
-}
+/* What it takes, when decoding (append_once.cu). */
+fp8_status append_once(fp8_device *d, const append_args &g, fp8_launch how);
 
 /* The sequence of a row: how many of q_starts[1 ..] are at most `row`. All lanes of a warp ask for
  * the same one; 128 starts are looked at together, as each look is a wait for memory. */
@@ -66,41 +49,37 @@ static __device__ __forceinline__ int sequence_of(const append_args &g, int row)
     return count;
 }
 
-/* A row's key before its page is known. seq -1: it is in no sequence. */
+/* A row's key. seq -1: it is in no sequence. */
 struct append_token {
     int seq, key;
 };
 
-/* What is read first of a row of a call where each row may be a sequence of its own: then its
- * number is the sequence's, and the length may be asked for with the starts. */
-struct append_guess {
-    int begin, end, length;
-};
-
-static __device__ __forceinline__ append_guess guess_row(const append_args &g, int row) {
+/* append_row_of without its page. seq: sequence_of(g, row). */
+static __device__ __forceinline__ append_token token_of(const append_args &g, int row, int seq) {
     const fp8_kv_batch &b = g.batch;
-    const int guess = row < b.num_seqs ? row : 0;
-    return {b.q_starts[guess], b.q_starts[guess + 1], b.kv_lengths[guess]};
-}
+    int64_t begin, n;
 
-static __device__ __forceinline__ append_token token_of_row(const append_args &g, int row,
-                                                            const append_guess &x) {
-    if (row < g.batch.num_seqs && x.begin == row && x.end == row + 1 && g.batch.max_q >= 1)
-        return {row, x.length - 1};
-    const int seq = sequence_of(g, row);
-    const append_place p = place_of(g, row, seq);
-    return {p.page == APPEND_NOBODY ? -1 : seq, p.key};
-}
-
-/* What the table has for a token, or APPEND_NOWHERE. */
-static __device__ __forceinline__ int table_page(const append_args &g, append_token t) {
-    const fp8_kv_batch &b = g.batch;
-    if (t.seq < 0 || t.key < 0 || t.key >= b.max_pages << g.page_shift) return APPEND_NOWHERE;
-    return b.page_table[t.seq * b.max_pages + (t.key >> g.page_shift)];
+    if (seq >= b.num_seqs) return {-1, 0};
+    n = kv_tokens(&b, seq, &begin);
+    if (row < begin || row - begin >= n) return {-1, 0};
+    return {seq, (int)(b.kv_lengths[seq] - n + (row - begin))};
 }
 
 static __device__ __forceinline__ bool is_page(const append_args &g, int page) {
     return page >= 0 && page < g.pages.num_pages;
+}
+
+/* The page that a token is written to, or APPEND_NOWHERE. */
+static __device__ __forceinline__ int page_of(const append_args &g, append_token t) {
+    const fp8_kv_batch &b = g.batch;
+    if (t.seq < 0 || t.key < 0 || t.key >= b.max_pages << g.page_shift) return APPEND_NOWHERE;
+    const int page = b.page_table[t.seq * b.max_pages + (t.key >> g.page_shift)];
+    return is_page(g, page) ? page : APPEND_NOWHERE;
+}
+
+static __device__ __forceinline__ append_place place_of(const append_args &g, int row, int seq) {
+    const append_token t = token_of(g, row, seq);
+    return {t.key, t.seq < 0 ? APPEND_NOBODY : page_of(g, t)};
 }
 
 static __device__ __forceinline__ int64_t position_of(const append_args &g, int row, int key) {

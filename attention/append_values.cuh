@@ -6,7 +6,7 @@
  * tokens. Rows of several sequences stand in the order of the rows, and all go byte by byte. */
 #ifndef FP8_ATTENTION_APPEND_VALUES_CUH
 #define FP8_ATTENTION_APPEND_VALUES_CUH
-#include "attention/append_device.cuh"
+#include "attention/append_unit.cuh"
 
 namespace attention {
 
@@ -52,13 +52,6 @@ static __device__ __forceinline__ bool tile_rows(const append_args &g, int row0,
     n = kv_tokens(&b, seq, &begin);
     *first = (int)(b.kv_lengths[seq] - n + (row0 - begin)) & (TILE_TOKENS - 1);
     return true;
-}
-
-template <typename T>
-static __device__ __forceinline__ void widen8(float v[8], const uint4 &raw) {
-    const T *x = reinterpret_cast<const T *>(&raw);
-#pragma unroll
-    for (int k = 0; k < 8; k++) v[k] = widen(x[k]);
 }
 
 /* Four tokens by eight columns, turned into the tile: codes. */

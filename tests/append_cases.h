@@ -373,6 +373,11 @@ static const append_case append_cases[] = {
     {"odd sizes", 3, 1, 20, 12, 64, BF16, E4M3, E4M3, 6, HALVES, 1, 0, 0, 0, 0, 3, PREFILL},
     {"odd sizes, pairs", 3, 3, 22, 13, 128, F16, F16, F16, 6, PAIRS, 0, 0, 0, 1, 0, 1, DECODING},
     {"d 576 to 512", 2, 1, 576, 512, 64, BF16, E4M3, E4M3, 64, PAIRS, 0, 0, 0, 0, 0, 0, PREFILL},
+    /* tables of whole vectors: 64 pages, and 132, more than a warp reads at once */
+    {"decode, each a token", 8, 2, 128, 128, 64, BF16, E4M3, E4M3, 128, HALVES, 1, 0, 0, 0, 1, 0, 5,
+     {{1, 1}, {1, 2048}, {1, 2049}, {1, 64}, {1, 4032}}},
+    {"decode, long tables", 4, 1, 64, 64, 64, BF16, E4M3, E4M3, 64, HALVES, 0, 0, 0, 1, 0, 0, 4,
+     {{1, 8192}, {1, 8384}, {1, 70}, {1, 6208}}},
 };
 enum { NUM_APPEND_CASES = sizeof append_cases / sizeof *append_cases };
 #endif

@@ -74,7 +74,9 @@ static void test_parts(void) {
 
 /* What points outside is not written. */
 static void test_hostile(void) {
-    for (int i = 1; i < 6; i += 4) { /* decoding, prefill */
+    static const int which[] = {1, 5, NUM_APPEND_CASES - 2}; /* decoding, prefill, decoding */
+    for (int n = 0; n < 3; n++) {
+        const int i = which[n];
         append_problem p;
         int32_t *lengths, *table, *starts;
         check_case = "hostile";
@@ -146,6 +148,7 @@ int main(int argc, char **argv) {
     test_hostile();
     test_graph(1);
     test_graph(5);
+    test_graph(NUM_APPEND_CASES - 2);
     fp8_device_destroy(gpu);
     return CHECK_DONE();
 }
