@@ -1,9 +1,9 @@
 /* attention/decode_pages_sm90.cuh - private: what the kernels over pages need beside
- * core/sm90.cuh: products of one warp, loads of their operands, conversions. Included once, inside
- * the sm_90a guard. */
+ * core/sm90.cuh: copies with a policy, loads of operands of a warp's products, conversions.
+ * Included once, inside the sm_90a guard. */
 #ifndef FP8_ATTENTION_DECODE_PAGES_SM90_CUH
 #define FP8_ATTENTION_DECODE_PAGES_SM90_CUH
-#include "core/sm90.cuh"
+#include "attention/warp_product.cuh"
 
 SM90 uint64_t policy_evict_first() {
     uint64_t policy;
@@ -21,6 +21,14 @@ SM90 void copy_box_3d(uint32_t to, const CUtensorMap *map, uint64_t *bar, int x,
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
                  ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
                  "l"(map), "r"(shared_address(bar)), "r"(x), "r"(y), "r"(z), "l"(policy)
+                 : "memory");
+}
+
+SM90 void copy_box_4d(uint32_t to, const CUtensorMap *map, uint64_t *bar, int x, int y, int z,
+                      int w, uint64_t policy) {
+    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%3, %4, %5, %6}], [%2], %7;" ::"r"(to),
+                 "l"(map), "r"(shared_address(bar)), "r"(x), "r"(y), "r"(z), "r"(w), "l"(policy)
                  : "memory");
 }
 
@@ -65,23 +73,5 @@ SM90 void widen_e4m3(uint32_t &low, uint32_t &high, uint32_t codes) {
         "}"
         : "=r"(low), "=r"(high)
         : "r"(codes));
-}
-
-/* d[16, 8] += A[16, 16] B[16, 8], 16-bit operands. Lane 4 g + t has d[g][2t, 2t + 1],
- * d[g + 8][2t, 2t + 1]; a = A[g][2t, +1], A[g + 8][2t, +1], A[g][2t + 8, +1], A[g + 8][2t + 8, +1];
- * b = B[2t, +1][g], B[2t + 8, +1][g]. */
-template <bool BF16>
-SM90 void warp_product(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                       uint32_t b0, uint32_t b1) {
-    if constexpr (BF16)
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-    else
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
-            "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 #endif

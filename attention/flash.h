@@ -110,6 +110,7 @@ typedef struct flash_prologue {
     int32_t num_kv_heads, num_descales, granularity;
     int32_t f16;       /* what are no codes is F16, not BF16 */
     int32_t backwards; /* 1 with amax */
+    int32_t beside; /* V's codes and what of rotated Q and K comes next are made side by side */
 } flash_prologue;
 
 /* Codes that flash_wide.cu makes while it attends, at d 128: those of the groups (a KV head of a

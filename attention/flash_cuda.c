@@ -497,10 +497,12 @@ static void bind_run(flash_state *f, flash_prologue *p, const fp8_attention_opti
  * own, after the one that clears their amax. */
 static fp8_status prepare_operands(flash_prologue *p, const fp8_attention_options *o,
                                    int32_t num_sms, const flash_queue *to) {
-    flash_prologue rotated = *p;
+    flash_prologue rotated;
     fp8_status st;
 
     if (!o->hadamard) return attention_flash_prologue(p, to);
+    p->beside = p->x[2].blocks > 0;
+    rotated = *p;
     rotated.part = attention_hadamard_block(o->d_qk);
     for (int i = 0; i < 2; i++) {
         rotated.x[i].blocks = p->x[i].blocks * p->part / rotated.part;

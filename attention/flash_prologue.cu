@@ -247,8 +247,9 @@ prologue_kernel(const __grid_constant__ flash_prologue p) {
 #if FLASH_SM90
     int32_t index = (int32_t)(p.backwards ? gridDim.x - 1 - blockIdx.x : blockIdx.x), which = 0;
 
-    dependents_launch();
+    if (!p.beside) dependents_launch();
     dependencies_wait();
+    if (p.beside) dependents_launch(); /* flash_rotate.cu counts on what was before this launch */
     if (blockIdx.x == 0 && !p.backwards) begin_run(p);
     for (; which < 2 && index >= p.x[which].blocks; which++) index -= p.x[which].blocks;
     const flash_operand &x = p.x[KIND == ALL_CODES ? 2 : which];

@@ -25,7 +25,7 @@
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define FLASH_SM90 1
 #include "attention/flash_tile.cuh"
-#include "core/sm90.cuh"
+#include "attention/warp_product.cuh"
 #else
 #define FLASH_SM90 0
 #endif
@@ -39,23 +39,6 @@ enum {
 };
 
 #if FLASH_SM90
-
-/* d[16, 8] += A[16, 16] B[16, 8]: mma's registers. */
-template <bool F16>
-static __device__ __forceinline__ void warp_product(float (&d)[4], uint32_t a0, uint32_t a1,
-                                                    uint32_t a2, uint32_t a3, uint32_t b0,
-                                                    uint32_t b1) {
-    if constexpr (F16)
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, "
-                     "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-    else
-        asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-                     "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
 
 /* Signs H[k][n] and H[k + 1][n] of H_16, k even, as +-1. */
 template <bool F16>
@@ -80,8 +63,8 @@ static __device__ __forceinline__ void take_products(float (&sum)[B / 16][2][4],
             float(&even)[4] = sum[2 * j][n], (&odd)[4] = sum[2 * j + 1][n];
 #pragma unroll
             for (int i = 0; i < 4; i++) even[i] = odd[i] = 0.0f;
-            warp_product<F16>(even, x[j][0].x, x[j][1].x, x[j][0].y, x[j][1].y, h[n][0], h[n][1]);
-            warp_product<F16>(odd, x[j][0].z, x[j][1].z, x[j][0].w, x[j][1].w, h[n][0], h[n][1]);
+            warp_product<!F16>(even, x[j][0].x, x[j][1].x, x[j][0].y, x[j][1].y, h[n][0], h[n][1]);
+            warp_product<!F16>(odd, x[j][0].z, x[j][1].z, x[j][0].w, x[j][1].w, h[n][0], h[n][1]);
         }
 }
 
@@ -238,6 +221,9 @@ rotate_kernel(const __grid_constant__ flash_prologue p) {
     const int32_t end = (int32_t)(tiles * (blockIdx.x + 1) / gridDim.x);
     const int32_t step = p.backwards && !OBSERVE ? -1 : 1;
     const int32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const bool beside = p.beside && (OBSERVE || !p.backwards); /* it started when all before V's
+                                                                * launch had ended, and needs no
+                                                                * more */
     uint4 loaded[B / QUAD][2];
     float sum[B / 16][2][4];
     uint32_t h[2][2], top = 0, *slot = NULL;
@@ -247,7 +233,7 @@ rotate_kernel(const __grid_constant__ flash_prologue p) {
 #pragma unroll
         for (int k = 0; k < 2; k++) h[n][k] = signs<F16>(8 * k + 2 * t, 8 * n + g);
     dependents_launch();
-    dependencies_wait();
+    if (!beside) dependencies_wait();
     place next = place_at(p, step > 0 ? begin : end - 1);
     load_tile<B>(loaded, p.x[next.which], next.t, row_of(next));
     for (int32_t left = end - begin; left > 0; left--) {
@@ -270,6 +256,7 @@ rotate_kernel(const __grid_constant__ flash_prologue p) {
         else store_tile<B>(sum, to, d, norm);
     }
     if (OBSERVE && slot) join_slot(slot, top);
+    if (beside && blockIdx.x == 0) dependencies_wait(); /* the next launch waits for this alone */
 #endif
 }
 
