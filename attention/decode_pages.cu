@@ -30,7 +30,7 @@
         KERNEL(FP8_DTYPE_E4M3, 128, 128, page, 1, 8, 1, 3, 1),                                     \
         KERNEL(FP8_DTYPE_E4M3, 128, 128, page, 2, 4, 2, 4, 1),                                     \
         KERNEL(FP8_DTYPE_E4M3, 192, 128, page, 1, 8, 1, 4, 1),                                     \
-        KERNEL(FP8_DTYPE_E4M3, 256, 256, page, 1, 4, 1, 3, 2)
+        KERNEL(FP8_DTYPE_E4M3, 256, 256, page, 1, 4, 1, 2, 2)
 
 static const decode_pages_kernel kernels[] = {KERNELS(64), KERNELS(128)};
 

@@ -11,7 +11,9 @@
 /* What a kernel reads. A row of a KV head is one query of one head: row r is query r / group, head
  * kv_head * group + r % group; 8 or 16 rows are a block of rows. */
 typedef struct decode_pages_args {
-    CUtensorMap k_map, v_map; /* [page][kv_head * token][d], [page][kv_head * d_v][token] */
+    /* [page][kv_head][token][d], [page][kv_head * d_v][token]; the i-th ends after i + 1 quarters
+     * of a page's tokens: beyond, copies bring zeros and read nothing */
+    CUtensorMap k_map[DECODE_PAGES_QUARTERS], v_map[DECODE_PAGES_QUARTERS];
     void *o;
     const void *q;
     const int32_t *page_table, *kv_lengths, *q_starts;
@@ -30,6 +32,7 @@ typedef struct decode_pages_args {
     int32_t most_q;       /* sequences of more queries are another part's */
     int32_t row_blocks;   /* most that a sequence has */
     int32_t unit_tiles;   /* tiles of one part of a given split; 0: equal shares a block */
+    int32_t item_cost;    /* of equal shares: tiles that an item counts for beside its own */
     int32_t causal, window_left, alibi, off_by_one, descale_by_head;
     int32_t q_dtype, o_dtype; /* fp8_dtype */
     float scale; /* to powers of 2; with a cap: to 2 log2(e) / softcap of the score */

@@ -11,7 +11,8 @@
 enum {
     ALIGN = 256,          /* bytes; of each part of the workspace */
     EMPTY_REGISTERS = 64, /* the kernel of other architectures, empty, has fewer */
-    SMALL_BLOCK = 8       /* rows */
+    SMALL_BLOCK = 8,      /* rows */
+    ITEM_COST = 1         /* tiles: what the end of an item takes (docs/NOTES.md) */
 };
 static const double log2_e = 1.4426950408889634;
 
@@ -171,24 +172,28 @@ static void pages_close(decode_part *part) {
 
 /* ---- tensor maps ----------------------------------------------------------------------------- */
 
-/* Rows of `width` elements, `rows` of them a page; boxes of `box` rows by `pitch` bytes. */
+/* Dimensions from the innermost on, and strides of all but that. */
+typedef struct map_shape {
+    cuuint32_t rank;
+    cuuint64_t dims[4], strides[3]; /* elements */
+    int32_t box, pitch;             /* rows, bytes; 1 of what is further out */
+} map_shape;
+
 static fp8_status make_map(const pages_state *f, CUtensorMap *map, const char *name,
-                           const void *data, fp8_dtype dtype, int64_t width, int64_t rows,
-                           int64_t pages, int64_t page, int32_t box, int32_t pitch) {
+                           const void *data, fp8_dtype dtype, map_shape x) {
     const CUtensorMapDataType type = dtype == FP8_DTYPE_E4M3   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
                                      : dtype == FP8_DTYPE_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                                                : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
     const uint64_t size = (uint64_t)fp8_dtype_size(dtype);
-    const cuuint64_t dims[3] = {(uint64_t)width, (uint64_t)rows, (uint64_t)pages};
-    const cuuint64_t strides[2] = {(uint64_t)width * size, (uint64_t)page * size};
-    const cuuint32_t boxes[3] = {(uint32_t)pitch / (uint32_t)size, (uint32_t)box, 1};
-    const cuuint32_t steps[3] = {1, 1, 1};
-    const CUresult r = f->encode(
-        map, type, 3, (void *)(uintptr_t)data, dims, strides, boxes, steps,
-        CU_TENSOR_MAP_INTERLEAVE_NONE,
-        pitch == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const cuuint32_t boxes[4] = {(uint32_t)x.pitch / (uint32_t)size, (uint32_t)x.box, 1, 1};
+    const cuuint32_t steps[4] = {1, 1, 1, 1};
+    CUresult r;
 
+    for (int i = 0; i < 3; i++) x.strides[i] *= size;
+    r = f->encode(map, type, x.rank, (void *)(uintptr_t)data, x.dims, x.strides, boxes, steps,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE,
+                  x.pitch == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (r != CUDA_SUCCESS)
         return FP8_FAIL(FP8_ECUDA, "decode over pages: tensor map of %s: driver error %d", name,
                         (int)r);
@@ -200,17 +205,23 @@ static fp8_status refresh_maps(pages_state *f, const fp8_decode_options *o,
                                const fp8_kv_pages *p) {
     const decode_pages_kernel *k = f->kernel;
     const pages_place now = {p->k, p->v, p->num_pages, p->k_page, p->v_page};
-    const int64_t heads = o->num_kv_heads;
+    const uint64_t heads = (uint64_t)o->num_kv_heads, pages = (uint64_t)p->num_pages;
+    const uint64_t size = (uint64_t)o->page_size, d = (uint64_t)o->d_qk, d_v = (uint64_t)o->d_v;
     fp8_status st = FP8_OK;
 
     if (f->mapped.k == now.k && f->mapped.v == now.v && f->mapped.num_pages == now.num_pages &&
         f->mapped.k_page == now.k_page && f->mapped.v_page == now.v_page)
         return FP8_OK;
     f->mapped.num_pages = 0; /* none, should this fail */
-    FP8_TRY(make_map(f, &f->args.k_map, "k", p->k, o->kv_dtype, o->d_qk, heads * o->page_size,
-                     p->num_pages, p->k_page, k->span, k->k_pitch));
-    FP8_TRY(make_map(f, &f->args.v_map, "v", p->v, o->kv_dtype, o->page_size, heads * o->d_v,
-                     p->num_pages, p->v_page, o->d_v, k->v_pitch));
+    for (int i = 0; i < DECODE_PAGES_QUARTERS; i++) {
+        const uint64_t tokens = size / DECODE_PAGES_QUARTERS * (uint64_t)(i + 1);
+        const map_shape of_k = {4, {d, tokens, heads, pages}, {d, size * d, (uint64_t)p->k_page},
+                                k->span, k->k_pitch};
+        const map_shape of_v = {3, {tokens, heads * d_v, pages}, {size, (uint64_t)p->v_page},
+                                o->d_v, k->v_pitch};
+        FP8_TRY(make_map(f, f->args.k_map + i, "k", p->k, o->kv_dtype, of_k));
+        FP8_TRY(make_map(f, f->args.v_map + i, "v", p->v, o->kv_dtype, of_v));
+    }
     f->mapped = now;
 done:
     return st;
@@ -260,6 +271,7 @@ static void bind_run(decode_pages_args *a, const fp8_decode_options *o, const fp
     a->total_q = (int32_t)b->total_q;
     a->max_q = (int32_t)b->max_q;
     a->max_kv = (int32_t)(b->max_kv < room ? b->max_kv : room);
+    a->item_cost = ITEM_COST;
 }
 
 /* Cooperative without a given split: blocks wait for each other (decode_pages_exchange.cuh). */

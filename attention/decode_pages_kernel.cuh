@@ -100,6 +100,8 @@ static __device__ __forceinline__ void produce(uint8_t *data, decode_control<T> 
     for (int32_t unit = r.begin; unit < r.end;) {
         const segment g = segment_at<T::TILE, T::ROWS>(w, p, unit, r.end);
         page_window pages;
+        unit += g.count;
+        if (g.tiles == 0) continue;
         pages_open(pages, p, g.s, g.first * T::TILE / T::PAGE);
         x = begin_info(p, w, g, T::ROWS);
         const scales by = scales_of(p, x.head_kv);
@@ -112,10 +114,9 @@ static __device__ __forceinline__ void produce(uint8_t *data, decode_control<T> 
             if (i > 0) continue;
             x.score_scale = p.scale * by.q * by.k;
             x.value_scale = by.v * by.o;
-            place_part(x, p, g, all);
+            place_part(x, p, g, w, all);
             tell<T>(c, x, bytes, told);
         }
-        unit += g.count;
     }
     x.tiles = 0;
     barrier_wait(c.read + told.at, told.parity);
@@ -211,8 +212,8 @@ decode_pages_kernel_of(const __grid_constant__ decode_pages_args p) {
         barrier_init_done();
     }
     if (threadIdx.x == T::CONSUMERS) {
-        prefetch_map(&p.k_map);
-        prefetch_map(&p.v_map);
+        prefetch_map(p.k_map + DECODE_PAGES_QUARTERS - 1);
+        prefetch_map(p.v_map + DECODE_PAGES_QUARTERS - 1);
     }
     __syncthreads();
     if (threadIdx.x < T::CONSUMERS) consume<T>(data, c, p);

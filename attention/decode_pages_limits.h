@@ -12,6 +12,7 @@ enum {
     DECODE_PAGES_MAX_KEYS = 1 << 28,   /* with DECODE_PAGES_NO_WINDOW keys stay within 32 bits */
     DECODE_PAGES_NO_WINDOW = 1 << 29,
     DECODE_PAGES_MAX_UNITS = 1 << 28,  /* of a run: tiles of all sequences and heads */
+    DECODE_PAGES_QUARTERS = 4,         /* of a page: what is read of the last one */
     DECODE_PAGES_UNIT_FLOATS = 8,      /* of what blocks send each other, two of them unused */
     DECODE_PAGES_UNSENT_BYTE = 0xff    /* of a word of it that has not come */
 };

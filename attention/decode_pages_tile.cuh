@@ -48,7 +48,15 @@ static __device__ __forceinline__ int32_t page_of(page_window &w, const decode_p
     return min(max(page, 0), p.num_pages - 1);
 }
 
-/* One tile of a head; all lanes of the copying warp. */
+/* The map for `keys` keys from a page's `token` on: whole spans have the whole page's. */
+template <class T>
+static __device__ __forceinline__ int32_t map_for(int32_t token, int32_t keys) {
+    constexpr int QUARTER = T::PAGE / DECODE_PAGES_QUARTERS;
+    return keys < T::SPAN ? (token + keys - 1) / QUARTER : DECODE_PAGES_QUARTERS - 1;
+}
+
+/* One tile of a head; all lanes of the copying warp. Of a sequence's last keys' quarter of a page
+ * what lies beyond is not read. */
 template <class T>
 static __device__ __forceinline__ void copy_tile(uint8_t *stage, uint64_t *full, page_window &w,
                                                  const decode_pages_args &p, int32_t s,
@@ -66,16 +74,16 @@ static __device__ __forceinline__ void copy_tile(uint8_t *stage, uint64_t *full,
     for (int i = 0; i < T::SPANS; i++) {
         if (i >= parts) break;
         const int32_t at = key + i * T::SPAN, page = page_of(w, p, s, at / T::PAGE);
-        const int32_t token = at % T::PAGE;
+        const int32_t token = at % T::PAGE, map = map_for<T>(token, kv_len - at);
         if (!leads) continue;
 #pragma unroll
         for (int c = 0; c < T::K_PANELS; c++)
-            copy_box_3d(to + c * T::TILE * T::K_PITCH + i * T::K_PART, &p.k_map, full,
-                        c * T::K_PITCH / T::BYTES, head * T::PAGE + token, page, policy);
+            copy_box_4d(to + c * T::TILE * T::K_PITCH + i * T::K_PART, p.k_map + map, full,
+                        c * T::K_PITCH / T::BYTES, token, head, page, policy);
 #pragma unroll
         for (int c = 0; c < T::V_PANELS; c++)
-            copy_box_3d(to + T::K_BYTES + i * T::V_PART + c * T::D_V * T::V_PITCH, &p.v_map, full,
-                        token + c * T::V_PITCH / T::BYTES, head * T::D_V, page, policy);
+            copy_box_3d(to + T::K_BYTES + i * T::V_PART + c * T::D_V * T::V_PITCH, p.v_map + map,
+                        full, token + c * T::V_PITCH / T::BYTES, head * T::D_V, page, policy);
     }
 }
 

@@ -1,10 +1,11 @@
 /* attention/decode_pages_walk.cuh - private: which keys of which sequence and head a block takes.
  *
  * An item is a KV head and a block of rows of a sequence; its keys are tiles, counted from the
- * first that one of its rows sees. The units of all items in a row (a unit is a tile, or as many
- * tiles as one part of a given split takes) are cut into equal ranges, one a block. Where they are
- * cut follows from the lengths alone, which a captured graph may change. A segment is what a range
- * has of one item. */
+ * first that one of its rows sees. The units of all items in a row are cut into equal ranges, one a
+ * block. A unit is a tile, and before an item's are some for what it costs whatever its length, or
+ * blocks with many short items would come last; with a given split, a unit is as many tiles as one
+ * part takes. Where they are cut follows from the lengths alone, which a captured graph may change.
+ * A segment is what a range has of one item. */
 #ifndef FP8_ATTENTION_DECODE_PAGES_WALK_CUH
 #define FP8_ATTENTION_DECODE_PAGES_WALK_CUH
 #include "attention/decode_pages_shape.cuh"
@@ -29,9 +30,11 @@ struct range {
 
 struct segment {
     int32_t s, item; /* item: of the sequence, row block * num_kv_heads + KV head */
-    int32_t first, tiles;
-    int32_t unit, units, count; /* the segment's first among its item's, all of those, its own */
-    int32_t item_unit;          /* the item's first among all units */
+    int32_t first, tiles; /* tiles 0: of an item that begins here, nothing but its cost */
+    int32_t count;        /* units */
+    int32_t part;         /* of a given split: which of its item's */
+    int32_t item_unit;    /* the item's first among all units */
+    bool whole;           /* all of the item's tiles */
 };
 
 /* What is read of a sequence; all 0 beyond the last. */
@@ -69,7 +72,7 @@ static __device__ __forceinline__ sequence sequence_of(const decode_pages_args &
     /* the first query sees the earliest keys */
     q.first = min(max(q.kv_len - q.q_len - p.window_left, 0), q.kv_len) / TILE;
     q.tiles = max(div_up(q.kv_len, TILE) - q.first, 1);
-    q.units = p.unit_tiles ? div_up(q.tiles, p.unit_tiles) : q.tiles;
+    q.units = p.unit_tiles ? div_up(q.tiles, p.unit_tiles) : p.item_cost + q.tiles;
     q.items = q.q_len > p.most_q ? 0 : div_up(q.q_len * p.group, ROWS) * p.num_kv_heads;
     return q;
 }
@@ -159,7 +162,7 @@ static __device__ __forceinline__ void walk_to(walk &w, const decode_pages_args 
 template <int TILE, int ROWS>
 static __device__ __forceinline__ segment segment_at(walk &w, const decode_pages_args &p,
                                                      int32_t unit, int32_t end) {
-    const int32_t per = p.unit_tiles ? p.unit_tiles : 1;
+    int32_t at;
     segment g;
 
     while (unit >= w.base + w.q.units * w.q.items) {
@@ -169,11 +172,19 @@ static __device__ __forceinline__ segment segment_at(walk &w, const decode_pages
     g.s = w.s;
     g.item = (unit - w.base) / w.q.units;
     g.item_unit = w.base + g.item * w.q.units;
-    g.unit = unit - g.item_unit;
-    g.units = w.q.units;
-    g.count = p.unit_tiles ? 1 : min(w.q.units - g.unit, end - unit);
-    g.first = w.q.first + g.unit * per;
-    g.tiles = min(g.count * per, w.q.tiles - g.unit * per);
+    g.part = unit - g.item_unit;
+    if (p.unit_tiles) {
+        at = g.part * p.unit_tiles;
+        g.count = 1;
+        g.tiles = min(p.unit_tiles, w.q.tiles - at);
+    } else {
+        const int32_t cost = max(p.item_cost - g.part, 0);
+        at = g.part + cost - p.item_cost;
+        g.count = min(w.q.units - g.part, end - unit);
+        g.tiles = max(g.count - cost, 0);
+    }
+    g.first = w.q.first + at;
+    g.whole = g.tiles == w.q.tiles;
     return g;
 }
 
@@ -187,17 +198,17 @@ static __device__ __forceinline__ int32_t slot_of(const decode_pages_args &p,
 
 /* Where the parts of a segment's item are, and which of them it is. */
 static __device__ __forceinline__ void place_part(segment_info &x, const decode_pages_args &p,
-                                                  const segment &g, const cut &c) {
+                                                  const segment &g, const walk &w, const cut &c) {
     x.parts = 1;
     x.slot = x.first_slot = 0;
-    if (g.count == g.units) return;
+    if (g.whole) return;
     if (p.unit_tiles) {
-        x.parts = g.units;
+        x.parts = w.q.units;
         x.first_slot = g.item_unit;
-        x.slot = slot_of(p, x, g.unit);
+        x.slot = slot_of(p, x, g.part);
     } else {
-        const int32_t first = range_of(c, g.item_unit);
-        x.parts = range_of(c, g.item_unit + g.units - 1) - first + 1;
+        const int32_t first = range_of(c, g.item_unit + p.item_cost);
+        x.parts = range_of(c, g.item_unit + w.q.units - 1) - first + 1;
         x.first_slot = 2 * first;
         x.slot = slot_of(p, x, (int32_t)blockIdx.x - first);
     }
