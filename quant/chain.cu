@@ -127,7 +127,9 @@ static __device__ __forceinline__ void copy_inputs(const chain_args &p, uint8_t 
         const chain_stage &s = p.steps[i];
         const block_share b = share_of(s);
 
-        if (i > 0) {
+        /* NOTE: only who has tiles may wait, for nobody waits for the others' end: the last block
+         * to end sets the counters back. */
+        if (i > 0 && b.first < s.tiles) {
             const bool by_rows = p.steps[i - 1].h != nullptr;
             counter_wait(p.counters + CHAIN_READY + (i - 1) * CHAIN_LINE,
                          by_rows ? min((int32_t)gridDim.x, p.tokens) : gridDim.x);
