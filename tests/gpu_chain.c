@@ -1,4 +1,4 @@
-/* quant/chain.h on CUDA, with FP8_CHAIN=1 in one launch: against the CPU's chain at every kind of
+/* quant/chain.h on CUDA, in one launch and step by step: against the CPU's chain at every kind of
  * token count; the same bytes for a token whatever is beside it, run after run, in graphs, and of
  * two chains by turns in one workspace. */
 #include "core/graph.h"
@@ -190,18 +190,25 @@ static void test_turns(void) {
 
 /* Unless it is asked for there is no launch. */
 static void test_switch(void) {
-    const char *asked = getenv("FP8_CHAIN");
     chain_data t = chain_prepare(&chain_cases[0], 3);
     const char *why = NULL;
     chain_on o;
 
     check_case = "FP8_CHAIN";
-    if (asked) (void)setenv("FP8_CHAIN", "0", 1);
+    (void)unsetenv("FP8_CHAIN");
     o = chain_open(gpu, &t);
-    if (asked) (void)setenv("FP8_CHAIN", "1", 1);
     CHECK(!fp8_chain_is_one_launch(o.chain, 1, &why) && why && strstr(why, "FP8_CHAIN"));
     chain_close(&o);
     chain_drop(&t);
+}
+
+/* In one launch where the GPU has it, and step by step. */
+static void test_all(const char *in_one) {
+    (void)setenv("FP8_CHAIN", in_one, 1);
+    for (size_t i = 0; i < sizeof chain_cases / sizeof *chain_cases; i++)
+        test_case(&chain_cases[i]);
+    for (size_t i = 0; i < sizeof large / sizeof *large; i++) test_case(&large[i]);
+    test_turns();
 }
 
 int main(void) {
@@ -212,10 +219,8 @@ int main(void) {
         return TEST_SKIP;
     }
     CHECK_STATUS(fp8_device_create(&cpu, "cpu", 0), FP8_OK);
-    for (size_t i = 0; i < sizeof chain_cases / sizeof *chain_cases; i++)
-        test_case(&chain_cases[i]);
-    for (size_t i = 0; i < sizeof large / sizeof *large; i++) test_case(&large[i]);
-    test_turns();
+    test_all("1");
+    test_all("0");
     test_switch();
     fp8_device_destroy(cpu);
     fp8_device_destroy(gpu);
