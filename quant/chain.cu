@@ -133,7 +133,7 @@ static __device__ __forceinline__ void copy_inputs(const chain_args &p, uint8_t 
             const bool by_rows = p.steps[i - 1].h != nullptr;
             counter_wait(p.counters + CHAIN_READY + (i - 1) * CHAIN_LINE,
                          by_rows ? min((int32_t)gridDim.x, p.tokens) : gridDim.x);
-            proxy_fence_global();
+            copies_fence();
         }
         for (int32_t tile = b.first; tile < s.tiles; tile += b.step)
             for (int32_t k = b.begin; k < b.begin + b.count; k++) {

@@ -27,17 +27,6 @@ struct chain_control {
     int32_t w_bytes[CHAIN_W_UNITS], w_end[CHAIN_W_UNITS]; /* the copying thread's: see w_ring */
 };
 
-/* A slot of a ring and the parity of its phase there. */
-struct ring_place {
-    int32_t slot;
-    uint32_t parity;
-    __device__ __forceinline__ void next(int32_t slots) {
-        const bool wrap = ++slot == slots;
-        if (wrap) slot = 0;
-        parity ^= wrap;
-    }
-};
-
 /* What a block does in a step: tiles first, first + step, ..; units [begin, begin + count) of K. */
 struct block_share {
     int32_t part, first, step, begin, count;
@@ -67,9 +56,6 @@ SM90 void counter_wait(const uint32_t *counter, uint32_t target) {
         asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
     } while (now < target);
 }
-
-/* Between what other blocks wrote, once a counter has told of it, and bulk copies of it. */
-SM90 void proxy_fence_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 /* ---- BF16 pairs that other blocks wrote: past the first-level cache -------------------------- */
 

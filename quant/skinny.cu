@@ -27,8 +27,8 @@
  *            (ptxas 13.0, sm_90a)
  */
 #include "core/launch.cuh"
-#include "quant/cast_device.cuh"
 #include "quant/skinny_cuda.h"
+#include "quant/store_device.cuh"
 
 /* The instructions exist for this one architecture; for others the kernel is empty, and
  * skinny_available finds out. */
@@ -72,16 +72,6 @@ static_assert(sizeof(skinny_control) <= SKINNY_CONTROL_BYTES, "SKINNY_CONTROL_BY
 /* What a block does: tiles first, first + step, ..; of K the units [begin, begin + count). */
 struct block_share {
     int32_t rank, first, step, begin, count, total; /* total: units of all its tiles */
-};
-
-struct ring_place {
-    int32_t stage;
-    uint32_t parity;
-    __device__ __forceinline__ void next(int32_t stages) {
-        const bool wrap = ++stage == stages;
-        if (wrap) stage = 0;
-        parity ^= wrap;
-    }
 };
 
 struct unit_place {
@@ -161,8 +151,8 @@ static __device__ __forceinline__ void produce(const skinny_args &p, const block
 
     produce_first(p, b, data, c);
     for (int32_t i = p.stages; i < b.total; i++) {
-        barrier_wait(c.empty + at.stage, at.parity);
-        produce_one(p, b, i, at.stage, data, c);
+        barrier_wait(c.empty + at.slot, at.parity);
+        produce_one(p, b, i, at.slot, data, c);
         at.next(p.stages);
     }
 }
@@ -182,8 +172,8 @@ static __device__ __forceinline__ void accumulate(float (&main)[TOKENS / 2], con
 #pragma unroll
     for (int i = 0; i < TOKENS / 2; i++) main[i] = 0.0f;
     for (int32_t i = 0; i < b.count; i++) {
-        const uint32_t w = w0 + at.stage * step, x = x0 + at.stage * step;
-        barrier_wait(c.full + at.stage, at.parity);
+        const uint32_t w = w0 + at.slot * step, x = x0 + at.slot * step;
+        barrier_wait(c.full + at.slot, at.parity);
         products_begin();
         product_start(sum, w, x);
 #pragma unroll
@@ -191,7 +181,7 @@ static __device__ __forceinline__ void accumulate(float (&main)[TOKENS / 2], con
         products_commit();
         products_wait<0>();
         pin(sum);
-        if (threadIdx.x % 32 == 0) barrier_arrive(c.empty + at.stage);
+        if (threadIdx.x % 32 == 0) barrier_arrive(c.empty + at.slot);
 #pragma unroll
         for (int j = 0; j < TOKENS / 2; j++) main[j] += sum[j];
         at.next(p.stages);
@@ -261,13 +251,6 @@ static __device__ __forceinline__ void reduce(float (&main)[TOKENS / 2], const s
 
 /* ---- consumers: results ---------------------------------------------------------------------- */
 
-static __device__ __forceinline__ float bias_at(const skinny_args &p, int32_t n) {
-    if (p.bias_dtype == FP8_DTYPE_F32) return static_cast<const float *>(p.bias)[n];
-    if (p.bias_dtype == FP8_DTYPE_BF16)
-        return to_float(static_cast<const __nv_bfloat16 *>(p.bias)[n]);
-    return to_float(static_cast<const __half *>(p.bias)[n]);
-}
-
 /* more = the residual where this thread has results. It comes as the first x does: nothing waits
  * for it alone. */
 template <int TOKENS, typename T>
@@ -310,7 +293,7 @@ static __device__ __forceinline__ row_terms load_terms(const skinny_args &p, int
     for (int h = 0; h < 2; h++) {
         const int32_t n = min(row + 8 * h, p.n - 1);
         t.scale[h] = p.b_descale ? p.b_descale[p.b_vector ? n : 0] : 1.0f;
-        t.bias[h] = p.bias ? bias_at(p, n) : 0.0f;
+        t.bias[h] = p.bias ? real_at(p.bias, p.bias_dtype, n) : 0.0f;
     }
     return t;
 }

@@ -5,6 +5,24 @@
 #define FP8_QUANT_SKINNY_SM90_CUH
 #include "core/sm90.cuh"
 
+/* ---- rings ------------------------------------------------------------------------------------ */
+
+/* A slot of a ring and the parity of its phase there. */
+struct ring_place {
+    int32_t slot;
+    uint32_t parity;
+    __device__ __forceinline__ void next(int32_t slots) {
+        const bool wrap = ++slot == slots;
+        if (wrap) slot = 0;
+        parity ^= wrap;
+    }
+    /* Where unit 0 lay in slot `first`. Counted: a division takes as long as a copy is issued. */
+    __device__ __forceinline__ void next(int32_t slots, int32_t first) {
+        if (++slot == slots) slot = 0;
+        parity ^= slot == first;
+    }
+};
+
 /* ---- copies ---------------------------------------------------------------------------------- */
 
 SM90 void copy_box_2d(void *to, const CUtensorMap *map, uint64_t *bar, int x, int y,

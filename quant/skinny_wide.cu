@@ -74,17 +74,6 @@ struct wide_part {
     int32_t rank, tile, begin, count, first;
 };
 
-/* Where a unit lies in the ring of W, and the parity of its phase there: counted, as a division
- * takes as long as a copy is issued. */
-struct ring_place {
-    int32_t slot;
-    uint32_t parity;
-    __device__ __forceinline__ void next(int32_t stages, int32_t first) {
-        if (++slot == stages) slot = 0;
-        parity ^= slot == first;
-    }
-};
-
 /* The row of W that is row r of the tile: as they lie, or chunks of gate and up in turn. */
 template <typename S>
 static __device__ __forceinline__ int32_t row_of(const wide_args &p, const wide_part &b,
