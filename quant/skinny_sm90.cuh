@@ -5,7 +5,7 @@
 #define FP8_QUANT_SKINNY_SM90_CUH
 #include "core/sm90.cuh"
 
-/* ---- rings ------------------------------------------------------------------------------------ */
+/* ---- rings ---------------------------------------------------------------------------------- */
 
 /* A slot of a ring and the parity of its phase there. */
 struct ring_place {
