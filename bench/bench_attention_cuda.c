@@ -37,12 +37,7 @@ static const provider providers[] = {
 enum { NUM_PROVIDERS = sizeof providers / sizeof *providers, REFERENCE = 2 }; /* cuDNN FP8 */
 
 enum {
-    COL_MS,
-    COL_LOW,
-    COL_HIGH,
-    COL_TFLOPS,
-    COL_RATIO,
-    COL_ERROR,
+    COL_ERROR = BENCH_COLUMNS,
     COL_WORKSPACE,
     COL_HOST,
     COL_MHZ,
@@ -166,7 +161,7 @@ typedef struct run {
     void *workspace;
     size_t workspace_bytes;
     int packed; /* the sequences as packed tokens */
-    int wrong;  /* a peer whose result is beyond its bound: told, not timed */
+    int wrong;  /* a peer whose result is beyond its bound */
     bench_error error;
 } run;
 
@@ -311,80 +306,39 @@ static void close_run(run *r) {
 
 /* ---- the table ------------------------------------------------------------------------------- */
 
-static fp8_status add_result(fp8_bench_table *t, const run *r, const bench_contender *c,
-                             double reference_ms, double mhz) {
-    const bench_shape *x = r->p->shape;
+typedef struct field {
+    run runs[NUM_PROVIDERS];
+    bench_field in;
+} field;
+_Static_assert((int)NUM_PROVIDERS <= (int)BENCH_FIELD_MAX, "a race has room for fewer");
+
+static fp8_status add_result(fp8_bench_table *t, const field *f, int32_t i, double mhz) {
+    const run *r = &f->runs[i];
     fp8_bench_row *row;
     fp8_status st;
 
-    FP8_TRY(fp8_bench_add_row(t, &row, x->name, r->who->name));
-    row->value[COL_MS] = c->ms;
-    row->value[COL_LOW] = c->ms_low;
-    row->value[COL_HIGH] = c->ms_high;
-    row->value[COL_TFLOPS] = bench_flops(x) / c->ms * 1e-9;
-    if (reference_ms > 0) row->value[COL_RATIO] = c->ms / reference_ms;
+    FP8_TRY(bench_field_row(t, &row, &f->in, i, providers[i].name, REFERENCE, r->p->shape));
+    if (!row) goto done;
     row->value[COL_ERROR] = r->error.relative_l2;
     row->value[COL_WORKSPACE] = (double)r->workspace_bytes * 1e-6;
-    row->value[COL_HOST] = c->host_us;
+    row->value[COL_HOST] = f->in.contenders[f->in.place[i]].host_us;
     if (mhz > 0) row->value[COL_MHZ] = mhz;
     if (r->packed) snprintf(row->note, sizeof row->note, "as packed tokens");
 done:
     return st;
 }
 
-static fp8_status add_limit(fp8_bench_table *t, const bench_shape *x, const bench_rates *r,
-                            double mhz, double reference_ms) {
-    const bench_limit l = bench_limit_of(x, r, mhz);
-    fp8_bench_row *row;
-    fp8_status st = FP8_OK;
-
-    if (l.ms == 0) return FP8_OK;
-    FP8_TRY(fp8_bench_add_row(t, &row, x->name, "limit"));
-    row->value[COL_MS] = l.ms;
-    row->value[COL_TFLOPS] = bench_flops(x) / l.ms * 1e-9;
-    if (reference_ms > 0) row->value[COL_RATIO] = l.ms / reference_ms;
-    snprintf(row->note, sizeof row->note, "%s", l.note);
-done:
-    return st;
-}
-
-static fp8_status add_refusal(fp8_bench_table *t, const bench_shape *x, const provider *who,
-                              const char *why) {
-    fp8_bench_row *row;
-    const fp8_status st = fp8_bench_add_row(t, &row, x->name, who->name);
-    if (st == FP8_OK) snprintf(row->note, sizeof row->note, "%s", why);
-    return st;
-}
-
-typedef struct field {
-    run runs[NUM_PROVIDERS];
-    bench_contender contenders[NUM_PROVIDERS]; /* of those that serve */
-    int32_t place[NUM_PROVIDERS];              /* in contenders, -1 = refused, or wrong */
-    char why[NUM_PROVIDERS][256];
-    int32_t count;
-} field;
-
 static fp8_status open_field(field *f, problem *p, const fp8_bench_options *options) {
     fp8_status st = FP8_OK;
     for (int i = 0; i < NUM_PROVIDERS; i++) {
+        run *r = &f->runs[i];
+        bench_entry e;
         char line[160];
         snprintf(line, sizeof line, "%s: %s", p->shape->name, providers[i].name);
         if (options->note) options->note(line);
-        st = open_run(&f->runs[i], &providers[i], p);
-        f->place[i] = -1;
-        if (st == FP8_EUNSUPPORTED) {
-            bench_keep_reason(f->why[i], fp8_last_message(), providers[i].backend);
-            st = FP8_OK;
-            continue;
-        }
-        FP8_TRY(st);
-        if (f->runs[i].wrong) {
-            snprintf(f->why[i], sizeof f->why[i], "wrong: relative L2 %.2g",
-                     f->runs[i].error.relative_l2);
-            continue;
-        }
-        f->place[i] = f->count;
-        f->contenders[f->count++] = (bench_contender){.call = call_run, .ctx = &f->runs[i]};
+        st = open_run(r, &providers[i], p);
+        e = (bench_entry){providers[i].backend, r->wrong, r->error.relative_l2, call_run, r};
+        FP8_TRY(bench_field_enter(&f->in, i, st, &e));
     }
 done:
     return st;
@@ -392,7 +346,7 @@ done:
 
 /* The last provider, unfused, is several times slower than the others and would cool the device
  * between their turns: it runs after them. */
-static fp8_status race_field(field *f, fp8_device *d, const fp8_bench_options *options,
+static fp8_status race_field(bench_field *f, fp8_device *d, const fp8_bench_options *options,
                              double *mhz) {
     const int32_t slow = f->place[NUM_PROVIDERS - 1] >= 0;
     fp8_bench_options fewer = *options;
@@ -411,20 +365,15 @@ static fp8_status bench_one(fp8_bench_table *t, fp8_device *d, const bench_shape
                             const bench_rates *r, const fp8_bench_options *options) {
     problem p = {.d = d, .shape = x, .o_descale = 1.0f};
     field *f = calloc(1, sizeof *f);
-    double mhz = 0, reference_ms = 0;
+    double mhz = 0;
     fp8_status st;
 
     if (!f) return FP8_FAIL(FP8_ENOMEM, "bench attention");
     FP8_TRY(make_problem(&p));
     FP8_TRY(open_field(f, &p, options));
-    FP8_TRY(race_field(f, d, options, &mhz));
-    if (f->place[REFERENCE] >= 0) reference_ms = f->contenders[f->place[REFERENCE]].ms;
-    for (int i = 0; i < NUM_PROVIDERS; i++) {
-        const int32_t at = f->place[i];
-        if (at < 0) FP8_TRY(add_refusal(t, x, &providers[i], f->why[i]));
-        else FP8_TRY(add_result(t, &f->runs[i], &f->contenders[at], reference_ms, mhz));
-    }
-    FP8_TRY(add_limit(t, x, r, mhz, reference_ms));
+    FP8_TRY(race_field(&f->in, d, options, &mhz));
+    for (int i = 0; i < NUM_PROVIDERS; i++) FP8_TRY(add_result(t, f, i, mhz));
+    FP8_TRY(bench_add_limit(t, x, r, mhz, bench_field_ms(&f->in, REFERENCE)));
 done:
     for (int i = 0; i < NUM_PROVIDERS; i++) close_run(&f->runs[i]);
     free(f);
@@ -448,7 +397,7 @@ fp8_status fp8_bench_attention(fp8_bench_table *out, fp8_device *d,
     FP8_TRY(bench_measure_rates(&r, d, options));
     out->columns = columns;
     out->num_columns = NUM_COLS;
-    out->drawn = COL_TFLOPS;
+    out->drawn = BENCH_TFLOPS;
     snprintf(out->title, sizeof out->title,
              "Attention, %s: median of %lld graph replays in turns, random normal data, 0.2 and "
              "0.8 quantiles; FP8 product %.0f TFLOP/s",

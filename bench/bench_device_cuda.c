@@ -7,7 +7,7 @@
 #include "core/cuda_check.h"
 #include "quant/quant.h"
 
-enum { GEMM_SIZE = 8192, GEMM_ROUNDS = 15, EXP_PER_CLOCK = 16 };
+enum { GEMM_SIZE = 8192, GEMM_ROUNDS = 15 };
 
 fp8_status bench_upload_normal(fp8_device *d, uint16_t **host, void **device, int64_t n,
                                uint64_t seed, int32_t most, float *amax) {
@@ -72,27 +72,4 @@ done:
     fp8_device_free(d, o);
     fp8_device_free(d, c.workspace);
     return st;
-}
-
-bench_limit bench_limit_of(const bench_shape *x, const bench_rates *r, double mhz) {
-    bench_limit l = {0};
-    double products, exps;
-    if (r->fp8_flops == 0 || mhz == 0) return l;
-    products = bench_flops(x) / r->fp8_flops * 1e3;
-    exps = bench_scores(x) / ((double)r->sms * EXP_PER_CLOCK * mhz * 1e6) * 1e3;
-    l.ms = products > exps ? products : exps;
-    snprintf(l.note, sizeof l.note, "products %.4g ms, exponentials %.4g ms", products, exps);
-    return l;
-}
-
-void bench_keep_reason(char out[256], const char *message, fp8_attention_backend backend) {
-    const char *name = fp8_attention_backend_name(backend), *at = strstr(message, name);
-    const char *reason;
-
-    while (at && at > message && at[-1] != '\n') /* others' reasons name it, too */
-        at = strstr(at + 1, name);
-    if (!at) at = strstr(message, name);
-    reason = at ? at + strlen(name) : message;
-    reason += strspn(reason, ": ");
-    snprintf(out, 256, "%.*s", (int)strcspn(reason, "\n;"), reason);
 }

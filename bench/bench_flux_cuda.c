@@ -47,12 +47,7 @@ static const provider providers[] = {
 enum { NUM_PROVIDERS = sizeof providers / sizeof *providers, REFERENCE = 8 };
 
 enum {
-    COL_MS,
-    COL_LOW,
-    COL_HIGH,
-    COL_TFLOPS,
-    COL_RATIO,
-    COL_ABSMAX,
+    COL_ABSMAX = BENCH_COLUMNS,
     COL_MAE,
     COL_MSE,
     COL_ERROR,
@@ -150,7 +145,7 @@ typedef struct run {
     void *workspace;
     size_t workspace_bytes;
     double absmax, mae, mse, relative_l2;
-    int wrong; /* a peer whose result is beyond its bound: told, not timed */
+    int wrong; /* a peer whose result is beyond its bound */
 } run;
 
 static fp8_status cast_in(const problem *p) {
@@ -256,18 +251,19 @@ static void close_run(run *r) {
 
 /* ---- the table ------------------------------------------------------------------------------- */
 
-static fp8_status add_result(fp8_bench_table *t, const run *r, const bench_contender *c,
-                             double reference_ms, double mhz) {
-    const bench_shape *x = &r->p->shape;
+typedef struct field {
+    run runs[NUM_PROVIDERS];
+    bench_field in;
+} field;
+_Static_assert((int)NUM_PROVIDERS <= (int)BENCH_FIELD_MAX, "a race has room for fewer");
+
+static fp8_status add_result(fp8_bench_table *t, const field *f, int32_t i, double mhz) {
+    const run *r = &f->runs[i];
     fp8_bench_row *row;
     fp8_status st;
 
-    FP8_TRY(fp8_bench_add_row(t, &row, x->name, r->who->name));
-    row->value[COL_MS] = c->ms;
-    row->value[COL_LOW] = c->ms_low;
-    row->value[COL_HIGH] = c->ms_high;
-    row->value[COL_TFLOPS] = bench_flops(x) / c->ms * 1e-9;
-    if (reference_ms > 0) row->value[COL_RATIO] = c->ms / reference_ms;
+    FP8_TRY(bench_field_row(t, &row, &f->in, i, providers[i].name, REFERENCE, &r->p->shape));
+    if (!row) goto done;
     row->value[COL_ABSMAX] = r->absmax;
     row->value[COL_MAE] = r->mae;
     row->value[COL_MSE] = r->mse;
@@ -278,68 +274,17 @@ done:
     return st;
 }
 
-static fp8_status add_limit(fp8_bench_table *t, const bench_shape *x, const bench_rates *r,
-                            double mhz) {
-    const bench_limit l = bench_limit_of(x, r, mhz);
-    fp8_bench_row *row;
-    fp8_status st = FP8_OK;
-
-    if (l.ms == 0) return FP8_OK;
-    FP8_TRY(fp8_bench_add_row(t, &row, x->name, "limit"));
-    row->value[COL_MS] = l.ms;
-    row->value[COL_TFLOPS] = bench_flops(x) / l.ms * 1e-9;
-    snprintf(row->note, sizeof row->note, "%s", l.note);
-done:
-    return st;
-}
-
-typedef struct field {
-    run runs[NUM_PROVIDERS];
-    bench_contender contenders[NUM_PROVIDERS];
-    int32_t place[NUM_PROVIDERS]; /* in contenders, -1 = refused, or wrong */
-    char why[NUM_PROVIDERS][256];
-    int32_t count;
-} field;
-
 static fp8_status open_field(field *f, problem *p, const fp8_bench_options *options) {
     fp8_status st = FP8_OK;
     for (int i = 0; i < NUM_PROVIDERS; i++) {
+        run *r = &f->runs[i];
+        bench_entry e;
         char line[160];
         snprintf(line, sizeof line, "length %s: %s", p->shape.name, providers[i].name);
         if (options->note) options->note(line);
-        st = open_run(&f->runs[i], &providers[i], p);
-        f->place[i] = -1;
-        if (st == FP8_EUNSUPPORTED) {
-            bench_keep_reason(f->why[i], fp8_last_message(), providers[i].backend);
-            st = FP8_OK;
-            continue;
-        }
-        FP8_TRY(st);
-        if (f->runs[i].wrong) {
-            snprintf(f->why[i], sizeof f->why[i], "wrong: relative L2 %.2g",
-                     f->runs[i].relative_l2);
-            continue;
-        }
-        f->place[i] = f->count;
-        f->contenders[f->count++] = (bench_contender){.call = call_run, .ctx = &f->runs[i]};
-    }
-done:
-    return st;
-}
-
-static fp8_status add_results(fp8_bench_table *t, const field *f, const bench_shape *x,
-                              double mhz) {
-    const int32_t reference = f->place[REFERENCE];
-    const double reference_ms = reference >= 0 ? f->contenders[reference].ms : 0;
-    fp8_status st = FP8_OK;
-    for (int i = 0; i < NUM_PROVIDERS; i++) {
-        fp8_bench_row *row;
-        if (f->place[i] >= 0) {
-            FP8_TRY(add_result(t, &f->runs[i], &f->contenders[f->place[i]], reference_ms, mhz));
-            continue;
-        }
-        FP8_TRY(fp8_bench_add_row(t, &row, x->name, providers[i].name));
-        snprintf(row->note, sizeof row->note, "%s", f->why[i]);
+        st = open_run(r, &providers[i], p);
+        e = (bench_entry){providers[i].backend, r->wrong, r->relative_l2, call_run, r};
+        FP8_TRY(bench_field_enter(&f->in, i, st, &e));
     }
 done:
     return st;
@@ -355,9 +300,9 @@ static fp8_status bench_one(fp8_bench_table *t, fp8_device *d, const bench_shape
     if (!f) return FP8_FAIL(FP8_ENOMEM, "bench flux");
     FP8_TRY(make_problem(&p));
     FP8_TRY(open_field(f, &p, options));
-    FP8_TRY(bench_race(d, f->contenders, f->count, options, &mhz));
-    FP8_TRY(add_results(t, f, x, mhz));
-    FP8_TRY(add_limit(t, x, r, mhz));
+    FP8_TRY(bench_race(d, f->in.contenders, f->in.count, options, &mhz));
+    for (int i = 0; i < NUM_PROVIDERS; i++) FP8_TRY(add_result(t, f, i, mhz));
+    FP8_TRY(bench_add_limit(t, x, r, mhz, bench_field_ms(&f->in, REFERENCE)));
 done:
     for (int i = 0; i < NUM_PROVIDERS; i++) close_run(&f->runs[i]);
     free(f);
@@ -392,7 +337,7 @@ fp8_status fp8_bench_flux(fp8_bench_table *out, fp8_device *d, const fp8_bench_o
     FP8_TRY(bench_measure_rates(&r, d, options));
     out->columns = columns;
     out->num_columns = NUM_COLS;
-    out->drawn = COL_MS;
+    out->drawn = BENCH_MS;
     snprintf(out->title, sizeof out->title,
              "Flux attention (b 1, h %d, d %d), %s: BF16 in and out, quantizing inside the time; "
              "median of %lld graph replays in turns; errors against FP32",

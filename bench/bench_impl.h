@@ -77,16 +77,49 @@ typedef struct bench_rates {
 FP8_NODISCARD fp8_status bench_measure_rates(bench_rates *out, fp8_device *d,
                                              const fp8_bench_options *options);
 
-/* The longer of the tensor cores' time at the measured rate and that of the exponentials, 16 a
- * clock and SM. ms 0 = not known. */
-typedef struct bench_limit {
-    double ms;
-    char note[96];
-} bench_limit;
-bench_limit bench_limit_of(const bench_shape *x, const bench_rates *r, double mhz);
+/* ---- who takes part (bench_field.c) ---------------------------------------------------------- */
 
+enum { BENCH_FIELD_MAX = 16 };
+
+/* Providers of one shape: who serves is timed, of the others the reason is told. */
+typedef struct bench_field {
+    bench_contender contenders[BENCH_FIELD_MAX]; /* of those that serve */
+    int32_t count;
+    int32_t place[BENCH_FIELD_MAX]; /* of provider i in contenders; -1: refused, or wrong */
+    char why[BENCH_FIELD_MAX][256];
+} bench_field;
+
+typedef struct bench_entry {
+    fp8_attention_backend backend;
+    int wrong; /* its result is beyond its bound: told, not timed */
+    double relative_l2;
+    fp8_status (*call)(void *ctx); /* as a contender's */
+    void *ctx;
+} bench_entry;
+
+/* Provider i, whose opening gave `opened`: takes part; by FP8_EUNSUPPORTED its backend's reason is
+ * kept; any other error is returned. */
+FP8_NODISCARD fp8_status bench_field_enter(bench_field *f, int32_t i, fp8_status opened,
+                                           const bench_entry *e);
 /* From the message of a plan that was refused: the backend's own reason. */
 void bench_keep_reason(char out[256], const char *message, fp8_attention_backend backend);
+
+/* Median of provider i, 0 where it has none. */
+double bench_field_ms(const bench_field *f, int32_t i);
+
+/* The columns that a table of such a race begins with. */
+enum { BENCH_MS, BENCH_LOW, BENCH_HIGH, BENCH_TFLOPS, BENCH_RATIO, BENCH_COLUMNS };
+
+/* *row = provider i's, those columns filled, the ratio to provider `reference`; NULL where it does
+ * not serve: its reason is in the table. */
+FP8_NODISCARD fp8_status bench_field_row(fp8_bench_table *t, fp8_bench_row **row,
+                                         const bench_field *f, int32_t i, const char *name,
+                                         int32_t reference, const bench_shape *x);
+
+/* A row for the longer of the tensor cores' time at the measured rate and that of the exponentials,
+ * 16 a clock and SM; none where those are not known. */
+FP8_NODISCARD fp8_status bench_add_limit(fp8_bench_table *t, const bench_shape *x,
+                                         const bench_rates *r, double mhz, double reference_ms);
 
 /* ---- FP32 (bench_reference.cu) --------------------------------------------------------------- */
 
