@@ -6,7 +6,16 @@
 #include "model/model.h"
 
 enum { BLOCK_Q, BLOCK_K, BLOCK_V, BLOCK_O, BLOCK_UP, BLOCK_DOWN, BLOCK_WEIGHTS };
-enum { BLOCK_PLAIN, BLOCK_FUSED, BLOCK_FP8, BLOCK_FP8_ATTENTION, BLOCK_PRECISIONS };
+/* BLOCK_FP8_FAST: as the one before it, and the Linears' sums as Hopper's FP8 accumulators keep
+ * them, which is what other libraries do in a forward. */
+enum {
+    BLOCK_PLAIN,
+    BLOCK_FUSED,
+    BLOCK_FP8,
+    BLOCK_FP8_ATTENTION,
+    BLOCK_FP8_FAST,
+    BLOCK_PRECISIONS
+};
 
 /* Host operands, BF16, and what the first sequence of the block in F32 was. */
 typedef struct block_problem {

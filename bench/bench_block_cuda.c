@@ -13,8 +13,8 @@
 
 enum { NUM_BACKENDS = 3, NUM_RUNGS = BLOCK_PRECISIONS * NUM_BACKENDS };
 
-static const char *const precisions[BLOCK_PRECISIONS] = {"plain BF16", "fused BF16", "FP8",
-                                                         "FP8, FP8 attention"};
+static const char *const precisions[BLOCK_PRECISIONS] = {
+    "plain BF16", "fused BF16", "FP8", "FP8, FP8 attention", "FP8, FP8 attention, fast sums"};
 static const fp8_attention_backend backends[NUM_BACKENDS] = {
     FP8_BACKEND_FLASH, FP8_BACKEND_FUSED, FP8_BACKEND_UNFUSED};
 
@@ -141,7 +141,7 @@ static double bytes_of(const block_problem *p, int precision) {
     const double weights = hidden * (4 * hidden + 2 * (double)s->ffn);
     const double keys = 2 * (double)(s->batch * (s->context + s->seq)) * hidden;
     return weights * (precision >= BLOCK_FP8 ? 1 : 2) +
-           keys * (precision == BLOCK_FP8_ATTENTION ? 1 : 2);
+           keys * (precision >= BLOCK_FP8_ATTENTION ? 1 : 2);
 }
 
 /* Device memory that is read alone: as many bytes as the leanest forward over pages must read. */
@@ -228,9 +228,11 @@ done:
     return st;
 }
 
-/* A context leaves attention no choice of backends. */
+/* A context leaves attention no choice of backends; few tokens' sums are never fast, and what they
+ * gain does not hang on the backend. */
 static int wanted(const fp8_bench_block_shape *s, int precision, int backend) {
-    if (s->context && backend > 0) return 0;
+    if (backend > 0 && (s->context || precision == BLOCK_FP8_FAST)) return 0;
+    if (s->context && precision == BLOCK_FP8_FAST) return 0;
     return s->dtype == FP8_BENCH_ALL || (s->dtype == FP8_BENCH_FP8) == (precision >= BLOCK_FP8);
 }
 

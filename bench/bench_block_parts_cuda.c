@@ -128,7 +128,8 @@ fp8_status bench_block_make(block_run *r, fp8_device *d, int64_t tokens) {
         .k = l[BLOCK_K], .v = l[BLOCK_V], .o = l[BLOCK_O], .up = l[BLOCK_UP], .down = l[BLOCK_DOWN],
         .backend = r->backend, .steps = r->precision == BLOCK_PLAIN ? FP8_BLOCK_SINGLE
                                                                     : FP8_BLOCK_AT_STORE};
-    if (r->precision == BLOCK_FP8_ATTENTION) {
+    if (r->precision == BLOCK_FP8_FAST) r->spec.accumulate = FP8_ACCUMULATE_FAST;
+    if (r->precision >= BLOCK_FP8_ATTENTION) {
         const float most = fmaxf(p->amax[FP8_POINT_Q],
                                  fmaxf(p->amax[FP8_POINT_K], p->amax[FP8_POINT_V]));
         r->spec.q_descale = r->spec.k_descale = r->spec.v_descale = most / 448;
@@ -220,7 +221,7 @@ static fp8_status make_pages(block_run *r) {
 
     if (!table) return FP8_FAIL(FP8_ENOMEM, "bench block: %lld pages", (long long)each);
     r->pages = (fp8_kv_pages){
-        .dtype = r->precision == BLOCK_FP8_ATTENTION ? FP8_DTYPE_E4M3 : r->spec.compute,
+        .dtype = r->precision >= BLOCK_FP8_ATTENTION ? FP8_DTYPE_E4M3 : r->spec.compute,
         .num_kv_heads = (int32_t)s->heads, .d_qk = (int32_t)(s->hidden / s->heads),
         .d_v = (int32_t)(s->hidden / s->heads), .page_size = PAGE, .num_pages = s->batch * each};
     FP8_TRY(fp8_kv_pages_layout(&lie, &r->pages));

@@ -180,9 +180,9 @@ const cli_command cli_cmd_bench = {
         "  quant      norms, activations, RoPE and casts to FP8, lookups: GB/s against\n"
         "             a copy, and us at 64 tokens; SHAPE is part of a line's name\n"
         "  block      a decoder block's forward (LayerNorm, GELU, biases, causal): plain\n"
-        "             BF16, fused BF16, FP8, FP8 attention, by --hidden, --ffn-hidden,\n"
-        "             --heads, --seq, --batch; with --context a step of decoding over pages,\n"
-        "             beside reading what it must read\n"
+        "             BF16, fused BF16, FP8, FP8 attention, fast sums; by --hidden,\n"
+        "             --ffn-hidden, --heads, --seq, --batch; with --context a step of\n"
+        "             decoding over pages, beside reading what it must read\n"
         "  append     norm, RoPE, cast and write into a paged cache: GB/s against a copy\n"
         "  generate   serving MODEL: --requests prompts of --prompt-least to\n"
         "             --prompt-most tokens, --new-tokens forced ids each\n",
