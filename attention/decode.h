@@ -47,6 +47,8 @@ typedef struct fp8_decode_options {
     int32_t page_size;
     int64_t num_seqs, max_q, max_kv; /* the most a run may bring */
     int64_t total_q;                 /* likewise; 0 = num_seqs * max_q */
+    int64_t max_chunks; /* sequences of a run with more than FP8_DECODE_ROWS queries, beside any
+                         * number of those with fewer: rows of more are left alone; 0 = no bound */
     int64_t q_token, o_token;        /* elements between tokens; 0 = num_heads * d; heads packed */
     fp8_dtype q_dtype;  /* E4M3 with io.q_descale, BF16, F16; F32 (cpu only) */
     fp8_dtype kv_dtype; /* of the pages; E4M3, or the type of q */

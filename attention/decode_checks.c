@@ -51,6 +51,9 @@ static fp8_status check_own(const fp8_decode_options *o) {
     if (o->total_q < 0 || o->total_q > INT32_MAX)
         return FP8_FAIL(FP8_EINVAL, "decode: total_q %lld, expected 0 to 2^31 - 1",
                         (long long)o->total_q);
+    if (o->max_chunks < 0)
+        return FP8_FAIL(FP8_EINVAL, "decode: max_chunks %lld, expected 0 or more",
+                        (long long)o->max_chunks);
     if (o->split_keys < 0 || o->split_keys % o->page_size)
         return FP8_FAIL(FP8_EINVAL, "decode: split_keys %lld, expected a multiple of %d",
                         (long long)o->split_keys, o->page_size);

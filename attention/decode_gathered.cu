@@ -1,10 +1,11 @@
 /* attention/decode_gathered.cu - keys and values out of their pages, as packed rows.
  *
- * Computes   k[s * room + j, h, :] = K of key j, v likewise, turned back; descaled where codes
- *            become reals, one rounding
- * Shapes     pages as attention/cache.h has them; k, v [num_seqs * room, num_kv_heads, d]
+ * Computes   k[c * room + j, h, :] = K of key j of the c-th sequence that is this part's, v
+ *            likewise, turned back; descaled where codes become reals, one rounding
+ * Shapes     pages as attention/cache.h has them; k, v [chunks * room, num_kv_heads, d]
  * Bound      memory: each key read and written once
- * Tiling     a block a page and head, 256 threads; V by 32 of d x 64 tokens through shared memory
+ * Tiling     a block finds the sequences and their pieces; then a block a page and head, 256
+ *            threads; V by 32 of d x 64 tokens through shared memory
  * Numerics   F32 between; the same type comes out as it went in
  */
 #include "attention/decode_gathered.h"
@@ -15,7 +16,7 @@ using namespace attention;
 
 namespace {
 
-enum { THREADS = 256, TILE_D = 32, TILE_KEYS = 64, SEQ_THREADS = 128 };
+enum { THREADS = 256, TILE_D = 32, TILE_KEYS = 64, WARPS = THREADS / 32 };
 
 struct gather_args {
     gathered_keys to;
@@ -24,19 +25,69 @@ struct gather_args {
     bool whole_k, whole_v; /* rows and strides are in pieces of eight */
 };
 
-/* Lengths and starts of the sequences that are this part's. */
-__global__ void __launch_bounds__(SEQ_THREADS)
-sequences_kernel(const __grid_constant__ gather_args g) {
-    const int64_t s = (int64_t)blockIdx.x * SEQ_THREADS + threadIdx.x;
-    int64_t begin, n;
+/* Chunks and pieces, counted together: pieces in the low half. */
+typedef uint64_t places;
+constexpr places ONE_CHUNK = UINT64_C(1) << 32;
 
-    if (s >= g.b.num_seqs) return;
-    n = kv_tokens(&g.b, s, &begin);
-    const bool ours = n >= g.to.q_least && n <= g.to.q_most && n > 0;
-    g.to.q_starts[s] = (int32_t)begin;
-    g.to.q_lengths[s] = ours ? (int32_t)n : 0;
-    g.to.kv_starts[s] = (int32_t)(s * g.to.room);
-    g.to.kv_lengths[s] = ours ? (int32_t)kv_keys(&g.b, s, g.p.page_size) : 0;
+/* The sum of `mine` over the threads before this one, and *all, over all of them. */
+__device__ places sum_before(places mine, places *all) {
+    __shared__ places sums[WARPS];
+    const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+    places sum = mine, before = 0;
+
+    for (int step = 1; step < 32; step *= 2) {
+        const places other = __shfl_up_sync(0xffffffffu, sum, step);
+        if (lane >= step) sum += other;
+    }
+    if (lane == 31) sums[warp] = sum;
+    __syncthreads();
+    *all = 0;
+    for (int w = 0; w < WARPS; w++) {
+        if (w < warp) before += sums[w];
+        *all += sums[w];
+    }
+    __syncthreads();
+    return before + sum - mine;
+}
+
+/* Sequence s as chunk `chunk`, its pieces from `piece` on. */
+__device__ void put_sequence(const gathered_keys &to, int64_t s, int64_t begin, int64_t n,
+                             int64_t keys, int64_t chunk, int64_t piece) {
+    if (chunk >= to.chunks) return;
+    to.sequence[chunk] = (int32_t)s;
+    to.keys[chunk] = (int32_t)keys;
+    for (int64_t q = 0; q < n && piece < to.pieces; q += to.piece, piece++) {
+        const int64_t end = q + to.piece < n ? q + to.piece : n, seen = keys - n + end;
+        to.q_starts[piece] = (int32_t)(begin + q);
+        to.q_lengths[piece] = (int32_t)(end - q);
+        to.kv_starts[piece] = (int32_t)(chunk * to.room);
+        to.kv_lengths[piece] = (int32_t)(to.causal ? (seen > 0 ? seen : 0) : keys);
+    }
+}
+
+/* One block: the sequences that are this part's, in their order. */
+__global__ void __launch_bounds__(THREADS) sequences_kernel(const __grid_constant__ gather_args g) {
+    const gathered_keys &to = g.to;
+    places taken = 0, all;
+
+    fp8::wait_for_previous();
+    fp8::let_next_start();
+    for (int64_t first = 0; first < g.b.num_seqs; first += THREADS) {
+        const int64_t s = first + threadIdx.x;
+        int64_t begin = 0, n = 0;
+        if (s < g.b.num_seqs) n = kv_tokens(&g.b, s, &begin);
+        if (n < to.q_least || n > to.q_most) n = 0;
+        const places mine = n > 0 ? ONE_CHUNK + (places)((n + to.piece - 1) / to.piece) : 0;
+        const places at = taken + sum_before(mine, &all);
+        if (n > 0)
+            put_sequence(to, s, begin, n, kv_keys(&g.b, s, g.p.page_size), (int64_t)(at >> 32),
+                         (int64_t)(uint32_t)at);
+        taken += all;
+    }
+    for (int64_t c = (int64_t)(taken >> 32) + threadIdx.x; c < to.chunks; c += THREADS)
+        to.keys[c] = 0;
+    for (int64_t p = (int64_t)(uint32_t)taken + threadIdx.x; p < to.pieces; p += THREADS)
+        to.q_starts[p] = to.q_lengths[p] = to.kv_starts[p] = to.kv_lengths[p] = 0;
 }
 
 __device__ __forceinline__ float descale_of(const gather_args &g, const float *descale, int head) {
@@ -89,17 +140,20 @@ __device__ void gather_v(const gather_args &g, float (*tile)[TILE_KEYS + 1], int
     }
 }
 
-/* grid: pages of the longest sequence, sequences, heads. */
+/* grid: pages of the longest sequence, chunks, heads. */
 __global__ void __launch_bounds__(THREADS)
 gather_kernel(const __grid_constant__ gather_args g) {
     __shared__ float tile[TILE_D][TILE_KEYS + 1];
-    const int64_t s = blockIdx.y, first = (int64_t)blockIdx.x * g.p.page_size;
-    const int64_t left = g.to.kv_lengths[s] - first, row = s * g.to.room + first;
+    const int64_t chunk = blockIdx.y, first = (int64_t)blockIdx.x * g.p.page_size;
+    const int64_t row = chunk * g.to.room + first;
     const int head = (int)blockIdx.z;
 
+    fp8::wait_for_previous();
+    fp8::let_next_start();
+    const int64_t left = g.to.keys[chunk] - first;
     if (left <= 0) return;
     const int keys = (int)(left < g.p.page_size ? left : g.p.page_size);
-    const int64_t page = kv_page(&g.b, s, first, g.p.page_size, g.p.num_pages);
+    const int64_t page = kv_page(&g.b, g.to.sequence[chunk], first, g.p.page_size, g.p.num_pages);
     gather_k(g, page, head, row, keys);
     for (int t = 0; t < keys; t += TILE_KEYS) gather_v(g, tile, page, head, row, t, keys - t);
 }
@@ -115,16 +169,15 @@ extern "C" fp8_status gather_keys(fp8_device *d, const gathered_keys *to,
                            aligned(pages->v) && pages->v_page % 16 == 0};
     const int64_t most = batch->max_pages * pages->page_size;
     const int64_t keys = batch->max_kv < most ? batch->max_kv : most;
-    const dim3 seqs((unsigned)((batch->num_seqs + SEQ_THREADS - 1) / SEQ_THREADS));
     const dim3 grid((unsigned)((keys + pages->page_size - 1) / pages->page_size),
-                    (unsigned)batch->num_seqs, (unsigned)pages->num_kv_heads);
+                    (unsigned)to->chunks, (unsigned)pages->num_kv_heads);
     fp8_status st;
 
-    FP8_TRY(fp8::launch("decode_sequences", sequences_kernel, seqs, dim3(SEQ_THREADS), 0, d,
-                        FP8_LAUNCH_ORDERED, g));
+    FP8_TRY(fp8::launch("decode_sequences", sequences_kernel, dim3(1), dim3(THREADS), 0, d,
+                        FP8_LAUNCH_OVERLAP, g));
     if (keys > 0)
         FP8_TRY(fp8::launch("decode_gather", gather_kernel, grid, dim3(THREADS), 0, d,
-                            FP8_LAUNCH_ORDERED, g));
+                            FP8_LAUNCH_OVERLAP, g));
 done:
     return st;
 }

@@ -250,6 +250,7 @@ static fp8_decode_options plan_options(const fp8_engine *e, const engine_kind *k
     o.total_q = k->tokens;
     o.max_q = k->max_q;
     o.max_kv = e->o.max_context;
+    o.max_chunks = ENGINE_MAX_CHUNKS;
     if (k->whole) o.split_keys = e->max_pages * e->o.page_size;
     return o;
 }

@@ -3,8 +3,9 @@
  *
  * An engine owns the pages of one model and drives it. A step takes one token of every sequence
  * that is decoding and fills its token budget with pieces of the prompts that are not in yet,
- * oldest request first. A request is admitted, in the order of submitting, when a place is free and
- * the pages for its prompt and all it may make are: nothing that runs is ever put back.
+ * oldest request first, of at most 64 prompts more than 8 tokens. A request is admitted, in the
+ * order of submitting, when a place is free and the pages for its prompt and all it may make are:
+ * nothing that runs is ever put back.
  *
  *   submit, poll, cancel   any thread, at any time
  *   step                   one thread at a time; nobody else may use the model meanwhile

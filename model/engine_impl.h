@@ -63,7 +63,11 @@ typedef struct engine_flight {
     int slot; /* where its ids come back to */
 } engine_flight;
 
-enum { ENGINE_MAX_KINDS = 64 };
+enum {
+    ENGINE_MAX_KINDS = 64,
+    ENGINE_MAX_CHUNKS = 64 /* prompts of which a step takes more than FP8_DECODE_ROWS tokens: the
+                            * copies of their keys are sized for so many, and attention's grid */
+};
 
 struct fp8_engine {
     fp8_model *m;

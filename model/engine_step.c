@@ -5,9 +5,9 @@
 /* ---- which tokens ---------------------------------------------------------------------------- */
 
 /* One token of every sequence that decodes, then pieces of prompts, oldest first, until the budget
- * is spent. Returns the step's tokens. */
+ * or the number of such pieces is spent. Returns the step's tokens. */
 static int64_t choose_parts(fp8_engine *e) {
-    int64_t tokens = 0, budget = e->o.step_tokens;
+    int64_t tokens = 0, budget = e->o.step_tokens, chunks = ENGINE_MAX_CHUNKS;
 
     e->num_parts = 0;
     for (int64_t i = 0; i < e->num_running; i++)
@@ -16,8 +16,10 @@ static int64_t choose_parts(fp8_engine *e) {
         engine_request *r = e->running[i];
         const int64_t left = r->count - r->cached;
         const int64_t n = left == 1 ? 1 : left < budget ? left : budget;
+        const int is_chunk = n > FP8_DECODE_ROWS;
+        if (n == 0 || (is_chunk && chunks == 0)) continue;
+        chunks -= is_chunk;
         if (left > 1) budget -= n;
-        if (n == 0) continue;
         e->parts[e->num_parts++] = (engine_part){r, n, -1};
         tokens += n;
     }

@@ -311,6 +311,31 @@ static void test_head(fp8_model *m, const fixture *f, int32_t want[PROMPTS][NEW]
     CHECK(same >= PROMPTS - 2);
 }
 
+/* More prompts than a step takes pieces of: the others follow in the next. */
+static void test_crowd(const fixture *f, int32_t want[PROMPTS][NEW]) {
+    enum { CROWD = 70, TAKEN = 64, LENGTH = 9, MADE = 3 };
+    const fp8_model_options options = {.compute = FP8_COMPUTE_F32, .max_tokens = 1024};
+    const fp8_engine_options o = {.max_context = CONTEXT, .max_seqs = CROWD};
+    int64_t ids[CROWD], running = 0;
+    fp8_engine *e = NULL;
+    fp8_model *m = NULL;
+    fp8_engine_stats stats;
+
+    CHECK_STATUS(fp8_model_load(&m, cpu, f->checkpoint, &options), FP8_OK);
+    if (m) CHECK_STATUS(fp8_engine_create(&e, m, &o), FP8_OK);
+    for (int i = 0; e && i < CROWD; i++) ids[i] = submit(e, f, 0, MADE);
+    for (int i = 0; e && i < 2; i++) {
+        CHECK_STATUS(fp8_engine_step(e, &running), FP8_OK);
+        fp8_engine_get_stats(e, &stats);
+        CHECK(stats.prompt_tokens == (i ? CROWD : TAKEN) * LENGTH && running == CROWD);
+        CHECK(stats.new_tokens == (i ? TAKEN + CROWD : TAKEN));
+    }
+    for (int i = 0; e && i < 4 && running; i++) CHECK_STATUS(fp8_engine_step(e, &running), FP8_OK);
+    for (int i = 0; e && i < CROWD; i++) collect(e, ids[i], want[0], MADE, FP8_REQUEST_FULL);
+    fp8_engine_destroy(e);
+    fp8_model_destroy(m);
+}
+
 static void test_llama(void) {
     const fp8_model_options options = {.compute = FP8_COMPUTE_F32, .max_tokens = FIXTURE_TOKENS};
     int32_t want[PROMPTS][NEW];
@@ -325,6 +350,8 @@ static void test_llama(void) {
         test_ends(m, &f, want, FP8_ENGINE_AHEAD_ALWAYS);
         test_refusals(m, &f);
         test_head(m, &f, want);
+        check_case = "crowd";
+        test_crowd(&f, want);
     }
     fp8_model_destroy(m);
     fixture_close(&f);
