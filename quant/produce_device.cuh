@@ -149,7 +149,9 @@ struct cluster_posts {
     uint32_t most[2 * MAX_WARPS];
 };
 
-/* First of all, by every thread: what is sent before all blocks are here would be lost. */
+/* First of all, by every thread: what is sent before all blocks are here would be lost. Relaxed:
+ * all that the others need of this block is its barrier, which the fence shows them; an arrival
+ * that releases waits for a fence of the whole GPU, in every warp. */
 static __device__ __forceinline__ void cluster_open(cluster_posts *p, int blocks) {
 #if __CUDA_ARCH__ >= 900
     if (threadIdx.x == 0) {
@@ -160,10 +162,22 @@ static __device__ __forceinline__ void cluster_open(cluster_posts *p, int blocks
                      "r"((uint32_t)blocks * (blockDim.x / 32) * 4)
                      : "memory");
     }
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 #else
     (void)p, (void)blocks;
 #endif
+}
+
+/* Which cluster of the grid this is, and which of its blocks: no division. */
+static __device__ __forceinline__ unsigned cluster_place(int *rank) {
+    unsigned cluster = blockIdx.x;
+#if __CUDA_ARCH__ >= 900
+    asm("mov.u32 %0, %%clusterid.x;" : "=r"(cluster));
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(*rank));
+#else
+    (void)rank;
+#endif
+    return cluster;
 }
 
 /* The largest of all threads' `most` of the cluster, of which this is block `rank`. */
@@ -444,8 +458,15 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
     __shared__ team_scratch scratch;
     __shared__ cluster_posts posts;
     const int lane = (int)threadIdx.x & ((1 << t.shift) - 1), group = (int)threadIdx.x >> t.shift;
-    const unsigned block = t.segments == 1 ? blockIdx.x : blockIdx.x / (unsigned)t.segments;
-    const int segment = t.segments == 1 ? 0 : (int)(blockIdx.x % (unsigned)t.segments);
+    const bool paired = known && sink == MODE_TOKEN; /* a row's segments are a cluster */
+    unsigned block = blockIdx.x;
+    int segment = 0;
+    if (t.segments > 1 && paired) {
+        block = cluster_place(&segment);
+    } else if (t.segments > 1) {
+        block = blockIdx.x / (unsigned)t.segments;
+        segment = (int)(blockIdx.x % (unsigned)t.segments);
+    }
     const int64_t row = (int64_t)block * t.rows_per_block + group;
     share mine = {row, lane, t.team, segment * t.team * N, t.n_pieces};
     typename Op::held held;
@@ -454,7 +475,7 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
     amax_seen seen = {};
     bool is_first = false;
 
-    if (known && sink == MODE_TOKEN && t.segments > 1) cluster_open(&posts, t.segments);
+    if (paired && t.segments > 1) cluster_open(&posts, t.segments);
     op.ask(held, mine);
     wait_for_previous();
     let_next_start();
@@ -473,7 +494,7 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
             op.values(v, held, mine, first);
             most = max(most, finite_amax<STEP * PIECE>(v[0], &ignored));
         }
-        if (known && t.segments > 1) of_row = cluster_most(most, &posts, segment, t.segments);
+        if (paired && t.segments > 1) of_row = cluster_most(most, &posts, segment, t.segments);
         else of_row = team_max<whole>(most, t.team, scratch.most);
         one = own_scale(of_row, s.q_max, nullptr);
         most = 0;
