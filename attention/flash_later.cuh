@@ -175,7 +175,7 @@ static __device__ __forceinline__ void make_columns(const flash_operand &x, cons
             uint8_t *at = to + (int64_t)c * x.pitch;
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                transpose_4x4(word, row[0][half], row[1][half], row[2][half], row[3][half]);
+                turn_bytes(word, row[0][half], row[1][half], row[2][half], row[3][half]);
 #pragma unroll
                 for (int i = 0; i < 4; i++, at += x.pitch)
                     *reinterpret_cast<uint32_t *>(at) = word[i];
