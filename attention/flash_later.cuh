@@ -198,7 +198,7 @@ static __device__ float later_scale(const flash_later &l, const flash_operand &x
     if (!x.amax) return 1.0f / x.descale[i];
     while (l.observes && load_acquire(l.seen + group) < l.tasks) __nanosleep(100);
     descale = attention_descale_of(__uint_as_float(__ldcg(x.amax + i)));
-    if (l.observes && k.first && later_lane() == 0) x.made[i] = descale;
+    if (k.first && later_lane() == 0) x.made[i] = descale;
     return 1.0f / descale;
 }
 
