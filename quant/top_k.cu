@@ -4,14 +4,15 @@
  * Shapes     logits [rows, vocab] F32, BF16, F16
  * Bound      memory, one read: 64 x 128256 F32 33 MB, at the H200's read rate of 4.55 TB/s 7.2 us
  * Tiling     a cluster of up to eight blocks a row (one before Hopper), each with a slice of it.
- *            k = 1: a thread keeps its best, in 40 registers: a third block an SM is what the
- *            clusters of 64 rows need to be there at once. Else what is read next is under way
- *            beside what is looked at, and a block keeps candidates in shared memory, those at or
- *            above a bound that k of its threads' best of a first look reach; no warp waits for
- *            another. Where they are too many, because the logits rise, the row is read again,
- *            and they are sorted wherever there is no room, the k-th being the bound. At the end a
- *            bound that k of the threads' best among them reach leaves few more than k, which
- *            count who is above them. The first block of a cluster joins the others' lists
+ *            k = 1: a thread keeps its best and the vector of 16 bytes it lay in, in 40 registers
+ *            at most: a third block an SM is what the clusters of 64 rows need to be there at once.
+ *            Else what is read next is under way beside what is looked at, and a block keeps
+ *            candidates in shared memory, those at or above a bound that k of its threads' best of
+ *            a first look reach; no warp waits for another. Where they are too many, because the
+ *            logits rise, the row is read again, and they are sorted wherever there is no room, the
+ *            k-th being the bound. At the end a bound that k of the threads' best among them reach
+ *            leaves few more than k, which count who is above them. The first block of a cluster
+ *            joins the others' lists
  * Numerics   keys are integers: value bits in the order of the floats, then the index from the top;
  *            no two are equal, so that every order of work gives one answer
  */
@@ -113,37 +114,52 @@ static __device__ __forceinline__ sort_key block_max(sort_key v, sort_key *scrat
     return v;
 }
 
-/* grid: rows x cluster. */
+/* The highest of what a thread has taken in rising order, and the first place where it may be. */
+struct highest {
+    float top;
+    uint32_t at;
+    bool any;
+
+    __device__ __forceinline__ void take(float v, uint32_t where) {
+        if (!(v > top)) return; /* NaN, and an equal one, which stands later */
+        top = v;
+        at = where;
+        any = true;
+    }
+};
+
+/* grid: rows x cluster. A thread remembers where its best vector begins, and looks there again. */
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
 best_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__restrict__ logits,
             int64_t vocab, int64_t stride, unsigned cluster) {
+    constexpr uint32_t COUNT = vector16<T>::COUNT, STEP = THREADS * COUNT;
     __shared__ sort_key scratch[THREADS / 32], mine;
     const int64_t row = blockIdx.x / cluster;
-    float top = -INFINITY;
-    uint32_t at = 0;
-    bool any = false;
+    highest h = {-INFINITY, 0, false};
 
     wait_for_previous();
     let_next_start();
     const slice<T> s = slice_of(logits, vocab, stride, cluster);
-    for (uint32_t c = s.begin + threadIdx.x * QUAD; c < s.end; c += LOOK) {
-        quad_of<T> q[DEPTH];
-        load_quads(q, s, c);
+    const uint32_t off = (uint32_t)(-(uintptr_t)(s.x + s.begin) % VECTOR_BYTES / sizeof(T));
+    const uint32_t first = min(s.begin + off, s.end), last = s.end - (s.end - first) % COUNT;
+    for (uint32_t c = s.begin + threadIdx.x; c < first; c += THREADS) h.take(to_float(s.x[c]), c);
+    for (uint32_t c = first + threadIdx.x * COUNT; c < last; c += DEPTH * STEP) {
+        vector16<T> v[DEPTH];
+#pragma unroll
+        for (int i = 0; i < DEPTH; i++) /* past the end the last one, which adds nothing */
+            v[i] = *reinterpret_cast<const vector16<T> *>(s.x + min(c + i * STEP, last - COUNT));
 #pragma unroll
         for (int i = 0; i < DEPTH; i++) {
-            float v[QUAD];
-            widen_quad(v, q[i]);
+            float most = to_float(v[i].at[0]);
 #pragma unroll
-            for (int k = 0; k < QUAD; k++)
-                if (v[k] > top) { /* false for NaN, and for an equal one, which stands later */
-                    top = v[k];
-                    at = c + i * ROUND + k;
-                    any = true;
-                }
+            for (int k = 1; k < (int)COUNT; k++) most = fmaxf(most, to_float(v[i].at[k]));
+            h.take(most, min(c + i * STEP, last - COUNT));
         }
     }
-    sort_key best = block_max(any ? key_of(top, at) : 0, scratch);
+    for (uint32_t c = last + threadIdx.x; c < s.end; c += THREADS) h.take(to_float(s.x[c]), c);
+    while (h.any && !(to_float(s.x[h.at]) == h.top)) h.at++;
+    sort_key best = block_max(h.any ? key_of(h.top, h.at) : 0, scratch);
     if (threadIdx.x == 0) mine = best;
     if (cluster > 1) cluster_sync();
     if (blockIdx.x % cluster == 0 && threadIdx.x == 0) {
