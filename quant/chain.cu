@@ -105,7 +105,7 @@ static __device__ __forceinline__ void copy_weights(const chain_args &p, uint8_t
                 barrier_expect(full, bytes);
                 if (is_gated(s))
                     copy_box_4d(to, &s.w_map, full, k * CHAIN_BLOCK_K, 0, 0,
-                                tile * (s.rows / (2 * CHAIN_GROUP)), policy);
+                                tile * (s.rows / WARP_ROWS), policy);
                 else
                     copy_box_2d(to, &s.w_map, full, k * CHAIN_BLOCK_K, tile * s.rows, policy);
                 ring.at.next(CHAIN_W_UNITS);

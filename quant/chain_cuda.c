@@ -81,25 +81,6 @@ static void choose_tile(chain_stage *s, int adds, int32_t blocks) {
 
 /* ---- what does not change -------------------------------------------------------------------- */
 
-/* Of gate and up, joined: boxes of 8 rows of each in turn. */
-static fp8_status make_gated_map(fp8_tensor_map_encode encode, CUtensorMap *map,
-                                 const fp8_linear *l, int32_t rows) {
-    const cuuint64_t k = (cuuint64_t)l->in, half = (cuuint64_t)l->out / 2;
-    const cuuint64_t sizes[4] = {k, CHAIN_GROUP, 2, half / CHAIN_GROUP};
-    const cuuint64_t strides[3] = {k, half * k, CHAIN_GROUP * k};
-    const cuuint32_t boxes[4] = {CHAIN_BLOCK_K, CHAIN_GROUP, 2,
-                                 (cuuint32_t)rows / (2 * CHAIN_GROUP)};
-    const cuuint32_t ones[4] = {1, 1, 1, 1};
-    const CUresult e = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 4, l->weight, sizes, strides,
-                              boxes, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-
-    if (e == CUDA_SUCCESS) return FP8_OK;
-    return FP8_FAIL(FP8_ECUDA, "chain: tensor map of %s [%lld, %lld]: error %d", l->name,
-                    (long long)l->out, (long long)l->in, (int)e);
-}
-
 static fp8_status fill_stage(chain_launch *launch, const fp8_chain *c, int32_t i,
                              fp8_tensor_map_encode encode) {
     const fp8_chain_step *step = &c->steps[i];
@@ -123,7 +104,8 @@ static fp8_status fill_stage(chain_launch *launch, const fp8_chain *c, int32_t i
     choose_tile(s, step->adds, launch->blocks);
     if (i + 1 < c->count)
         s->code_scale = c->steps[i + 1].linear->input_pair + FP8_PAIR_STEP;
-    if (gated) return make_gated_map(encode, &s->w_map, l, s->rows);
+    if (gated)
+        return skinny_make_gated_map(encode, &s->w_map, l->weight, l->out, l->in, l->in, s->rows);
     return skinny_make_map(encode, &s->w_map, l->name, l->weight, CU_TENSOR_MAP_DATA_TYPE_UINT8,
                            l->out, l->in, l->in, s->rows, CHAIN_BLOCK_K,
                            CU_TENSOR_MAP_SWIZZLE_128B);

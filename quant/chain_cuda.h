@@ -14,7 +14,6 @@ enum {
     CHAIN_BLOCK_K = 128,        /* of K in a unit, one byte an element: a swizzled row */
     CHAIN_MAX_ROWS = 128,       /* of W in a tile */
     CHAIN_ROW_STEP = 16,        /* a warp's */
-    CHAIN_GROUP = 8,            /* gated: rows of gate, then of up, that lie side by side */
     CHAIN_MAX_SPLITS = 4,
     CHAIN_MAX_COLUMNS = 16384,  /* of a norm */
     CHAIN_RING_BYTES = 224 << 10,

@@ -18,6 +18,7 @@ size_t skinny_box_bytes(const skinny_tile *t) {
     const int32_t units = SKINNY_WARPS * t->tokens / 8; /* of 8 tokens and a warp's 16 rows */
     const int32_t owned = (units + t->splits - 1) / t->splits;
     if (t->splits > 1) return (size_t)(owned * (t->splits - 1)) * 16 * 8 * sizeof(float);
+    if (t->gated) return 0;
     return (size_t)t->tokens * SKINNY_ROWS * 2; /* BF16 or F16 results */
 }
 
@@ -80,9 +81,25 @@ static const measured_cut measured[] = {
     {64, 4096, 14336, 112, 4, 37, 4, 0, 4},
 };
 
+/* Gate and up with their activation at the store, by search over layers with all quantizing. */
+static const measured_cut measured_gated[] = {
+    {8, 49152, 3072, 128, 1, 264, 6, 0, 4}, {8, 28672, 4096, 128, 1, 224, 4, 0, START},
+    {16, 49152, 3072, 96, 1, 264, 6, 0, 8}, {16, 28672, 4096, 128, 1, 224, 6, 0, 8},
+    {32, 49152, 3072, 96, 1, 264, 5, 0, 0}, {32, 28672, 4096, 112, 1, 256, 5, 0, 0},
+    {64, 49152, 3072, 96, 1, 256, 5, 0, 0}, {64, 28672, 4096, 112, 1, 256, 3, 0, START},
+};
+
+enum {
+    NUM_MEASURED = sizeof measured / sizeof *measured,
+    NUM_MEASURED_GATED = sizeof measured_gated / sizeof *measured_gated
+};
+
 static int take_measured(skinny_tile *t, int64_t n, int64_t k) {
-    for (size_t i = 0; i < sizeof measured / sizeof *measured; i++) {
-        const measured_cut *c = &measured[i];
+    const measured_cut *all = t->gated ? measured_gated : measured;
+    const size_t count = t->gated ? NUM_MEASURED_GATED : NUM_MEASURED;
+
+    for (size_t i = 0; i < count; i++) {
+        const measured_cut *c = &all[i];
         if (c->tokens != t->tokens || c->n != n || c->k != k) continue;
         t->rows = c->rows;
         t->splits = c->splits;
@@ -95,21 +112,44 @@ static int take_measured(skinny_tile *t, int64_t n, int64_t k) {
     return 0;
 }
 
+/* The rows of a gated tile that fill rounds of blocks best, and in *full how much of the rounds, 1
+ * where there is one; fewer rows than the most make no more than one round. */
+static int32_t gated_rows(int64_t n, int32_t room, double *full) {
+    int32_t best = SKINNY_ROWS;
+
+    *full = 0;
+    if (n <= (int64_t)room * SKINNY_ROWS) {
+        *full = 1;
+        while (best > SKINNY_MIN_ROWS && 3 * ceil_div(n, best) < room) best -= SKINNY_ROW_STEP;
+        return best;
+    }
+    for (int32_t rows = SKINNY_ROWS; rows > SKINNY_MIN_ROWS; rows -= SKINNY_ROW_STEP) {
+        const int64_t tiles = ceil_div(n, rows), rounds = ceil_div(tiles, room);
+        const double part = (double)tiles / (double)(rounds * room);
+        if (part <= *full) continue;
+        *full = part;
+        best = rows;
+    }
+    return best;
+}
+
 /* Up to 32 tokens the chains took 3.35 to 4.04 TB/s, cuBLASLt's 3.15 to 3.41, with residuals and
  * the quantizing between them 3.35 to 3.80 and 2.86 to 3.15; at 64 and 128 it depends on the sizes.
  * An output layer of 786 MB at 64 tokens: 223 us against 265 (docs/NOTES.md, An engine that
- * serves).
- * With the quantizing between them, at 64 tokens, gate and up with their activation at the store
- * won. The smallest Linear in them has 12.6 MB. */
+ * serves). A gated activation at the store took 2 to 5 us off a layer up to 32 tokens, and at 64
+ * where rounds of blocks are full: 3 to 4 (Gemma-7B, Llama-8B, Llama-3B), but Qwen2-7B's, which are
+ * to three quarters, 1 us slower. The smallest Linear in them has 12.6 MB. */
 int skinny_pays(const fp8_gemm *g) {
     const int64_t few_tokens = SKINNY_RESIDUAL_TOKENS, more_tokens = 64, least_bytes = 12000000;
-    const int64_t head_bytes = 500000000, gated_bytes = 150000000, bytes = g->n * g->k;
-    if (bytes < least_bytes) return 0;
-    if (fp8_gemm_is_gated(g->activation)) /* Gemma-7B's is even, Llama-8B's 4 us a layer slower */
-        return g->m > few_tokens && g->m <= more_tokens && bytes >= gated_bytes;
-    if (skinny_is_wide(g)) return 0;
-    return g->m <= few_tokens || (g->m <= more_tokens && bytes >= head_bytes) ||
-           skinny_is_long(g);
+    const int64_t head_bytes = 500000000, bytes = g->n * g->k;
+    const double least_full = 0.9;
+    double full;
+
+    if (bytes < least_bytes || g->m > more_tokens || skinny_is_wide(g)) return 0;
+    if (!fp8_gemm_is_gated(g->activation))
+        return g->m <= few_tokens || bytes >= head_bytes || skinny_is_long(g);
+    (void)gated_rows(g->n, 2 * MEASURED_SMS, &full);
+    return g->m <= few_tokens || full >= least_full;
 }
 
 /* cuBLASLt cuts such a product and adds the parts in a launch of its own: an engine's step of
@@ -120,18 +160,34 @@ int skinny_is_long(const fp8_gemm *g) {
 }
 
 int skinny_is_wide(const fp8_gemm *g) {
+    if (fp8_gemm_is_gated(g->activation))
+        return g->m > SKINNY_GATED_TOKENS || g->n % (2 * SKINNY_GROUP) || g->d_amax || g->residual;
     return g->activation != FP8_GEMM_IDENTITY || g->d_scale || g->d_amax ||
            g->d_dtype == FP8_DTYPE_E4M3 || (g->residual && g->m > SKINNY_RESIDUAL_TOKENS);
 }
 
-skinny_tile skinny_choose(int64_t m, int64_t n, int64_t k, int32_t num_sms) {
-    const int64_t tiles = ceil_div(n, SKINNY_ROWS), units = ceil_div(k, SKINNY_BLOCK_K);
-    skinny_tile t = {.tokens = 8, .resident = 2, .rows = SKINNY_ROWS, .clusters = (int32_t)tiles,
-                     .lead = LEAD};
+static void choose_gated(skinny_tile *t, int64_t n, int32_t num_sms) {
+    const int32_t room = t->resident * num_sms;
+    double full;
 
-    while (t.tokens < m) t.tokens *= 2;
+    t->rows = gated_rows(n, room, &full);
+    t->splits = 1;
+    t->clusters = ceil_div(n, t->rows) < room ? (int32_t)ceil_div(n, t->rows) : room;
+    t->stages = most_stages(t);
+}
+
+skinny_tile skinny_choose(const fp8_gemm *g, int32_t num_sms) {
+    const int64_t tiles = ceil_div(g->n, SKINNY_ROWS), units = ceil_div(g->k, SKINNY_BLOCK_K);
+    skinny_tile t = {.tokens = 8, .resident = 2, .rows = SKINNY_ROWS, .clusters = (int32_t)tiles,
+                     .lead = LEAD, .gated = fp8_gemm_is_gated(g->activation)};
+
+    while (t.tokens < g->m) t.tokens *= 2;
     if (t.tokens == SKINNY_MAX_TOKENS) t.resident = 1;
-    if (num_sms == MEASURED_SMS && take_measured(&t, n, k)) return t;
+    if (num_sms == MEASURED_SMS && take_measured(&t, g->n, g->k)) return t;
+    if (t.gated) {
+        choose_gated(&t, g->n, num_sms);
+        return t;
+    }
     t.splits = choose_splits(tiles, units, num_sms);
     t.stages = most_stages(&t);
     if (t.splits > 1 || tiles <= num_sms) return t;

@@ -1,9 +1,11 @@
 /* quant/skinny.cu - E4M3 products for few tokens on Hopper.
  *
  * Computes   y[t, n] = round(alpha * a_descale[t] * b_descale[n] * sum_k x[t, k] W[n, k] + bias[n]
- *                            + residual[t, n]), the residual with up to 32 tokens
+ *                            + residual[t, n]), the residual with up to 32 tokens;
+ *            or, gated, with up to 64, act(column j) * (column n / 2 + j) of it, rounded or
+ *            cast(v * d_scale)
  * Shapes     x [tokens, k] E4M3, tokens 1 .. 128; W [n, k] E4M3, any n and k, rows on 16 bytes; y
- *            [tokens, n] F32, BF16 or F16
+ *            [tokens, n] F32, BF16 or F16; gated [tokens, n / 2], E4M3 too, n a multiple of 16
  * Bound      memory: n * k bytes of W once. At 4.55 TB/s, what reading alone reaches on an H200:
  *            37.7 MB (12288 x 3072) 8.3 us, 12.6 MB 2.8 us, 151 MB 33 us, 75.5 MB 17 us. Products
  *            are 2 tokens n k: at 128 tokens as long as the reading
@@ -12,7 +14,9 @@
  *            of K; a ring of units fills by bulk tensor copies that one thread of a ninth warp
  *            issues. Two warpgroups of 64 rows each multiply, whatever a tile has. Where
  *            tiles are few, a cluster's blocks take a part of K each, and unit u of the partial
- *            sums (a warp's 16 rows, 8 tokens) is sent to rank u % splits, which adds and stores
+ *            sums (a warp's 16 rows, 8 tokens) is sent to rank u % splits, which adds and stores.
+ *            Gated, a warp's 16 rows are 8 of gate and the same 8 of up, by a tensor map of four
+ *            dimensions, so that both meet in one thread's registers
  * Numerics   Hopper's FP8 products keep about 14 bits of a running sum and truncate: every 128 of K
  *            they start from zero and are added in FP32. Partial sums are added in a fixed order
  * Overlap    up to 64 tokens two blocks fit a multiprocessor, so that with FP8_LAUNCH_OVERLAP the
@@ -42,12 +46,17 @@ struct unit_place {
 
 /* ---- producer: one thread -------------------------------------------------------------------- */
 
+template <bool GATED>
 static __device__ __forceinline__ void load_w(const skinny_args &p, const block_share &b,
                                               const unit_place &u, int32_t stage, uint8_t *data,
                                               skinny_control &c) {
+    uint8_t *to = data + stage * p.stage_bytes;
+    const int32_t k = (b.begin + u.unit) * BLOCK_K, row = u.tile * p.rows;
+
     barrier_expect(c.full + stage, p.stage_bytes);
-    copy_box_2d(data + stage * p.stage_bytes, &p.w_map, c.full + stage,
-                (b.begin + u.unit) * BLOCK_K, u.tile * p.rows, policy_evict_first());
+    if constexpr (GATED)
+        copy_box_4d(to, &p.w_map, c.full + stage, k, 0, 0, row / WARP_ROWS, policy_evict_first());
+    else copy_box_2d(to, &p.w_map, c.full + stage, k, row, policy_evict_first());
 }
 
 static __device__ __forceinline__ void load_x(const skinny_args &p, const block_share &b,
@@ -69,13 +78,15 @@ static __device__ __forceinline__ unit_place place_of(const block_share &b, int3
 
 /* Fills the ring with W, which does not depend on the kernels before, and has the units after
  * those brought near. */
+template <bool GATED>
 static __device__ __forceinline__ void produce_early(const skinny_args &p, const block_share &b,
                                                      uint8_t *data, skinny_control &c) {
     unit_place u = {b.first, 0};
 
     if (p.lead == SKINNY_RELEASE_AT_START) dependents_launch();
     if (!p.early) dependencies_wait();
-    for (int32_t i = 0; i < min(b.total, p.stages); i++, u.next(b)) load_w(p, b, u, i, data, c);
+    for (int32_t i = 0; i < min(b.total, p.stages); i++, u.next(b))
+        load_w<GATED>(p, b, u, i, data, c);
     for (int32_t i = p.stages; i < min(b.total, p.stages + p.ahead); i++, u.next(b))
         fetch_w(p, b, u);
 }
@@ -91,17 +102,19 @@ static __device__ __forceinline__ void produce_first(const skinny_args &p, const
 }
 
 /* Unit `index`, whose stage is free. */
+template <bool GATED>
 static __device__ __forceinline__ void produce_one(const skinny_args &p, const block_share &b,
                                                    int32_t index, int32_t stage, uint8_t *data,
                                                    skinny_control &c) {
     const unit_place u = place_of(b, index);
 
-    load_w(p, b, u, stage, data, c);
+    load_w<GATED>(p, b, u, stage, data, c);
     load_x(p, b, u, stage, data, c);
     if (p.ahead > 0 && index + p.ahead < b.total) fetch_w(p, b, place_of(b, index + p.ahead));
     if (index == b.total - p.lead) dependents_launch();
 }
 
+template <bool GATED>
 static __device__ __forceinline__ void produce(const skinny_args &p, const block_share &b,
                                                uint8_t *data, skinny_control &c) {
     ring_place at = {0, 0};
@@ -109,7 +122,7 @@ static __device__ __forceinline__ void produce(const skinny_args &p, const block
     produce_first(p, b, data, c);
     for (int32_t i = p.stages; i < b.total; i++) {
         barrier_wait(c.empty + at.slot, at.parity);
-        produce_one(p, b, i, at.slot, data, c);
+        produce_one<GATED>(p, b, i, at.slot, data, c);
         at.next(p.stages);
     }
 }
@@ -196,33 +209,34 @@ static __device__ __forceinline__ void reduce(float (&main)[TOKENS / 2], const s
 
 /* ---- consumers ------------------------------------------------------------------------------- */
 
-/* The descales of tokens, on their way while the sums are made. */
-template <int TOKENS>
-static __device__ __forceinline__ void fetch_token_scales(const skinny_args &p,
-                                                          skinny_control &c) {
+/* The descales of tokens and D's scale, on their way while the sums are made. */
+template <int TOKENS, bool GATED>
+static __device__ __forceinline__ void fetch_scales(const skinny_args &p, skinny_control &c) {
     for (int32_t t = threadIdx.x; t < TOKENS; t += CONSUMERS) {
         const int32_t from = p.a_vector ? min(t, p.tokens - 1) : 0;
         if (p.a_descale) copy_word(c.token_scale + t, p.a_descale + from);
         else c.token_scale[t] = 1.0f;
     }
+    if (GATED && p.d_scale && threadIdx.x == 0) copy_word(&c.d_scale, p.d_scale);
 }
 
-template <int TOKENS>
+template <int TOKENS, bool GATED>
 static __device__ __forceinline__ void consume(const skinny_args &p, const block_share &b,
                                                uint8_t *data, uint8_t *boxes, skinny_control &c) {
+    constexpr bool HAS_RESIDUAL = !GATED && TOKENS <= SKINNY_RESIDUAL_TOKENS;
     const int32_t lane = threadIdx.x % 32;
     ring_place at = {0, 0};
     bool first = true;
 
-    if (p.splits > 1 && lane == 0) expect_shares<TOKENS>(p, b, c);
+    if (!GATED && p.splits > 1 && lane == 0) expect_shares<TOKENS>(p, b, c);
     dependencies_wait();
-    fetch_token_scales<TOKENS>(p, c);
+    fetch_scales<TOKENS, GATED>(p, c);
     for (int32_t tile = b.first; tile < p.tiles; tile += b.step) {
-        const int32_t row = tile * p.rows + threadIdx.x / 32 * WARP_ROWS;
-        const row_terms terms = load_terms(p, row + lane / 4);
+        const int32_t row = (tile * p.rows + threadIdx.x / 32 * WARP_ROWS) / (GATED ? 2 : 1);
+        const row_terms terms = load_terms<GATED>(p, row + lane / 4);
         float main[TOKENS / 2], more[TOKENS / 2];
 
-        if constexpr (TOKENS <= SKINNY_RESIDUAL_TOKENS)
+        if constexpr (HAS_RESIDUAL)
             load_residual<TOKENS>(more, p, b, row + lane / 4);
         accumulate<TOKENS>(main, p, b, data, c, at);
         if (first) {
@@ -230,10 +244,15 @@ static __device__ __forceinline__ void consume(const skinny_args &p, const block
             named_sync(CONSUMER_BARRIER, CONSUMERS);
         }
         first = false;
-        if (p.splits > 1) reduce<TOKENS>(main, p, b, reinterpret_cast<float *>(boxes), c);
+        if (!GATED && p.splits > 1)
+            reduce<TOKENS>(main, p, b, reinterpret_cast<float *>(boxes), c);
         if (!has_rows(p)) continue;
         finish<TOKENS>(main, p, c, terms);
-        if constexpr (TOKENS <= SKINNY_RESIDUAL_TOKENS) {
+        if constexpr (GATED) {
+            store_gated<TOKENS>(main, p, p.d_scale ? c.d_scale : 1.0f, row);
+            continue;
+        }
+        if constexpr (HAS_RESIDUAL) {
             if (p.residual)
 #pragma unroll
                 for (int i = 0; i < TOKENS / 2; i++) main[i] = __fadd_rn(main[i], more[i]);
@@ -241,7 +260,7 @@ static __device__ __forceinline__ void consume(const skinny_args &p, const block
         if (p.d_by_copy) store_copied<TOKENS>(main, p, boxes, row);
         else store<TOKENS>(main, p, b, row);
     }
-    if (p.d_by_copy && lane == 0) boxes_read();
+    if (!GATED && p.d_by_copy && lane == 0) boxes_read();
 }
 
 #endif /* SKINNY_SM90 */
@@ -250,7 +269,7 @@ static __device__ __forceinline__ void consume(const skinny_args &p, const block
 
 /* grid: clusters of p.splits blocks; block: 8 warps that multiply, one that copies. NOTE: a block
  * may end before its peers: they send only to owners, who wait for all that is sent. */
-template <int TOKENS, int RESIDENT>
+template <int TOKENS, int RESIDENT, bool GATED>
 static __global__ void __launch_bounds__(THREADS, RESIDENT)
 skinny_kernel(const __grid_constant__ skinny_args p) {
 #if SKINNY_SM90
@@ -274,15 +293,15 @@ skinny_kernel(const __grid_constant__ skinny_args p) {
         }
         for (int i = 0; i < SKINNY_WARPS; i++) barrier_init(c.received + i, 1);
         barrier_init_done();
-        produce_early(p, b, data, c);
+        produce_early<GATED>(p, b, data, c);
     }
     __syncwarp();
     __syncthreads();
     if (p.splits > 1) cluster_arrive();
     if (warp < SKINNY_WARPS) {
-        consume<TOKENS>(p, b, data, boxes, c);
+        consume<TOKENS, GATED>(p, b, data, boxes, c);
     } else {
-        if (copies) produce(p, b, data, c);
+        if (copies) produce<GATED>(p, b, data, c);
         __syncwarp();
         if (p.splits > 1) cluster_wait();
     }
@@ -295,11 +314,11 @@ typedef void (*skinny_entry)(const skinny_args);
 
 static skinny_entry entry_of(const skinny_tile *t) {
     switch (t->tokens) {
-    case 8: return skinny_kernel<8, 2>;
-    case 16: return skinny_kernel<16, 2>;
-    case 32: return skinny_kernel<32, 2>;
-    case 64: return skinny_kernel<64, 2>;
-    default: return skinny_kernel<128, 1>;
+    case 8: return t->gated ? skinny_kernel<8, 2, true> : skinny_kernel<8, 2, false>;
+    case 16: return t->gated ? skinny_kernel<16, 2, true> : skinny_kernel<16, 2, false>;
+    case 32: return t->gated ? skinny_kernel<32, 2, true> : skinny_kernel<32, 2, false>;
+    case 64: return t->gated ? skinny_kernel<64, 2, true> : skinny_kernel<64, 2, false>;
+    default: return skinny_kernel<128, 1, false>;
     }
 }
 
@@ -309,7 +328,7 @@ extern "C" fp8_status skinny_available(void) {
     fp8_status st = FP8_OK;
 
     if (__atomic_load_n(&known, __ATOMIC_RELAXED) == 0) {
-        FP8_TRY_CUDA(cudaFuncGetAttributes(&a, skinny_kernel<8, 2>));
+        FP8_TRY_CUDA(cudaFuncGetAttributes(&a, skinny_kernel<8, 2, false>));
         __atomic_store_n(&known, a.numRegs < EMPTY_REGISTERS ? 2 : 1, __ATOMIC_RELAXED);
     }
     if (__atomic_load_n(&known, __ATOMIC_RELAXED) == 2)

@@ -18,10 +18,12 @@ enum {
     SKINNY_BLOCK_K = 128,    /* elements of K of a unit */
     SKINNY_MAX_TOKENS = 128,
     SKINNY_RESIDUAL_TOKENS = 32, /* the most that a residual goes with; more: wide tiles */
+    SKINNY_GATED_TOKENS = 64, /* the most of a gated product; more: wide tiles */
+    SKINNY_GROUP = 8,        /* gated: rows of gate, then of up, that lie side by side in a tile */
     SKINNY_MAX_SPLITS = 8,   /* the largest cluster every GPU of this kind takes */
     SKINNY_MAX_STAGES = 16,
     SKINNY_WARPS = 8,        /* that multiply */
-    SKINNY_CONTROL_BYTES = 832, /* barriers and scales of tokens in shared memory */
+    SKINNY_CONTROL_BYTES = 840, /* barriers and scales of tokens in shared memory */
     SKINNY_RELEASE_AT_START = INT32_MAX
 };
 
@@ -35,10 +37,12 @@ typedef struct skinny_tile {
     int32_t stages;   /* units in flight a block */
     int32_t ahead;    /* units beyond the ring that are fetched to the L2 cache */
     int32_t lead;     /* units before its end at which a block lets the next kernel start */
+    int32_t gated;    /* SKINNY_GROUP rows of gate and of up in turn; one split, none ahead */
 } skinny_tile;
 
-/* The cut for m rows of A and an [n, k] B, all at least 1, m at most SKINNY_MAX_TOKENS. */
-skinny_tile skinny_choose(int64_t m, int64_t n, int64_t k, int32_t num_sms);
+/* The cut for g, of sizes of at least 1 and at most SKINNY_MAX_TOKENS rows of A, gated at most
+ * SKINNY_GATED_TOKENS. */
+skinny_tile skinny_choose(const fp8_gemm *g, int32_t num_sms);
 
 /* Was it measured faster than cuBLASLt on products of such sizes? */
 int skinny_pays(const fp8_gemm *g);

@@ -62,17 +62,41 @@ fp8_status skinny_make_map(fp8_tensor_map_encode encode, CUtensorMap *map, const
                     name, (long long)rows, (long long)cols, (long long)ld_bytes, (int)e);
 }
 
+fp8_status skinny_make_gated_map(fp8_tensor_map_encode encode, CUtensorMap *map, const void *b,
+                                 int64_t n, int64_t k, int64_t ldb, int32_t rows) {
+    const cuuint64_t half = (cuuint64_t)n / 2, stride = (cuuint64_t)ldb;
+    const cuuint64_t sizes[4] = {(cuuint64_t)k, SKINNY_GROUP, 2, half / SKINNY_GROUP};
+    const cuuint64_t strides[3] = {stride, half * stride, SKINNY_GROUP * stride};
+    const cuuint32_t boxes[4] = {SKINNY_BLOCK_K, SKINNY_GROUP, 2,
+                                 (cuuint32_t)rows / (2 * SKINNY_GROUP)};
+    const cuuint32_t steps[4] = {1, 1, 1, 1};
+    const CUresult e = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 4, (void *)(uintptr_t)b, sizes,
+                              strides, boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                              CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+
+    if (e == CUDA_SUCCESS) return FP8_OK;
+    return FP8_FAIL(FP8_ECUDA, "skinny gemm: tensor map of gate and up [%lld, %lld], rows %lld "
+                    "bytes apart: error %d", (long long)n, (long long)k, (long long)ldb, (int)e);
+}
+
+static fp8_status make_w_map(fp8_tensor_map_encode encode, CUtensorMap *map, const fp8_gemm *g,
+                             const skinny_tile *t) {
+    if (t->gated) return skinny_make_gated_map(encode, map, g->b, g->n, g->k, g->ldb, t->rows);
+    return skinny_make_map(encode, map, "B", g->b, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->n, g->k,
+                           g->ldb, t->rows, SKINNY_BLOCK_K, CU_TENSOR_MAP_SWIZZLE_128B);
+}
+
 static fp8_status make_maps(skinny_args *a, const fp8_gemm *g, const skinny_tile *t) {
     fp8_tensor_map_encode encode = NULL;
     fp8_status st;
 
     FP8_TRY(fp8_tensor_map_encoder(&encode));
-    FP8_TRY(skinny_make_map(encode, &a->w_map, "B", g->b, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->n, g->k,
-                            g->ldb, t->rows, SKINNY_BLOCK_K, CU_TENSOR_MAP_SWIZZLE_128B));
+    FP8_TRY(make_w_map(encode, &a->w_map, g, t));
     FP8_TRY(skinny_make_map(encode, &a->x_map, "A", g->a, CU_TENSOR_MAP_DATA_TYPE_UINT8, g->m, g->k,
                             g->lda, t->tokens, SKINNY_BLOCK_K, CU_TENSOR_MAP_SWIZZLE_128B));
     /* NOTE: a copied box writes in steps of 16 bytes: past a row's end where n is off them. */
-    a->d_by_copy = t->splits == 1 && g->d_dtype == FP8_DTYPE_BF16 && g->n % 8 == 0 &&
+    a->d_by_copy = t->splits == 1 && !t->gated && g->d_dtype == FP8_DTYPE_BF16 && g->n % 8 == 0 &&
                    on_vector(g->d, 2 * g->ldd);
     if (a->d_by_copy)
         FP8_TRY(skinny_make_map(encode, &a->d_map, "D", g->d, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
@@ -82,28 +106,39 @@ done:
     return st;
 }
 
+/* Can two columns of D be stored at once? */
+static int stores_pairs(const fp8_gemm *g, int32_t columns) {
+    const uintptr_t step = g->d_dtype == FP8_DTYPE_BF16 ? 4 : 2;
+    return (g->d_dtype == FP8_DTYPE_BF16 || g->d_dtype == FP8_DTYPE_E4M3) && columns % 2 == 0 &&
+           g->ldd % 2 == 0 && (uintptr_t)g->d % step == 0;
+}
+
 /* ---- run ------------------------------------------------------------------------------------- */
 
 /* A cluster's blocks exchange their sums once. */
-static fp8_status check_tile(const skinny_tile *t, const skinny_args *a) {
+static fp8_status check_tile(const skinny_tile *t, const skinny_args *a, int gated) {
     if (t->tokens >= a->tokens && t->rows >= SKINNY_MIN_ROWS && t->rows <= SKINNY_ROWS &&
         t->rows % SKINNY_ROW_STEP == 0 && t->ahead >= 0 && t->stages >= 1 &&
         t->stages <= SKINNY_MAX_STAGES && t->splits >= 1 && t->splits <= SKINNY_MAX_SPLITS &&
         t->splits <= a->units && t->clusters >= 1 && t->clusters <= a->tiles &&
-        (t->splits == 1 || t->clusters == a->tiles))
+        (t->splits == 1 || t->clusters == a->tiles) && t->gated == gated &&
+        (!gated || (t->tokens <= SKINNY_GATED_TOKENS && t->splits == 1 && t->ahead == 0)))
         return FP8_OK;
     return FP8_FAIL(FP8_EINVAL,
-                    "skinny gemm: %d tokens, %d rows, %d splits, %d clusters, %d stages for %d "
-                    "tokens, %d tiles, %d units of K",
-                    t->tokens, t->rows, t->splits, t->clusters, t->stages, a->tokens, a->tiles,
-                    a->units);
+                    "skinny gemm: %d tokens, %d rows, %d splits, %d clusters, %d stages, %d ahead, "
+                    "gated %d for %d tokens, %d tiles, %d units of K, gated %d",
+                    t->tokens, t->rows, t->splits, t->clusters, t->stages, t->ahead, t->gated,
+                    a->tokens, a->tiles, a->units, gated);
 }
 
 fp8_status skinny_run_tile(fp8_device *d, const fp8_gemm *g, const skinny_tile *t) {
+    const int gated = fp8_gemm_is_gated(g->activation);
     skinny_args a = {.d = g->d, .bias = g->bias, .residual = g->residual, .ldr = g->ldr,
                      .residual_dtype = g->residual_dtype, .a_descale = g->a_descale,
-                     .b_descale = g->b_descale, .ldd = g->ldd, .tokens = (int32_t)g->m,
-                     .n = (int32_t)g->n, .rows = t->rows,
+                     .b_descale = g->b_descale, .d_scale = g->d_scale, .ldd = g->ldd,
+                     .tokens = (int32_t)g->m, .rows = t->rows,
+                     .columns = (int32_t)(gated ? g->n / 2 : g->n),
+                     .activation = g->activation,
                      .tiles = t->rows > 0 ? (int32_t)((g->n + t->rows - 1) / t->rows) : 0,
                      .units = (int32_t)((g->k + SKINNY_BLOCK_K - 1) / SKINNY_BLOCK_K),
                      .splits = t->splits, .stages = t->stages, .ahead = t->ahead,
@@ -117,10 +152,12 @@ fp8_status skinny_run_tile(fp8_device *d, const fp8_gemm *g, const skinny_tile *
     FP8_TRY(skinny_check(d, g));
     if (skinny_is_wide(g)) {
         st = FP8_FAIL(FP8_EINVAL, "skinny gemm: no more than a bias, and a residual of up to %d "
-                      "tokens, behind the sum, or a wide tile", (int)SKINNY_RESIDUAL_TOKENS);
+                      "tokens or a gate of up to %d, behind the sum, or a wide tile",
+                      (int)SKINNY_RESIDUAL_TOKENS, (int)SKINNY_GATED_TOKENS);
         goto done;
     }
-    FP8_TRY(check_tile(t, &a));
+    a.pairs = stores_pairs(g, a.columns);
+    FP8_TRY(check_tile(t, &a, gated));
     FP8_TRY(make_maps(&a, g, t));
     FP8_TRY(skinny_launch(d, &a, t, g->launch));
 done:
@@ -141,7 +178,7 @@ fp8_status skinny_run(fp8_device *d, const fp8_gemm *g) {
         FP8_TRY(wide_run_tile(d, g, &wide));
         goto done;
     }
-    t = skinny_choose(g->m, g->n, g->k, sms);
+    t = skinny_choose(g, sms);
     FP8_TRY(skinny_run_tile(d, g, &t));
 done:
     return st;

@@ -248,8 +248,9 @@ static void test_same_sign(void) {
 static void test_splits(void) {
     static const skinny_case c = {"splits", 128, 300, 1536, 0, B32, NONE, 1, 0};
     static const skinny_tile bad[] = {
-        {128, 1, 128, 2, 2, 3, 0, 4}, {64, 2, 128, 1, 3, 3, 0, 4}, {128, 1, 0, 1, 3, 3, 0, 4},
-        {128, 1, 64, 1, 3, 3, 0, 4},  {128, 1, 120, 1, 3, 3, 0, 4}};
+        {128, 1, 128, 2, 2, 3, 0, 4, 0}, {64, 2, 128, 1, 3, 3, 0, 4, 0},
+        {128, 1, 0, 1, 3, 3, 0, 4, 0},   {128, 1, 64, 1, 3, 3, 0, 4, 0},
+        {128, 1, 120, 1, 3, 3, 0, 4, 0}, {128, 1, 128, 1, 3, 3, 0, 4, 1}};
     problem p = make(&c, CODES_ANY);
     for (int32_t tokens = 8; tokens <= 128; tokens *= 2)
         for (int32_t splits = 1; splits <= SKINNY_MAX_SPLITS; splits++) {

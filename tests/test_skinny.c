@@ -3,15 +3,16 @@
 #include "quant/skinny_wide.h"
 #include "tests/check.h"
 
-static void check_tile(int64_t m, int64_t n, int64_t k, int32_t sms) {
-    const skinny_tile t = skinny_choose(m, n, k, sms);
+static void check_tile(int64_t m, int64_t n, int64_t k, int32_t sms, fp8_gemm_activation act) {
+    const fp8_gemm g = {.m = m, .n = n, .k = k, .activation = act};
+    const skinny_tile t = skinny_choose(&g, sms);
     const int64_t tiles = (n + t.rows - 1) / t.rows;
     const int64_t units = (k + SKINNY_BLOCK_K - 1) / SKINNY_BLOCK_K;
     const size_t room = (t.resident > 1 ? 113u : 227u) * 1024u;
     static char name[96];
 
-    snprintf(name, sizeof name, "m=%lld n=%lld k=%lld sms=%d", (long long)m, (long long)n,
-             (long long)k, sms);
+    snprintf(name, sizeof name, "m=%lld n=%lld k=%lld sms=%d act=%d", (long long)m, (long long)n,
+             (long long)k, sms, act);
     check_case = name;
     CHECK(t.tokens >= m && (t.tokens == 8 || t.tokens / 2 < m));
     CHECK(t.splits >= 1 && t.splits <= SKINNY_MAX_SPLITS && t.splits <= units);
@@ -19,7 +20,8 @@ static void check_tile(int64_t m, int64_t n, int64_t k, int32_t sms) {
     CHECK(skinny_shared_bytes(&t) <= room);
     CHECK(t.clusters >= 1 && t.clusters <= tiles && (t.splits == 1 || t.clusters == tiles));
     CHECK(t.rows >= SKINNY_MIN_ROWS && t.rows <= SKINNY_ROWS && t.rows % SKINNY_ROW_STEP == 0);
-    CHECK(t.lead >= 0 && t.ahead >= 0);
+    CHECK(t.lead >= 0 && t.ahead >= 0 && t.gated == fp8_gemm_is_gated(act));
+    CHECK(!t.gated || (t.ahead == 0 && t.splits == 1));
 }
 
 static void test_all(void) {
@@ -30,7 +32,11 @@ static void test_all(void) {
 
     for (int64_t m = 1; m <= SKINNY_MAX_TOKENS; m++)
         for (int i = 0; i < N; i++)
-            for (int j = 0; j < N; j++) check_tile(m, sizes[i], sizes[j], sms[(i + j) % 4]);
+            for (int j = 0; j < N; j++) {
+                check_tile(m, sizes[i], sizes[j], sms[(i + j) % 4], FP8_GEMM_IDENTITY);
+                if (m <= SKINNY_GATED_TOKENS)
+                    check_tile(m, sizes[i], sizes[j], sms[(i + j) % 4], FP8_GEMM_SWIGLU);
+            }
 }
 
 /* The Linears of Gemma 7B on 132 multiprocessors. */
@@ -49,7 +55,8 @@ static void test_known(void) {
                 {"down of Llama 8B, 32 tokens", 17, 4096, 14336, 4, 37, SKINNY_RELEASE_AT_START},
                 {"gate, up of Llama 8B, 32 tokens", 32, 28672, 4096, 1, 256, 4}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        const skinny_tile t = skinny_choose(rows[i].m, rows[i].n, rows[i].k, 132);
+        const fp8_gemm g = {.m = rows[i].m, .n = rows[i].n, .k = rows[i].k};
+        const skinny_tile t = skinny_choose(&g, 132);
         check_case = rows[i].name;
         CHECK(t.splits == rows[i].splits);
         CHECK(t.clusters == rows[i].clusters);
@@ -77,8 +84,11 @@ static void test_pays(void) {
     CHECK(!pays(64, 256000, 3072, &check_case));
     CHECK(pays(64, 3072, 24576, NULL) && !pays(64, 3072, 4096, NULL)); /* long sums */
     CHECK(!pays(65, 3072, 24576, NULL) && !pays(64, 3072, 24576, &check_case));
-    CHECK(gated_pays(64, 49152, 3072) && !gated_pays(64, 28672, 4096));
-    CHECK(!gated_pays(32, 49152, 3072) && !gated_pays(65, 49152, 3072));
+    CHECK(gated_pays(64, 49152, 3072) && gated_pays(64, 28672, 4096));
+    CHECK(gated_pays(1, 49152, 3072) && !gated_pays(65, 49152, 3072));
+    CHECK(gated_pays(64, 16384, 3072) && !gated_pays(64, 4096, 2048));
+    CHECK(gated_pays(32, 37888, 3584) && !gated_pays(33, 37888, 3584)); /* a round half empty */
+    CHECK(!gated_pays(32, 49154, 3072)); /* for wide tiles */
 }
 
 /* Wide tiles: what is compiled, within shared memory, with room for the sums. */
