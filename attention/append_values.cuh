@@ -7,6 +7,7 @@
 #ifndef FP8_ATTENTION_APPEND_VALUES_CUH
 #define FP8_ATTENTION_APPEND_VALUES_CUH
 #include "attention/append_unit.cuh"
+#include "core/bytes.cuh"
 
 namespace attention {
 
@@ -68,15 +69,11 @@ static __device__ __forceinline__ void turn(value_tile<uint32_t> *t, const uint4
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        const uint32_t a = __byte_perm(code[0][h], code[1][h], 0x5140);
-        const uint32_t b = __byte_perm(code[2][h], code[3][h], 0x5140);
-        const uint32_t c = __byte_perm(code[0][h], code[1][h], 0x7362);
-        const uint32_t d = __byte_perm(code[2][h], code[3][h], 0x7362);
         const int row = piece * 8 + h * 4;
-        *t->quad(row, quad) = __byte_perm(a, b, 0x5410);
-        *t->quad(row + 1, quad) = __byte_perm(a, b, 0x7632);
-        *t->quad(row + 2, quad) = __byte_perm(c, d, 0x5410);
-        *t->quad(row + 3, quad) = __byte_perm(c, d, 0x7632);
+        uint32_t turned[4];
+        turn_bytes(turned, code[0][h], code[1][h], code[2][h], code[3][h]);
+#pragma unroll
+        for (int k = 0; k < 4; k++) *t->quad(row + k, quad) = turned[k];
     }
 }
 

@@ -175,7 +175,7 @@ static __device__ __forceinline__ void make_columns(const flash_operand &x, cons
             uint8_t *at = to + (int64_t)c * x.pitch;
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                transpose_4x4(word, row[0][half], row[1][half], row[2][half], row[3][half]);
+                turn_bytes(word, row[0][half], row[1][half], row[2][half], row[3][half]);
 #pragma unroll
                 for (int i = 0; i < 4; i++, at += x.pitch)
                     *reinterpret_cast<uint32_t *>(at) = word[i];
@@ -198,7 +198,7 @@ static __device__ float later_scale(const flash_later &l, const flash_operand &x
     if (!x.amax) return 1.0f / x.descale[i];
     while (l.observes && load_acquire(l.seen + group) < l.tasks) __nanosleep(100);
     descale = attention_descale_of(__uint_as_float(__ldcg(x.amax + i)));
-    if (l.observes && k.first && later_lane() == 0) x.made[i] = descale;
+    if (k.first && later_lane() == 0) x.made[i] = descale;
     return 1.0f / descale;
 }
 

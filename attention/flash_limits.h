@@ -103,7 +103,8 @@ static inline int32_t flash_wide_rows(const fp8_attention_options *o) {
     return items < FLASH_WIDE_ITEMS ? 0 : rows;
 }
 
-/* flash_wide.cu can make codes while it attends (flash_later.cuh): of Q, K and V all. */
+/* flash_wide.cu can make codes while it attends (flash_later.cuh): of Q, K and V all, as they are;
+ * the plan decides (flash_items_cuda.c). */
 static inline int flash_can_make_later(const fp8_attention_options *o) {
     return flash_wide_rows(o) > 0 && o->d_v == 128 && !o->hadamard &&
            o->q_dtype != FP8_DTYPE_E4M3 && o->kv_dtype != FP8_DTYPE_E4M3;

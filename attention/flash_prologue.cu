@@ -155,7 +155,7 @@ static __device__ __forceinline__ void transpose_columns(const flash_prologue &p
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         uint32_t out[4];
-        transpose_4x4(out, row[2 * k], row[2 * k + 1], row[8 + 2 * k], row[8 + 2 * k + 1]);
+        turn_bytes(out, row[2 * k], row[2 * k + 1], row[8 + 2 * k], row[8 + 2 * k + 1]);
 #pragma unroll
         for (int i = 0; i < COLUMNS; i++) word[i][k] = out[i];
     }

@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 
 #include "attention/flash.h"
+#include "core/bytes.cuh"
 #include "core/sm90.cuh"
 
 /* Two elements of BF16 or F16. */
@@ -18,17 +19,6 @@ template <bool F16>
 static __device__ __forceinline__ uint32_t quantize4(uint32_t low, uint32_t high, float scale) {
     const float2 a = widen<F16>(low), b = widen<F16>(high);
     return pack_e4m3(a.x * scale, a.y * scale, b.x * scale, b.y * scale);
-}
-
-/* out[c] = column c of the 4 x 4 bytes whose rows are a, b, c, d. */
-static __device__ __forceinline__ void transpose_4x4(uint32_t out[4], uint32_t a, uint32_t b,
-                                                     uint32_t c, uint32_t d) {
-    const uint32_t ab_even = __byte_perm(a, b, 0x6240), ab_odd = __byte_perm(a, b, 0x7351);
-    const uint32_t cd_even = __byte_perm(c, d, 0x6240), cd_odd = __byte_perm(c, d, 0x7351);
-    out[0] = __byte_perm(ab_even, cd_even, 0x5410);
-    out[1] = __byte_perm(ab_odd, cd_odd, 0x5410);
-    out[2] = __byte_perm(ab_even, cd_even, 0x7632);
-    out[3] = __byte_perm(ab_odd, cd_odd, 0x7632);
 }
 
 /* A block's share of an operand. */

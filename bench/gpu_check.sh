@@ -60,8 +60,8 @@ sanitize() { # cuDNN's kernels are not ours to judge: racecheck reports them, sy
         "synccheck --kernel-name-exclude kernel_substring=cudnn"; do
         while read -r program argument; do
             [ -x "$build/tests/$program" ] || continue
-            step "${tool%% *}-$program" compute-sanitizer --tool $tool --error-exitcode 9 \
-                "$build/tests/$program" $argument &
+            step "${tool%% *}-$program${argument:+-${argument// /-}}" compute-sanitizer --tool $tool \
+                --error-exitcode 9 "$build/tests/$program" $argument &
         done <<EOF
 gpu_attention_descales
 gpu_attention_masks
@@ -71,7 +71,22 @@ gpu_cast
 gpu_decode everything
 gpu_decode_pages few
 gpu_export
-gpu_flash_options quick
+gpu_flash_later 4
+gpu_flash_later 5
+gpu_flash_later 30
+gpu_flash_options bad
+gpu_flash_options graph
+gpu_flash_options layouts 0 2
+gpu_flash_options layouts 1 2
+gpu_flash_options lies
+gpu_flash_options ordered 2 12
+gpu_flash_options quick-lengths 0 3
+gpu_flash_options quick-lengths 1 3
+gpu_flash_options quick-lengths 2 3
+gpu_flash_options types 0 2
+gpu_flash_options types 1 2
+gpu_flash_options wide 1 24
+gpu_flash_options wide 2 24
 gpu_kv_append few
 gpu_ops few
 gpu_produce few

@@ -13,6 +13,7 @@
  * Numerics   as cast.cu
  */
 #include <string.h>
+#include "core/bytes.cuh"
 #include "quant/cast_device.cuh"
 #include "quant/cuda_ops.h"
 
@@ -50,17 +51,6 @@ template <>
 __device__ __forceinline__ uint32_t codes_of(const uint8_t *x, float scale, bool e5m2) {
     (void)scale, (void)e5m2;
     return x[0] | (uint32_t)x[1] << 8 | (uint32_t)x[2] << 16 | (uint32_t)x[3] << 24;
-}
-
-/* 4 x 4 bytes: out[k] = byte k of a, b, c, d. */
-static __device__ __forceinline__ void turn(uint32_t out[4], uint32_t a, uint32_t b, uint32_t c,
-                                            uint32_t d) {
-    const uint32_t ab_low = __byte_perm(a, b, 0x5140), cd_low = __byte_perm(c, d, 0x5140);
-    const uint32_t ab_high = __byte_perm(a, b, 0x7362), cd_high = __byte_perm(c, d, 0x7362);
-    out[0] = __byte_perm(ab_low, cd_low, 0x5410);
-    out[1] = __byte_perm(ab_low, cd_low, 0x7632);
-    out[2] = __byte_perm(ab_high, cd_high, 0x5410);
-    out[3] = __byte_perm(ab_high, cd_high, 0x7632);
 }
 
 /* N words as one store. */
@@ -130,7 +120,7 @@ transpose_kernel(uint8_t *__restrict__ out, uint8_t *__restrict__ codes, matrix<
 #pragma unroll
         for (int j = 0; j < N / 4; j++) {
             uint32_t turned[4];
-            turn(turned, word[0][j], word[1][j], word[2][j], word[3][j]);
+            turn_bytes(turned, word[0][j], word[1][j], word[2][j], word[3][j]);
 #pragma unroll
             for (int k = 0; k < 4; k++) tile[slot_of<N>(c + 4 * j + k, g)] = turned[k];
         }

@@ -80,9 +80,10 @@ static inline void fill_codes(operand *x, int64_t n, uint64_t *seed) {
     static uint8_t table[TABLE];
     static float value[256];
     static int made;
+    uint64_t table_seed = 1; /* not the caller's: what comes out hangs on the arguments alone */
 
     for (int i = 0; i < TABLE && !made; i++)
-        table[i] = e4m3_code((double)check_normal(seed) * 16.0);
+        table[i] = e4m3_code((double)check_normal(&table_seed) * 16.0);
     for (int i = 0; i < 256 && !made; i++) value[i] = (float)e4m3_value(i);
     made = 1;
     for (int64_t i = 0; i < n; i++) {

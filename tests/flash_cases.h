@@ -87,6 +87,18 @@ static inline fp8_attention_options base_options(int32_t heads, int32_t kv_heads
     return o;
 }
 
+/* 0 to 4: none, causal top-left and bottom-right, window both sides, window with any. */
+static inline void flash_set_mask(fp8_attention_options *o, int which, uint64_t *seed) {
+    o->mask = which == 1   ? FP8_MASK_CAUSAL
+              : which == 2 ? FP8_MASK_CAUSAL_BOTTOM_RIGHT
+              : which == 4 ? (fp8_attention_mask)sweep_below(seed, 3)
+                           : FP8_MASK_NONE;
+    if (which < 3) return;
+    o->window_left = sweep_below(seed, o->max_kv + 1);
+    o->window_right = which == 3 ? sweep_below(seed, o->max_kv + 1) : -1;
+    if (sweep_below(seed, 4) == 0) o->window_left = sweep_below(seed, 2) - 1;
+}
+
 /* What belongs to no sequence becomes NaN: no run may let it matter. */
 static inline void spoil_outside(sweep_case *c) {
     fp8_attention_options o;

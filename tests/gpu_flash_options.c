@@ -10,6 +10,13 @@
 #define F16 FP8_DTYPE_F16
 #define E4M3 FP8_DTYPE_E4M3
 
+/* ---- shards ---------------------------------------------------------------------------------- */
+
+/* Cases shard, shard + shards .. of a part are run, the others are not. */
+static int shard, shards = 1;
+
+static int is_left_out(int i) { return i % shards != shard; }
+
 /* ---- FlashAttention-3's lengths -------------------------------------------------------------- */
 
 static const int16_t fa3_lengths[][2] = {
@@ -17,17 +24,6 @@ static const int16_t fa3_lengths[][2] = {
     {113, 128},   {128, 217},  {113, 211},  {108, 256},   {256, 512},   {384, 256},  {640, 128},
     {512, 256},   {1024, 1024}, {1023, 1024}, {1024, 1023}, {4096, 4096}, {4224, 4224},
 };
-
-static void set_mask(fp8_attention_options *o, int which, uint64_t *seed) {
-    o->mask = which == 1   ? FP8_MASK_CAUSAL
-              : which == 2 ? FP8_MASK_CAUSAL_BOTTOM_RIGHT
-              : which == 4 ? (fp8_attention_mask)sweep_below(seed, 3)
-                           : FP8_MASK_NONE;
-    if (which < 3) return;
-    o->window_left = sweep_below(seed, o->max_kv + 1);
-    o->window_right = which == 3 ? sweep_below(seed, o->max_kv + 1) : -1;
-    if (sweep_below(seed, 4) == 0) o->window_left = sweep_below(seed, 2) - 1;
-}
 
 /* Masks: none, causal top-left and bottom-right, window both sides, window with any. */
 static void test_lengths(fp8_device *gpu, int quick) {
@@ -48,11 +44,11 @@ static void test_lengths(fp8_device *gpu, int quick) {
         char name[96];
         double error;
 
-        if (quick && s[1] > 600) continue;
+        if (is_left_out(i) || (quick && s[1] > 600)) continue;
         o.layout = kind < 3 ? FP8_LAYOUT_THD_THD_THD : FP8_LAYOUT_BSHD_BSHD_BSHD;
         o.padding = kind >= 3 && sweep_below(&seed, 2);
         o.granularity = FP8_DESCALE_BATCH_HEAD;
-        set_mask(&o, mask, &seed);
+        flash_set_mask(&o, mask, &seed);
         snprintf(name, sizeof name, "%d x %d, d %d, %s, %s", s[0], s[1], sizes[size],
                  mask_names[mask], codes ? "E4M3" : "BF16");
         check_case = name;
@@ -81,8 +77,9 @@ static void test_layouts(fp8_device *gpu) {
         o.max_kv = sweep_shares_q(l) ? o.max_q : 1 + sweep_below(&seed, 400);
         o.padding = !fp8_attention_layout_is_packed(l) && sweep_below(&seed, 2);
         if (stretched && !sweep_shares_q(l) && !sweep_shares_kv(l)) sweep_stretch(&o, &seed);
-        set_mask(&o, (int)sweep_below(&seed, 5), &seed);
+        flash_set_mask(&o, (int)sweep_below(&seed, 5), &seed);
         check_case = fp8_attention_layout_name(l);
+        if (is_left_out(i)) continue;
         (void)check_options(gpu, &o, seed);
     }
 }
@@ -103,9 +100,10 @@ static void test_types(fp8_device *gpu) {
         if (q != kv && q != E4M3 && kv != E4M3) continue;            /* no such options */
         if (q == E4M3 && kv == E4M3 && o.quantize != FP8_QUANTIZE_NOT) continue;
         if (q != kv && o.quantize == FP8_QUANTIZE_NOT) continue;      /* refused: test_refusals */
+        if (is_left_out(i)) continue;
         if (i % 2) o.layout = FP8_LAYOUT_BSHD_BSHD_BSHD;
         o.padding = i % 2 && i % 4 == 1;
-        set_mask(&o, (int)sweep_below(&seed, 5), &seed);
+        flash_set_mask(&o, (int)sweep_below(&seed, 5), &seed);
         check_case = "types";
         (void)check_options(gpu, &o, seed);
     }
@@ -127,12 +125,31 @@ static void test_wide(fp8_device *gpu) {
         o.padding = i % 2 && i % 4 == 1;
         o.granularity = FP8_DESCALE_BATCH_HEAD;
         if (i % 4 == 2) o.scale = 8.0f / sqrtf((float)o.d_v); /* maxima that rise again and again */
-        set_mask(&o, i / 3 % 5, &seed);
+        flash_set_mask(&o, i / 3 % 5, &seed);
         check_case = "wide";
+        if (is_left_out(i)) continue;
         CHECK(flash_wide_rows(&o) > 0);
         fprintf(stderr, "wide: d %d, mask %d, promoted every %d keys: relative L2 %.2e\n", o.d_v,
                 i / 3 % 5, o.precision == FP8_ATTENTION_FAST ? -1 : o.promote_keys,
                 check_options(gpu, &o, seed));
+    }
+}
+
+/* One item a block, the most that racecheck understands: before it writes what an item is over that
+ * of the item before the last, the producer waits for one lane of each warp that has read it. */
+static void test_wave(fp8_device *gpu) {
+    static const int32_t sizes[] = {64, 128, 256}, heads[] = {22, 22, 12};
+    for (int i = 0; i < 6; i++) {
+        fp8_attention_options o = base_options(heads[i % 3], 2, sizes[i % 3], 1,
+                                               i % 3 == 1 ? 1100 : 1400, 4200, E4M3, BF16);
+        o.want_lse = o.want_amax = 0;
+        o.layout = FP8_LAYOUT_BSHD_BSHD_BSHD;
+        o.precision = i / 3 ? FP8_ATTENTION_FAST : FP8_ATTENTION_EXACT;
+        check_case = "wave";
+        if (is_left_out(i)) continue;
+        CHECK(flash_wide_rows(&o) > 0);
+        fprintf(stderr, "wave: d %d, %s: relative L2 %.2e\n", o.d_v, i / 3 ? "fast" : "promoted",
+                check_options(gpu, &o, (uint64_t)i + 1));
     }
 }
 
@@ -155,38 +172,10 @@ static void test_ordered(fp8_device *gpu) {
         if (i % 3) o.mask = i % 3 == 1 ? FP8_MASK_CAUSAL : FP8_MASK_CAUSAL_BOTTOM_RIGHT;
         if (i == 5) o.window_left = 300;
         check_case = "ordered";
+        if (is_left_out(i)) continue;
         CHECK(flash_wide_rows(&o) > 0 && flash_v_as_is(&o));
         fprintf(stderr, "ordered: %lld by %lld tokens, mask %d: relative L2 %.2e\n",
                 (long long)o.max_q, (long long)o.max_kv, (int)o.mask,
-                check_options(gpu, &o, seed));
-    }
-}
-
-/* BF16 and F16 whose later heads flash_wide.cu makes codes of while it attends: 6 tiles of queries
- * of 72 heads on 132 multiprocessors, by scales that are given or come of the data. */
-static void test_later(fp8_device *gpu) {
-    static const int32_t kv_heads[] = {24, 8, 4};
-    for (int i = 0; i < 16; i++) {
-        uint64_t seed = (uint64_t)i * 59 + 17;
-        const int current = i / 2 % 2, alone = i % 8 == 7;
-        fp8_attention_options o =
-            base_options(alone ? 72 : 24, kv_heads[i % 3] * (alone ? 3 : 1), 128, alone ? 1 : 3,
-                         1024 + sweep_below(&seed, 90), 4096 + sweep_below(&seed, 200),
-                         i % 5 == 3 ? F16 : BF16, (fp8_dtype)SWEEP_PICK(&seed, BF16, F16, E4M3));
-        o.want_lse = o.want_amax = 0;
-        o.quantize = current ? FP8_QUANTIZE_CURRENT : FP8_QUANTIZE_GIVEN;
-        o.quantize_p = 1;
-        o.granularity = alone              ? FP8_DESCALE_HEAD
-                        : current || i % 3 ? FP8_DESCALE_BATCH_HEAD
-                                           : FP8_DESCALE_TENSOR;
-        o.precision = i % 2 ? FP8_ATTENTION_FAST : FP8_ATTENTION_EXACT;
-        if (i / 4 % 2) o.layout = FP8_LAYOUT_BSHD_BSHD_BSHD;
-        o.padding = i / 4 == 1;
-        set_mask(&o, i / 3 % 5, &seed);
-        check_case = "later";
-        CHECK(flash_can_make_later(&o));
-        fprintf(stderr, "later: %s scales, %d KV heads, mask %d: relative L2 %.2e\n",
-                current ? "current" : "given", o.num_kv_heads, i / 3 % 5,
                 check_options(gpu, &o, seed));
     }
 }
@@ -204,8 +193,9 @@ static void test_short(fp8_device *gpu) {
                          (fp8_dtype)SWEEP_PICK(&seed, BF16, E4M3));
         o.want_lse = o.want_amax = 0;
         o.layout = i % 2 ? FP8_LAYOUT_BSHD_BSHD_BSHD : FP8_LAYOUT_SBHD_SBHD_SBHD;
-        set_mask(&o, i / 3 % 5, &seed);
+        flash_set_mask(&o, i / 3 % 5, &seed);
         check_case = "short";
+        if (is_left_out(i)) continue;
         fprintf(stderr, "short: d %d, mask %d, %d tokens: relative L2 %.2e\n", o.d_v, i / 3 % 5,
                 tokens, check_options(gpu, &o, seed));
     }
@@ -243,6 +233,7 @@ static void test_lies(fp8_device *gpu) {
         if (i / 4 % 3 == 2) o.quantize = i % 2 ? FP8_QUANTIZE_NOT : FP8_QUANTIZE_CURRENT;
         o.quantize_p |= o.quantize != FP8_QUANTIZE_NOT;
         check_case = "lies";
+        if (is_left_out((int)i)) continue;
         case_open(&c, &o, s);
         for (int slot = SWEEP_Q_STARTS; slot <= SWEEP_KV_LENGTHS; slot++) {
             int32_t *x = c.buffer[slot].data;
@@ -272,6 +263,7 @@ static void test_bad_values(fp8_device *gpu) {
         o.mask = FP8_MASK_CAUSAL;
         o.want_amax = 0;
         check_case = "bad values";
+        if (is_left_out(i)) continue;
         case_open(&c, &o, (uint64_t)i + 11);
         sweep_store(c.buffer[which == 0 ? SWEEP_Q : SWEEP_K].data, o.q_dtype,
                     (which == 0 ? token : key) * d + 3, which == 2 ? INFINITY : NAN);
@@ -354,6 +346,7 @@ static void test_graph(fp8_device *gpu) {
         if (i % 2) o.quantize = i == 3 ? FP8_QUANTIZE_GIVEN : FP8_QUANTIZE_CURRENT;
         o.quantize_p = i % 2;
         check_case = "graph";
+        if (is_left_out(i)) continue;
         memset(&c, 0, sizeof c);
         c.o = o;
         for (int k = SWEEP_Q_LENGTHS; k <= SWEEP_KV_LENGTHS; k++)
@@ -391,28 +384,59 @@ static void test_graph(fp8_device *gpu) {
     }
 }
 
-/* `quick`: what a checking tool can bear. */
+/* ---- parts ----------------------------------------------------------------------------------- */
+
+static void test_all_lengths(fp8_device *gpu) { test_lengths(gpu, 0); }
+static void test_quick_lengths(fp8_device *gpu) { test_lengths(gpu, 1); }
+
+/* quick: what a checking tool can bear. */
+static const struct {
+    const char *name;
+    void (*run)(fp8_device *gpu);
+    int always, quick;
+} parts[] = {
+    {"refusals", test_refusals, 1, 1},
+    {"nothing", test_nothing, 1, 1},
+    {"short", test_short, 1, 0},
+    {"ordered", test_ordered, 1, 0},
+    {"types", test_types, 1, 1},
+    {"layouts", test_layouts, 1, 1},
+    {"lies", test_lies, 1, 1},
+    {"bad", test_bad_values, 1, 1},
+    {"graph", test_graph, 1, 1},
+    {"wide", test_wide, 1, 0},
+    {"wave", test_wave, 1, 0},
+    {"lengths", test_all_lengths, 1, 0},
+    {"quick-lengths", test_quick_lengths, 0, 1},
+};
+
+/* Nothing: everything. `quick`: less. The name of a part: that alone; then K N: its cases K, K + N
+ * .. alone. */
 int main(int argc, char **argv) {
-    const int quick = argc > 1 && strcmp(argv[1], "quick") == 0;
+    const char *only = argc > 1 ? argv[1] : "";
+    const int quick = strcmp(only, "quick") == 0;
+    int found = 0;
     fp8_device *gpu = check_gpu();
+
     if (!gpu) return TEST_SKIP;
     if (fp8_device_capability(gpu) != 90) {
         fprintf(stderr, "skipped: %s is no sm_90\n", fp8_device_name(gpu));
         fp8_device_destroy(gpu);
         return TEST_SKIP;
     }
-    test_refusals(gpu);
-    test_nothing(gpu);
-    if (!quick) test_short(gpu);
-    if (!quick) test_ordered(gpu);
-    if (!quick) test_later(gpu);
-    test_types(gpu);
-    test_layouts(gpu);
-    test_lies(gpu);
-    test_bad_values(gpu);
-    test_graph(gpu);
-    if (!quick) test_wide(gpu);
-    test_lengths(gpu, quick);
+    if (argc > 3) {
+        shard = atoi(argv[2]);
+        shards = atoi(argv[3]);
+    }
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        const int wanted = quick ? parts[i].quick : *only ? strcmp(parts[i].name, only) == 0
+                                                          : parts[i].always;
+        if (!wanted) continue;
+        found++;
+        parts[i].run(gpu);
+    }
+    check_case = only;
+    CHECK(found > 0);
     fp8_device_destroy(gpu);
     return CHECK_DONE();
 }
