@@ -134,20 +134,21 @@ static int32_t gated_rows(int64_t n, int32_t room, double *full) {
 }
 
 /* Up to 32 tokens the chains took 3.35 to 4.04 TB/s, cuBLASLt's 3.15 to 3.41, with residuals and
- * the quantizing between them 3.35 to 3.80 and 2.86 to 3.15; at 64 and 128 it depends on the sizes.
- * An output layer of 786 MB at 64 tokens: 223 us against 265 (docs/NOTES.md, An engine that
- * serves). A gated activation at the store took 2 to 5 us off a layer up to 32 tokens, and at 64
+ * the quantizing between them 3.35 to 3.80 and 2.86 to 3.15; at 64 it depends on the sizes. Of more
+ * rows than columns they are ours there: alone as fast (q k v) or faster (an output layer of 786 MB:
+ * 223 us against 265), and where a step's launches overlap cuBLASLt's do not (docs/NOTES.md, An
+ * engine that serves: what a step is made of). A gated activation at the store took 2 to 5 us off a layer up to 32 tokens, and at 64
  * where rounds of blocks are full: 3 to 4 (Gemma-7B, Llama-8B, Llama-3B), but Qwen2-7B's, which are
  * to three quarters, 1 us slower. The smallest Linear in them has 12.6 MB. */
 int skinny_pays(const fp8_gemm *g) {
     const int64_t few_tokens = SKINNY_RESIDUAL_TOKENS, more_tokens = 64, least_bytes = 12000000;
-    const int64_t head_bytes = 500000000, bytes = g->n * g->k;
+    const int64_t bytes = g->n * g->k;
     const double least_full = 0.9;
     double full;
 
     if (bytes < least_bytes || g->m > more_tokens || skinny_is_wide(g)) return 0;
     if (!fp8_gemm_is_gated(g->activation))
-        return g->m <= few_tokens || bytes >= head_bytes || skinny_is_long(g);
+        return g->m <= few_tokens || g->n > g->k || skinny_is_long(g);
     (void)gated_rows(g->n, 2 * MEASURED_SMS, &full);
     return g->m <= few_tokens || full >= least_full;
 }

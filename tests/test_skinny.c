@@ -78,7 +78,8 @@ static int gated_pays(int64_t m, int64_t n, int64_t k) {
 static void test_pays(void) {
     check_case = "pays";
     CHECK(pays(1, 3072, 4096, NULL) && pays(32, 28672, 4096, NULL));
-    CHECK(!pays(33, 28672, 4096, NULL) && !pays(1, 1024, 1024, NULL));
+    CHECK(pays(64, 28672, 4096, NULL) && !pays(1, 1024, 1024, NULL));
+    CHECK(pays(64, 6144, 4096, NULL) && !pays(33, 4096, 4096, NULL)); /* more rows than columns */
     CHECK(pays(64, 256000, 3072, NULL) && !pays(65, 256000, 3072, NULL));
     CHECK(pays(32, 4096, 4096, &check_case) && !pays(33, 4096, 4096, &check_case));
     CHECK(!pays(64, 256000, 3072, &check_case));
