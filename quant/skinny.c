@@ -135,11 +135,12 @@ static int32_t gated_rows(int64_t n, int32_t room, double *full) {
 
 /* Up to 32 tokens the chains took 3.35 to 4.04 TB/s, cuBLASLt's 3.15 to 3.41, with residuals and
  * the quantizing between them 3.35 to 3.80 and 2.86 to 3.15; at 64 it depends on the sizes. Of more
- * rows than columns they are ours there: alone as fast (q k v) or faster (an output layer of 786 MB:
- * 223 us against 265), and where a step's launches overlap cuBLASLt's do not (docs/NOTES.md, An
- * engine that serves: what a step is made of). A gated activation at the store took 2 to 5 us off a layer up to 32 tokens, and at 64
- * where rounds of blocks are full: 3 to 4 (Gemma-7B, Llama-8B, Llama-3B), but Qwen2-7B's, which are
- * to three quarters, 1 us slower. The smallest Linear in them has 12.6 MB. */
+ * rows than columns they are ours there: alone as fast (q k v) or faster (an output layer of 786
+ * MB: 223 us against 265), and where a step's launches overlap cuBLASLt's do not (docs/NOTES.md, An
+ * engine that serves: what a step is made of). A gated activation at the store took 2 to 5 us off a
+ * layer up to 32 tokens, and at 64 where rounds of blocks are full: 3 to 4 (Gemma-7B, Llama-8B,
+ * Llama-3B), but Qwen2-7B's, which are to three quarters, 1 us slower. The smallest Linear in them
+ * has 12.6 MB. */
 int skinny_pays(const fp8_gemm *g) {
     const int64_t few_tokens = SKINNY_RESIDUAL_TOKENS, more_tokens = 64, least_bytes = 12000000;
     const int64_t bytes = g->n * g->k;
