@@ -125,8 +125,8 @@ norm_own_kernel(const norm_args<T> a, const sink_args<T> s, const row_tile t) {
             if (mine.has(i)) weight[i] = load_piece(a.weight, mine.at(i));
     };
     if (!op.adds()) ask(); /* else the registers are needed twice */
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     if (row >= t.rows) mine.end = 0;
     op.read(held, mine);
     if (op.adds()) ask();

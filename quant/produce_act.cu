@@ -230,8 +230,8 @@ act_any_kernel(act_args<T> a, sink_args<T> s) {
     __shared__ team_scratch scratch;
     const int64_t row = blockIdx.x;
 
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     put_any<CAST>(s, row, a.cols, &scratch, [&](int64_t c) {
         float v = to_float(a.x[row * a.x_stride + c]);
         const float u = !CAST && a.up ? to_float(a.up[row * a.up_stride + c]) : 0.0f;

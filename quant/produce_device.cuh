@@ -477,8 +477,8 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
 
     if (paired && t.segments > 1) cluster_open(&posts, t.segments);
     op.ask(held, mine);
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     if (row >= t.rows) mine.end = 0; /* stays, for the others of its warp and block */
     if (sink == MODE_ONE_SCALE && s.scale) one = *s.scale;
     if (observed) {

@@ -35,8 +35,8 @@ norm_any_kernel(norm_args<T> a, sink_args<T> s) {
     const T *h = a.residual ? a.h + row * a.h_stride : a.x + row * a.x_stride;
     float sum = 0.0f, mean = 0.0f, rstd;
 
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     if (a.residual)
         walk_row(a.cols, [&](int64_t c) {
             const float x = to_float(a.x[row * a.x_stride + c]);

@@ -100,8 +100,8 @@ token_ring_kernel(const __grid_constant__ Op op,
     if ((int)threadIdx.x < RING_TEAMS * RING_STAGES) barrier_init(&full[0][0] + threadIdx.x, 1);
     barrier_init_done();
     __syncthreads();
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     const auto fill = [&](int at, int64_t row) {
         barrier_expect(&full[group][at], row_bytes * Op::INPUTS);
 #pragma unroll
