@@ -18,10 +18,10 @@ extern "C" {
 typedef struct CUstream_st *fp8_stream; /* = cudaStream_t; NULL on the CPU */
 typedef struct fp8_device fp8_device;
 
-/* How a kernel follows the one before it in the stream. OVERLAP (Hopper and newer, elsewhere the
- * same as ORDERED): it may be started while that one still runs, reads its constants (weights,
- * which the kernel before must not be writing), and then waits by itself until all that one wrote
- * can be seen. A chain of short kernels hides its launches so; results are the same. */
+/* How a kernel follows those before it in the stream. OVERLAP (Hopper and newer, elsewhere the same
+ * as ORDERED): it may be started while they still run, back to the last that was ORDERED, reads its
+ * constants (weights, which none of them may be writing), and then waits by itself until all that
+ * they wrote can be seen. A chain of short kernels hides its launches so; results are the same. */
 typedef enum fp8_launch { FP8_LAUNCH_ORDERED = 0, FP8_LAUNCH_OVERLAP } fp8_launch;
 typedef struct fp8_event fp8_event;
 

@@ -9,7 +9,7 @@
 
 namespace fp8 {
 
-/* Until here a kernel may have run beside the one before it: call it in every thread, before the
+/* Until here a kernel may have run beside those before it: call it in every thread, before the
  * first access to anything but constants. At once where the launch was an ordered one. */
 static __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
@@ -18,7 +18,8 @@ static __device__ __forceinline__ void wait_for_previous() {
 }
 
 /* The next kernel may be started once every block has come here or ended. It still waits for all of
- * this kernel's writes. */
+ * this kernel's writes, and so for all that this one waits for: a producer comes here first of all,
+ * so that the ring of the product behind it fills meanwhile. */
 static __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
