@@ -127,7 +127,7 @@ static int32_t gated_rows(int64_t n, int32_t room, double *full) {
         while (best > SKINNY_MIN_ROWS && 3 * ceil_div(n, best) < room) best -= SKINNY_ROW_STEP;
         return best;
     }
-    for (int32_t rows = SKINNY_ROWS; rows > SKINNY_MIN_ROWS; rows -= SKINNY_ROW_STEP) {
+    for (int32_t rows = SKINNY_ROWS; rows >= SKINNY_MIN_ROWS; rows -= SKINNY_ROW_STEP) {
         const int64_t tiles = ceil_div(n, rows), rounds = ceil_div(tiles, room);
         const double part = (double)tiles / (double)(rounds * room);
         if (part <= *full) continue;
@@ -142,13 +142,13 @@ static int32_t gated_rows(int64_t n, int32_t room, double *full) {
  * rows than columns they are ours there: alone as fast (q k v) or faster (an output layer of 786
  * MB: 223 us against 265), and where a step's launches overlap cuBLASLt's do not (docs/NOTES.md, An
  * engine that serves: what a step is made of). A gated activation at the store took 2 to 5 us off a
- * layer up to 32 tokens, and at 64 where rounds of blocks are full: 3 to 4 (Gemma-7B, Llama-8B,
- * Llama-3B), but Qwen2-7B's, which are to three quarters, 1 us slower. The smallest Linear in them
- * has 12.6 MB. */
+ * layer up to 32 tokens, and at 64, where rounds of blocks are nearly full, 1 to 4 (Gemma-7B,
+ * Llama-8B, Llama-3B, Qwen2-7B; the last, by rounds full to three quarters, was 1 us slower). The
+ * smallest Linear in them has 12.6 MB. */
 int skinny_pays(const fp8_gemm *g) {
     const int64_t few_tokens = SKINNY_RESIDUAL_TOKENS, more_tokens = 64, least_bytes = 12000000;
     const int64_t bytes = g->n * g->k;
-    const double least_full = 0.9;
+    const double least_full = 0.85;
     double full;
 
     if (bytes < least_bytes || g->m > more_tokens || skinny_is_wide(g)) return 0;

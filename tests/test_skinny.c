@@ -89,7 +89,8 @@ static void test_pays(void) {
     CHECK(gated_pays(64, 49152, 3072) && gated_pays(64, 28672, 4096));
     CHECK(gated_pays(1, 49152, 3072) && !gated_pays(65, 49152, 3072));
     CHECK(gated_pays(64, 16384, 3072) && !gated_pays(64, 4096, 2048));
-    CHECK(gated_pays(32, 37888, 3584) && !gated_pays(33, 37888, 3584)); /* a round half empty */
+    CHECK(gated_pays(33, 37888, 3584)); /* by 80 rows */
+    CHECK(gated_pays(32, 34048, 4096) && !gated_pays(33, 34048, 4096)); /* a round too empty */
     CHECK(!gated_pays(32, 49154, 3072)); /* for wide tiles */
 }
 
