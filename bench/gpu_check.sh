@@ -92,6 +92,7 @@ mrs gpu_kv_append few
 mrs gpu_ops few
 mrs gpu_produce few
 mrs gpu_skinny few
+mr gpu_skinny_gated few
 EOF
         wait
     done
