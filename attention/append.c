@@ -73,6 +73,35 @@ done:
     return st;
 }
 
+fp8_status append_resolve(fp8_kv_append *out, const fp8_kv_pages *pages,
+                          const fp8_kv_append *append) {
+    fp8_kv_append a = *append;
+    fp8_status st;
+
+    FP8_TRY(check_types(&a, pages));
+    FP8_TRY(check_formula(&a, pages->d_qk));
+    FP8_TRY(check_parts(&a, pages));
+    *out = a;
+done:
+    return st;
+}
+
+static int is_aligned(const void *p) { return (uintptr_t)p % 16 == 0; }
+
+static int heads_fit(const fp8_append_heads *h, int64_t d) {
+    const int64_t vector = 8; /* of 16-bit elements */
+    return !h->x || (is_aligned(h->x) && is_aligned(h->norm_weight) &&
+                     h->token_stride % vector == 0 && h->head_stride % vector == 0 &&
+                     d % APPEND_UNIT == 0 && d <= APPEND_MAX_UNITS * APPEND_UNIT);
+}
+
+int append_fits_units(const fp8_kv_pages *p, const fp8_kv_append *a) {
+    return a->dtype != FP8_DTYPE_F32 && heads_fit(&a->q, p->d_qk) && heads_fit(&a->k, p->d_qk) &&
+           heads_fit(&a->v, p->d_v) && a->rotary_dim % APPEND_UNIT == 0 && is_aligned(a->cos) &&
+           is_aligned(a->sin) && is_aligned(a->q_out) && is_aligned(p->k) && is_aligned(p->v) &&
+           p->k_page % APPEND_UNIT == 0 && p->v_page % APPEND_UNIT == 0;
+}
+
 fp8_status fp8_kv_append_run(fp8_device *d, const fp8_kv_pages *pages, const fp8_kv_batch *batch,
                              const fp8_kv_append *append, fp8_launch launch) {
     const char *sync = getenv("FP8_SYNC");
@@ -83,12 +112,9 @@ fp8_status fp8_kv_append_run(fp8_device *d, const fp8_kv_pages *pages, const fp8
     if (!d || !pages || !batch || !append)
         return FP8_FAIL(FP8_EINVAL, "append: device=%p pages=%p batch=%p append=%p", (void *)d,
                         (const void *)pages, (const void *)batch, (const void *)append);
-    a = *append;
     FP8_TRY(kv_pages_resolve(&p, pages));
     FP8_TRY(kv_batch_check(batch, p.page_size));
-    FP8_TRY(check_types(&a, &p));
-    FP8_TRY(check_formula(&a, p.d_qk));
-    FP8_TRY(check_parts(&a, &p));
+    FP8_TRY(append_resolve(&a, &p, append));
     if (batch->num_seqs == 0 || batch->total_q == 0 || (!a.q.x && !a.k.x)) goto done;
     if (fp8_device_place(d) == FP8_PLACE_CPU) {
         (void)launch;

@@ -155,21 +155,6 @@ append_runs_kernel(const __grid_constant__ append_args g, const __grid_constant_
 
 /* ---- launcher ------------------------------------------------------------------------------- */
 
-bool aligned16(const void *p) { return (uintptr_t)p % 16 == 0; }
-
-/* x of 16-bit elements in vectors. */
-bool heads_fit(const fp8_append_heads &h, int64_t d) {
-    return !h.x || (aligned16(h.x) && aligned16(h.norm_weight) && h.token_stride % PIECE == 0 &&
-                    h.head_stride % PIECE == 0 && d % UNIT == 0 && d <= WARP * UNIT);
-}
-
-bool serves(const fp8_kv_pages *p, const fp8_kv_append *a) {
-    return a->dtype != FP8_DTYPE_F32 && heads_fit(a->q, p->d_qk) && heads_fit(a->k, p->d_qk) &&
-           heads_fit(a->v, p->d_v) && a->rotary_dim % UNIT == 0 && aligned16(a->cos) &&
-           aligned16(a->sin) && aligned16(a->q_out) && aligned16(p->k) && aligned16(p->v) &&
-           p->k_page % UNIT == 0 && p->v_page % UNIT == 0;
-}
-
 append_shape shape_of(const append_args &g) {
     const fp8_kv_pages &p = g.pages;
     const int64_t rows = g.batch.total_q;
@@ -208,7 +193,7 @@ extern "C" fp8_status append_run_cuda(fp8_device *d, const fp8_kv_pages *pages,
                                       fp8_launch launch) {
     const append_args g = {*pages, *batch, *append, pages->page_size == 64 ? 6 : 7};
 
-    if (!serves(pages, append)) return append_any(d, g, launch);
+    if (!append_fits_units(pages, append)) return append_any(d, g, launch);
     if (batch->max_q <= FP8_DECODE_ROWS) return append_once(d, g, launch);
     if (append->dtype == FP8_DTYPE_BF16) return launch_runs<__nv_bfloat16>(d, g, launch);
     return launch_runs<__half>(d, g, launch);

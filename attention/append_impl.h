@@ -9,6 +9,8 @@
 extern "C" {
 #endif
 
+enum { APPEND_UNIT = 16, APPEND_MAX_UNITS = 32 }; /* elements of a head a thread; threads a head */
+
 /* What a row is: token i of sequence seq. */
 typedef struct append_row {
     int64_t seq, key; /* seq -1: in no sequence */
@@ -33,6 +35,12 @@ ATTENTION_INLINE append_row append_row_of(const fp8_kv_pages *p, const fp8_kv_ba
 ATTENTION_INLINE int64_t append_position(const fp8_kv_append *a, int64_t row, int64_t key) {
     return attention_clamp(a->positions ? a->positions[row] : key, 0, a->num_positions - 1);
 }
+
+/* *out = the append with its strides filled in, for pages with theirs; FP8_EINVAL in words. */
+fp8_status append_resolve(fp8_kv_append *out, const fp8_kv_pages *pages,
+                          const fp8_kv_append *append);
+/* Whether kernels may take it in vectors of 16 bytes and units of 16 elements. */
+int append_fits_units(const fp8_kv_pages *pages, const fp8_kv_append *a);
 
 fp8_status append_run_cpu(fp8_device *d, const fp8_kv_pages *pages, const fp8_kv_batch *batch,
                           const fp8_kv_append *append);

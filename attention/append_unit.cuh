@@ -8,7 +8,7 @@ namespace attention {
 
 enum {
     PIECE = 8, /* 16 bytes of x */
-    UNIT = 2 * PIECE
+    UNIT = APPEND_UNIT
 };
 
 /* As they lie in x. */

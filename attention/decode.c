@@ -12,10 +12,10 @@
 /* What a build without CUDA has instead: the verdict alone. */
 #if !FP8_CUDA
 static const decode_backend decode_backend_pages = {
-    FP8_DECODE_PAGES, "pages", decode_pages_check, NULL, NULL, NULL,
+    FP8_DECODE_PAGES, "pages", decode_pages_check, NULL, NULL, NULL, NULL, NULL,
 };
 static const decode_backend decode_backend_gathered = {
-    FP8_DECODE_GATHERED, "gathered", decode_gathered_check, NULL, NULL, NULL,
+    FP8_DECODE_GATHERED, "gathered", decode_gathered_check, NULL, NULL, NULL, NULL, NULL,
 };
 #endif
 
@@ -26,15 +26,6 @@ static const decode_backend *const backends[] = {
     &decode_backend_cpu,
 };
 enum { NUM_BACKENDS = sizeof backends / sizeof *backends };
-
-struct fp8_decode_plan {
-    fp8_decode_options options; /* resolved */
-    fp8_device *device;
-    decode_part parts[DECODE_PARTS]; /* the first: sequences of few queries, or all */
-    size_t workspace_bytes;
-    int checked; /* FP8_SYNC=1: the batch is looked at after each run */
-    char reasons[NUM_BACKENDS * (ATTENTION_REASON_BYTES + 32)];
-};
 
 static const char *const names[] = {"auto", "pages", "gathered", "cpu"};
 
@@ -210,6 +201,14 @@ size_t fp8_decode_workspace_size(const fp8_decode_plan *p) { return p->workspace
 
 /* ---- run ------------------------------------------------------------------------------------- */
 
+fp8_status decode_check_workspace(const fp8_decode_plan *p, const void *workspace,
+                                  size_t workspace_bytes) {
+    if (p->workspace_bytes > 0 && (!workspace || workspace_bytes < p->workspace_bytes))
+        return FP8_FAIL(FP8_EINVAL, "decode: workspace %p of %zu bytes, expected %zu", workspace,
+                        workspace_bytes, p->workspace_bytes);
+    return FP8_OK;
+}
+
 /* Parts follow each other on the stream and share the workspace. */
 fp8_status fp8_decode_run(fp8_decode_plan *p, const fp8_decode_io *io, void *workspace,
                           size_t workspace_bytes) {
@@ -219,9 +218,7 @@ fp8_status fp8_decode_run(fp8_decode_plan *p, const fp8_decode_io *io, void *wor
     if (!p || !io)
         return FP8_FAIL(FP8_EINVAL, "decode: plan=%p io=%p", (void *)p, (const void *)io);
     FP8_TRY(decode_resolve_io(&x, &p->options, io));
-    if (p->workspace_bytes > 0 && (!workspace || workspace_bytes < p->workspace_bytes))
-        return FP8_FAIL(FP8_EINVAL, "decode: workspace %p of %zu bytes, expected %zu", workspace,
-                        workspace_bytes, p->workspace_bytes);
+    FP8_TRY(decode_check_workspace(p, workspace, workspace_bytes));
     if (x.batch.num_seqs == 0 || x.batch.total_q == 0) goto done;
     for (int i = 0; i < DECODE_PARTS; i++)
         if (p->parts[i].backend) FP8_TRY(p->parts[i].backend->run(&p->parts[i], &x, workspace));

@@ -27,6 +27,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "attention/append.h"
 #include "attention/cache.h"
 #include "core/device.h"
 #ifdef __cplusplus
@@ -116,6 +117,21 @@ size_t fp8_decode_workspace_size(const fp8_decode_plan *p);
  * alignment, workspace, pages of another geometry, a batch beyond the plan), FP8_ECUDA. */
 FP8_NODISCARD fp8_status fp8_decode_run(fp8_decode_plan *p, const fp8_decode_io *io,
                                         void *workspace, size_t workspace_bytes);
+
+/* fp8_kv_append_run of the batch, then fp8_decode_run with what it leaves for q: the same bytes in
+ * O, LSE and pages, with one launch less where `pages` serves by itself and can (below). io->q is
+ * not looked at; append->q_out is room that may be written or not. The append is launched as
+ * FP8_LAUNCH_OVERLAP. FP8_EINVAL also: an append without q.x, of other heads or another type of Q
+ * than the plan's, a plan with gaps between tokens of q. */
+FP8_NODISCARD fp8_status fp8_decode_append_run(fp8_decode_plan *p, const fp8_decode_io *io,
+                                               const fp8_kv_append *append, void *workspace,
+                                               size_t workspace_bytes);
+/* Whether that would be one launch: on Hopper, every sequence brings one token (batch.max_q 1), q,
+ * k and v are there without slots for amax, there is no ALiBi, head sizes are equal and 64, 128 or
+ * 256, strides of x multiples of 8 elements, rotary_dim and page strides of 16, addresses of 16
+ * bytes. Launches nothing. */
+int fp8_decode_append_is_one(const fp8_decode_plan *p, const fp8_decode_io *io,
+                             const fp8_kv_append *append);
 
 /* The oracle: the formula in double on host memory. o F64 [total_q, num_heads, d_v], unrounded; lse
  * F64 [num_heads, total_q], may be NULL; io's own two are not looked at. */

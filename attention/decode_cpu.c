@@ -46,5 +46,5 @@ static fp8_status cpu_run(decode_part *p, const fp8_decode_io *io, void *workspa
 }
 
 const decode_backend decode_backend_cpu = {
-    FP8_DECODE_CPU, "cpu", cpu_check, cpu_open, cpu_close, cpu_run,
+    FP8_DECODE_CPU, "cpu", cpu_check, cpu_open, cpu_close, cpu_run, NULL, NULL,
 };

@@ -156,5 +156,5 @@ done:
 
 const decode_backend decode_backend_gathered = {
     FP8_DECODE_GATHERED, "gathered", decode_gathered_check, gathered_open, gathered_close,
-    gathered_run,
+    gathered_run, NULL, NULL,
 };

@@ -2,6 +2,7 @@
 #ifndef FP8_ATTENTION_DECODE_IMPL_H
 #define FP8_ATTENTION_DECODE_IMPL_H
 #include "attention/cache_impl.h"
+#include "attention/append.h"
 #include "attention/decode.h"
 
 #ifdef __cplusplus
@@ -28,7 +29,8 @@ typedef struct decode_part {
  * serves in `about` ("sm_90a, d 128"). It sees max_q as it is, but for `pages`, which is asked for
  * min(max_q, FP8_DECODE_ROWS). open sets state, workspace_bytes, split_keys. What run gets was
  * checked: pages of the geometry with strides, a batch within the options, no NULL that is needed;
- * a batch of no sequences or rows does not come. */
+ * a batch of no sequences or rows does not come. appends: whether append_run would be the append
+ * and run in one launch, the same bytes; both NULL: never. */
 typedef struct decode_backend {
     fp8_decode_backend id;
     const char *name;
@@ -37,7 +39,19 @@ typedef struct decode_backend {
     fp8_status (*open)(decode_part *p); /* NULL: not in this build */
     void (*close)(decode_part *p);      /* also after a failed open */
     fp8_status (*run)(decode_part *p, const fp8_decode_io *io, void *workspace);
+    int (*appends)(const decode_part *p, const fp8_decode_io *io, const fp8_kv_append *append);
+    fp8_status (*append_run)(decode_part *p, const fp8_decode_io *io, const fp8_kv_append *append,
+                             void *workspace);
 } decode_backend;
+
+struct fp8_decode_plan {
+    fp8_decode_options options; /* resolved */
+    fp8_device *device;
+    decode_part parts[DECODE_PARTS]; /* the first: sequences of few queries, or all */
+    size_t workspace_bytes;
+    int checked; /* FP8_SYNC=1: the batch is looked at after each run */
+    char reasons[DECODE_BACKENDS * (ATTENTION_REASON_BYTES + 32)];
+};
 
 extern const decode_backend decode_backend_cpu;
 #if FP8_CUDA
@@ -56,6 +70,9 @@ fp8_status decode_resolve_options(fp8_decode_options *out, const fp8_decode_opti
 /* Likewise for a run of resolved options. */
 fp8_status decode_resolve_io(fp8_decode_io *out, const fp8_decode_options *o,
                              const fp8_decode_io *io);
+
+fp8_status decode_check_workspace(const fp8_decode_plan *p, const void *workspace,
+                                  size_t workspace_bytes);
 
 /* Keys [*lo, *hi) that query `token` of n sees among `keys`; *lo >= *hi when there is none. */
 ATTENTION_INLINE void decode_visible(const fp8_decode_options *o, int64_t token, int64_t n,

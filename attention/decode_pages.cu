@@ -23,14 +23,9 @@
  *            13.0, sm_90a) */
 #include "attention/decode_pages_table.cuh"
 
-/* NT warps KT stages blocks a multiprocessor: docs/NOTES.md. */
+#define KERNEL(...) table_entry<tiling<__VA_ARGS__>>()
 #define KERNELS(page)                                                                              \
-    KERNEL(FP8_DTYPE_E4M3, 64, 64, page, 1, 8, 1, 8, 1),                                           \
-        KERNEL(FP8_DTYPE_E4M3, 64, 64, page, 2, 4, 2, 8, 1),                                       \
-        KERNEL(FP8_DTYPE_E4M3, 128, 128, page, 1, 8, 1, 3, 1),                                     \
-        KERNEL(FP8_DTYPE_E4M3, 128, 128, page, 2, 4, 2, 4, 1),                                     \
-        KERNEL(FP8_DTYPE_E4M3, 192, 128, page, 1, 8, 1, 4, 1),                                     \
-        KERNEL(FP8_DTYPE_E4M3, 256, 256, page, 1, 4, 1, 2, 2)
+    CODES_KERNELS(page), KERNEL(FP8_DTYPE_E4M3, 192, 128, page, 1, 8, 1, 4, 1)
 
 static const decode_pages_kernel kernels[] = {KERNELS(64), KERNELS(128)};
 

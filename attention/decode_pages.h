@@ -39,6 +39,25 @@ typedef struct decode_pages_args {
     float softcap;
 } decode_pages_args;
 
+/* One of Q, K, V of the new tokens: fp8_append_heads. */
+typedef struct decode_append_heads {
+    const void *x, *weight; /* weight NULL: not normed */
+    int32_t token_stride, head_stride;
+} decode_append_heads;
+
+/* What a kernel that appends reads beside it: the new tokens, one a sequence, and the pages as they
+ * are written to; in few lines of memory, as all of it is fetched anew a launch. */
+typedef struct decode_append_args {
+    decode_append_heads q, k, v;
+    const int32_t *positions; /* NULL: keys */
+    const float *cos, *sin, *q_descale; /* q_descale NULL: real types */
+    void *k_pages, *v_pages;
+    int64_t k_page, v_page; /* elements */
+    int32_t num_positions, rotary_dim, halves, dtype;
+    int32_t norm, rounded; /* of fp8_kv_append, as eps */
+    float eps;
+} decode_append_args;
+
 /* A kernel and the shape of its tiles. */
 typedef struct decode_pages_kernel {
     int32_t kv_dtype, d_qk, d_v, page_size;
@@ -47,7 +66,9 @@ typedef struct decode_pages_kernel {
     int32_t k_pitch, v_pitch; /* bytes, 64 or 128: width of boxes, and their swizzle */
     int32_t threads, blocks_per_sm;
     size_t shared_bytes;
+    /* one of them; the other is NULL */
     void (*entry)(const decode_pages_args);
+    void (*append_entry)(const decode_pages_args, const decode_append_args);
 } decode_pages_kernel;
 
 #ifdef __cplusplus
@@ -56,6 +77,9 @@ extern "C" {
 /* Those of codes, and of 16 bits. */
 const decode_pages_kernel *decode_pages_kernels(int *count);
 const decode_pages_kernel *decode_pages16_kernels(int *count);
+/* Likewise those that append; of the same shapes, but fewer. */
+const decode_pages_kernel *decode_append_kernels(int *count);
+const decode_pages_kernel *decode_append16_kernels(int *count);
 #ifdef __cplusplus
 }
 #endif

@@ -1,9 +1,10 @@
-/* The backend over pages: a plan picks a kernel and holds what blocks send each other, or, with a
- * given split, the counters of parts; a run makes tensor maps where the pages have moved and
- * launches once. */
+/* The backend over pages: a plan picks a kernel, with one that appends beside it, and holds what
+ * blocks send each other, or, with a given split, the counters of parts; a run makes tensor maps
+ * where the pages have moved and launches once. */
 #include <stdlib.h>
 #include <string.h>
 
+#include "attention/append_impl.h"
 #include "attention/decode_pages.h"
 #include "core/cuda_check.h"
 #include "core/tensor_map.h"
@@ -12,7 +13,8 @@ enum {
     ALIGN = 256,          /* bytes; of each part of the workspace */
     EMPTY_REGISTERS = 64, /* the kernel of other architectures, empty, has fewer */
     SMALL_BLOCK = 8,      /* rows */
-    ITEM_COST = 1         /* tiles: what the end of an item takes (docs/NOTES.md) */
+    ITEM_COST = 1,        /* tiles: what the end of an item takes (docs/NOTES.md) */
+    SHORT_ITEM_COST = 2   /* where there are more of them than blocks */
 };
 static const double log2_e = 1.4426950408889634;
 
@@ -24,7 +26,7 @@ typedef struct pages_place {
 
 typedef struct pages_state {
     fp8_tensor_map_encode encode;
-    const decode_pages_kernel *kernel;
+    const decode_pages_kernel *kernel, *appender; /* of one shape; appender NULL: there is none */
     int32_t blocks;
     int32_t *arrived; /* device: args.arrived */
     float *exchange;  /* device: args.exchange */
@@ -46,30 +48,48 @@ static const decode_pages_kernel *find_in(const decode_pages_kernel *all, int co
     return NULL;
 }
 
-/* The kernel with blocks of 8 rows, or where a KV head has more, of 16 if there is one. */
-static const decode_pages_kernel *find_kernel(const fp8_decode_options *o) {
+/* The kernel with blocks of 8 rows, or where a KV head has more, of 16 if there is one; the one of
+ * that shape that appends. */
+static void find_kernels(pages_state *f, const fp8_decode_options *o) {
+    const int codes = o->kv_dtype == FP8_DTYPE_E4M3;
     const int64_t rows = o->max_q * (o->num_heads / o->num_kv_heads);
-    const decode_pages_kernel *found = NULL;
     int count;
-    const decode_pages_kernel *all = o->kv_dtype == FP8_DTYPE_E4M3 ? decode_pages_kernels(&count)
-                                                                   : decode_pages16_kernels(&count);
-    if (rows > SMALL_BLOCK) found = find_in(all, count, o, 2 * SMALL_BLOCK);
-    return found ? found : find_in(all, count, o, SMALL_BLOCK);
+    const decode_pages_kernel *all =
+        codes ? decode_pages_kernels(&count) : decode_pages16_kernels(&count);
+
+    if (rows > SMALL_BLOCK) f->kernel = find_in(all, count, o, 2 * SMALL_BLOCK);
+    if (!f->kernel) f->kernel = find_in(all, count, o, SMALL_BLOCK);
+    if (!f->kernel) return;
+    all = codes ? decode_append_kernels(&count) : decode_append16_kernels(&count);
+    f->appender = find_in(all, count, o, f->kernel->rows);
 }
 
-/* Room for the kernel's shared memory on the current device; its grid. */
-static fp8_status prepare_kernel(pages_state *f, fp8_device *d) {
-    const void *entry = (const void *)f->kernel->entry;
+static const void *entry_of(const decode_pages_kernel *k) {
+    return k->entry ? (const void *)k->entry : (const void *)k->append_entry;
+}
+
+/* Room for the kernel's shared memory on the current device. */
+static fp8_status prepare_kernel(const decode_pages_kernel *k) {
     struct cudaFuncAttributes a;
+    fp8_status st = FP8_OK;
+
+    FP8_TRY_CUDA(cudaFuncGetAttributes(&a, entry_of(k)));
+    if (a.numRegs < EMPTY_REGISTERS)
+        return FP8_FAIL(FP8_EUNSUPPORTED, "this build holds no sm_90a code");
+    FP8_TRY_CUDA(cudaFuncSetAttribute(entry_of(k), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      (int)k->shared_bytes));
+done:
+    return st;
+}
+
+/* Both kernels, and their grid. */
+static fp8_status prepare(pages_state *f, fp8_device *d) {
     fp8_status st = FP8_OK;
     int sms;
 
     (void)fp8_device_stream(d); /* makes the device current */
-    FP8_TRY_CUDA(cudaFuncGetAttributes(&a, entry));
-    if (a.numRegs < EMPTY_REGISTERS)
-        return FP8_FAIL(FP8_EUNSUPPORTED, "this build holds no sm_90a code");
-    FP8_TRY_CUDA(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      (int)f->kernel->shared_bytes));
+    FP8_TRY(prepare_kernel(f->kernel));
+    if (f->appender) FP8_TRY(prepare_kernel(f->appender));
     FP8_TRY_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount,
                                         fp8_device_index(d)));
     f->blocks = sms * f->kernel->blocks_per_sm;
@@ -147,12 +167,12 @@ static fp8_status pages_open(decode_part *part) {
 
     if (!f) return FP8_FAIL(FP8_ENOMEM, "decode over pages: plan");
     part->state = f;
-    f->kernel = find_kernel(o);
+    find_kernels(f, o);
     if (!f->kernel)
         return FP8_FAIL(FP8_EUNSUPPORTED, "no kernel for pages of %s, d %d and %d",
                         fp8_dtype_name(o->kv_dtype), o->d_qk, o->d_v);
     FP8_TRY(fp8_tensor_map_encoder(&f->encode));
-    FP8_TRY(prepare_kernel(f, part->device));
+    FP8_TRY(prepare(f, part->device));
     part->split_keys = ceil_div(o->split_keys, f->kernel->tile) * f->kernel->tile;
     part->blocks = f->blocks;
     fill_args(&f->args, o, f->kernel, part->split_keys);
@@ -248,7 +268,14 @@ static fp8_status check_places(const fp8_decode_io *io) {
     return FP8_OK;
 }
 
-static void bind_run(decode_pages_args *a, const fp8_decode_options *o, const fp8_decode_io *io) {
+/* What an item counts for beside its tiles: more where blocks have several. */
+static int32_t item_cost_of(const fp8_decode_options *o, const fp8_kv_batch *b, int32_t row_blocks,
+                            int32_t blocks) {
+    return b->num_seqs * row_blocks * o->num_kv_heads > blocks ? SHORT_ITEM_COST : ITEM_COST;
+}
+
+static void bind_run(decode_pages_args *a, const fp8_decode_options *o, const fp8_decode_io *io,
+                     int32_t blocks) {
     const fp8_kv_batch *b = &io->batch;
     const int64_t room = b->max_pages * o->page_size;
     const int codes = o->kv_dtype == FP8_DTYPE_E4M3;
@@ -271,31 +298,36 @@ static void bind_run(decode_pages_args *a, const fp8_decode_options *o, const fp
     a->total_q = (int32_t)b->total_q;
     a->max_q = (int32_t)b->max_q;
     a->max_kv = (int32_t)(b->max_kv < room ? b->max_kv : room);
-    a->item_cost = ITEM_COST;
+    a->item_cost = item_cost_of(o, b, a->row_blocks, blocks);
 }
 
 /* Cooperative without a given split: blocks wait for each other (decode_pages_exchange.cuh). */
-static fp8_status launch_pages(pages_state *f, fp8_stream stream) {
+static fp8_status launch_pages(pages_state *f, const decode_pages_kernel *k,
+                               decode_append_args *append, fp8_stream stream) {
     cudaLaunchAttribute how[2] = {
         {.id = cudaLaunchAttributeProgrammaticStreamSerialization,
          .val.programmaticStreamSerializationAllowed = 1},
         {.id = cudaLaunchAttributeCooperative, .val.cooperative = f->exchange != NULL}};
     const cudaLaunchConfig_t config = {.gridDim = {(unsigned)f->blocks, 1, 1},
-                                       .blockDim = {(unsigned)f->kernel->threads, 1, 1},
-                                       .dynamicSmemBytes = f->kernel->shared_bytes,
+                                       .blockDim = {(unsigned)k->threads, 1, 1},
+                                       .dynamicSmemBytes = k->shared_bytes,
                                        .stream = stream,
                                        .attrs = how,
                                        .numAttrs = sizeof how / sizeof *how};
-    void *args[] = {&f->args};
+    void *args[] = {&f->args, append};
     fp8_status st;
 
-    FP8_TRY_CUDA(cudaLaunchKernelExC(&config, (const void *)f->kernel->entry, args));
-    FP8_TRY(fp8_cuda_launched("decode over pages", stream));
+    FP8_TRY_CUDA(cudaLaunchKernelExC(&config, entry_of(k), args));
+    FP8_TRY(fp8_cuda_launched(append ? "append and decode over pages" : "decode over pages",
+                              stream));
 done:
     return st;
 }
 
-static fp8_status pages_run(decode_part *part, const fp8_decode_io *io, void *workspace) {
+/* append: NULL: none. */
+static fp8_status run_kernel(decode_part *part, const decode_pages_kernel *k,
+                             const fp8_decode_io *io, decode_append_args *append,
+                             void *workspace) {
     pages_state *f = part->state;
     const fp8_decode_options *o = &part->options;
     uint8_t *base = (uint8_t *)workspace + (uintptr_t)-(intptr_t)(uintptr_t)workspace % ALIGN;
@@ -303,16 +335,69 @@ static fp8_status pages_run(decode_part *part, const fp8_decode_io *io, void *wo
 
     FP8_TRY(check_places(io));
     FP8_TRY(refresh_maps(f, o, &io->pages));
-    bind_run(&f->args, o, io);
+    bind_run(&f->args, o, io, f->blocks);
     if (part->workspace_bytes) {
         f->args.parts = (float *)(void *)base;
         f->args.part_stats = (float *)(void *)(base + f->stats_at);
     }
-    FP8_TRY(launch_pages(f, fp8_device_stream(part->device)));
+    FP8_TRY(launch_pages(f, k, append, fp8_device_stream(part->device)));
 done:
     return st;
 }
 
+static fp8_status pages_run(decode_part *part, const fp8_decode_io *io, void *workspace) {
+    const pages_state *f = part->state;
+    return run_kernel(part, f->kernel, io, NULL, workspace);
+}
+
+static int has_strides(const fp8_append_heads *h) {
+    return h->token_stride <= INT32_MAX && h->head_stride <= INT32_MAX;
+}
+
+/* One token a sequence, nothing that is of all rows, and no ALiBi, whose slopes take registers. */
+static int pages_appends(const decode_part *part, const fp8_decode_io *io,
+                         const fp8_kv_append *a) {
+    const pages_state *f = part->state;
+    return f->appender && !part->options.alibi && io->batch.max_q == 1 && a->k.x && !a->q.amax &&
+           !a->k.amax && !a->v.amax && append_fits_units(&io->pages, a) && has_strides(&a->q) &&
+           has_strides(&a->k) && has_strides(&a->v);
+}
+
+static decode_append_heads append_heads_of(const fp8_append_heads *h) {
+    return (decode_append_heads){h->x, h->norm_weight, (int32_t)h->token_stride,
+                                 (int32_t)h->head_stride};
+}
+
+static decode_append_args append_args_of(const fp8_kv_append *a, const fp8_kv_pages *p) {
+    return (decode_append_args){
+        .q = append_heads_of(&a->q),
+        .k = append_heads_of(&a->k),
+        .v = append_heads_of(&a->v),
+        .positions = a->positions,
+        .cos = a->cos,
+        .sin = a->sin,
+        .q_descale = a->q_dtype == FP8_DTYPE_E4M3 ? a->q_descale : NULL,
+        .k_pages = p->k,
+        .v_pages = p->v,
+        .k_page = p->k_page,
+        .v_page = p->v_page,
+        .num_positions = (int32_t)attention_clamp(a->num_positions, 0, INT32_MAX),
+        .rotary_dim = a->rotary_dim,
+        .halves = a->rope == FP8_ROPE_HALVES,
+        .dtype = (int32_t)a->dtype,
+        .norm = (int32_t)a->norm,
+        .rounded = a->rounded,
+        .eps = a->eps};
+}
+
+static fp8_status pages_append_run(decode_part *part, const fp8_decode_io *io,
+                                   const fp8_kv_append *append, void *workspace) {
+    const pages_state *f = part->state;
+    decode_append_args args = append_args_of(append, &io->pages);
+    return run_kernel(part, f->appender, io, &args, workspace);
+}
+
 const decode_backend decode_backend_pages = {
     FP8_DECODE_PAGES, "pages", decode_pages_check, pages_open, pages_close, pages_run,
+    pages_appends, pages_append_run,
 };

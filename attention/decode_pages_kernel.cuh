@@ -1,5 +1,5 @@
-/* attention/decode_pages_kernel.cuh - private: the kernel over pages: one warp that copies, the
- * others that attend. */
+/* attention/decode_pages_kernel.cuh - private: the kernels over pages: one warp that copies, others
+ * that attend, and where the kernel appends, one that makes queries and the new tokens' K and V. */
 #ifndef FP8_ATTENTION_DECODE_PAGES_KERNEL_CUH
 #define FP8_ATTENTION_DECODE_PAGES_KERNEL_CUH
 #include "attention/decode_pages_shape.cuh"
@@ -8,6 +8,7 @@
  * decode_pages_cuda.c finds out. */
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define DECODE_SM90 1
+#include "attention/decode_pages_append.cuh"
 #include "attention/decode_pages_finish.cuh"
 #else
 #define DECODE_SM90 0
@@ -85,7 +86,8 @@ static __device__ __forceinline__ void tell(decode_control<T> &c, const segment_
     ring_next<SEGMENTS>(at);
 }
 
-template <class T>
+/* APPENDS: queries are another warp's. */
+template <class T, bool APPENDS>
 static __device__ __forceinline__ void produce(uint8_t *data, decode_control<T> &c,
                                                const decode_pages_args &p) {
     const uint64_t policy = p.row_blocks > 1 ? policy_evict_normal() : policy_evict_first();
@@ -105,7 +107,9 @@ static __device__ __forceinline__ void produce(uint8_t *data, decode_control<T> 
         pages_open(pages, p, g.s, g.first * T::TILE / T::PAGE);
         x = begin_info(p, w, g, T::ROWS);
         const scales by = scales_of(p, x.head_kv);
-        const int32_t bytes = bring_queries<T>(c, p, x, told);
+        int32_t bytes = 0;
+        if constexpr (APPENDS) barrier_wait(c.read + told.at, told.parity);
+        else bytes = bring_queries<T>(c, p, x, told);
         for (int32_t i = 0; i < g.tiles; i++) {
             barrier_wait(c.empty + at.at, at.parity);
             copy_tile<T>(data + at.at * T::STAGE_BYTES, c.full + at.at, pages, p, g.s, x.kv_len,
@@ -125,31 +129,36 @@ static __device__ __forceinline__ void produce(uint8_t *data, decode_control<T> 
 
 /* ---- the others ------------------------------------------------------------------------------ */
 
-/* This warp's keys of all tiles of a segment. */
-template <class T>
+/* This warp's keys of all tiles of a segment. APPENDS: where it has the new one, that comes out of
+ * `fresh`, and goes to the pages. */
+template <class T, bool APPENDS>
 static __device__ __forceinline__ void take_segment(sums<T> &a, const decode_pages_args &p,
                                                     decode_control<T> &c, const segment_info &g,
                                                     const uint8_t (*rows)[T::Q_PITCH],
                                                     const lane_places<T> &places, uint32_t data,
-                                                    int32_t warp, ring_place &at) {
+                                                    int32_t warp, ring_place &at,
+                                                    const fresh_token<T> *fresh, void *v_pages) {
+    const int32_t q_len = APPENDS ? 1 : g.q_len; /* known, it saves registers */
     /* tiles that every row sees whole lie between clear and hidden */
-    const int32_t low = max(g.kv_len - g.q_len - p.window_left, 0);
+    const int32_t low = max(g.kv_len - q_len - p.window_left, 0);
     const int32_t clear = max(g.kv_len - 1 - p.window_left, 0);
-    const int32_t hidden = p.causal ? g.kv_len - g.q_len + 1 : g.kv_len;
-    const int32_t tiles = g.tiles, first = g.first, kv_len = g.kv_len; /* the loop reads no g */
+    const int32_t hidden = APPENDS || !p.causal ? g.kv_len : g.kv_len - q_len + 1;
+    const int32_t end = (g.first + g.tiles) * T::TILE, kv_len = g.kv_len; /* the loop reads no g */
     queries<T> q;
     row_terms<T> x;
 
     load_queries<T>(q, p, g, rows);
-    load_terms<T>(x, p, g);
+    load_terms<T, APPENDS>(x, p, g);
     memset(a.o, 0, sizeof a.o);
 #pragma unroll
     for (int n = 0; n < T::NT; n++)
 #pragma unroll
         for (int e = 0; e < 2; e++) a.most[n][e] = NONE, a.sum[n][e] = 0.0f;
-    for (int32_t i = 0; i < tiles; i++) {
-        const int32_t key = (first + i) * T::TILE;
+    for (int32_t key = g.first * T::TILE; key < end; key += T::TILE) {
         barrier_wait(c.full + at.at, at.parity);
+        if constexpr (APPENDS)
+            if (key + T::TILE == end)
+                put_token<T>(data + at.at * T::STAGE_BYTES, warp, *fresh, v_pages);
         take_tile<T>(a, q, x, p, places, data + at.at * T::STAGE_BYTES, key + warp * 16 * T::KT,
                      key < clear || key + T::TILE > hidden, low, kv_len);
         __syncwarp();
@@ -158,9 +167,11 @@ static __device__ __forceinline__ void take_segment(sums<T> &a, const decode_pag
     }
 }
 
-template <class T>
+/* fresh: [SEGMENTS] where the kernel appends, v_pages: to what. */
+template <class T, bool APPENDS>
 static __device__ __forceinline__ void consume(uint8_t *data, decode_control<T> &c,
-                                               const decode_pages_args &p) {
+                                               const decode_pages_args &p,
+                                               const fresh_token<T> *fresh, void *v_pages) {
     const int32_t warp = __shfl_sync(0xffffffffu, (int32_t)threadIdx.x / 32, 0);
     const lane_places<T> places = places_of_lane<T>(warp);
     ring_place at = {0, 0}, told = {0, 0};
@@ -173,11 +184,12 @@ static __device__ __forceinline__ void consume(uint8_t *data, decode_control<T> 
         more = g.tiles > 0;
         if (more) {
             sums<T> a;
-            take_segment<T>(a, p, c, g, c.q[told.at], places, shared_address(data), warp, at);
+            take_segment<T, APPENDS>(a, p, c, g, c.q[told.at], places, shared_address(data), warp,
+                                     at, fresh + (APPENDS ? told.at : 0), v_pages);
             finish<T>(a, p, g, c.finish, pending);
         }
         __syncwarp();
-        if (threadIdx.x % 32 == 0) barrier_arrive(c.read + told.at);
+        if (APPENDS || threadIdx.x % 32 == 0) barrier_arrive(c.read + told.at);
         ring_next<SEGMENTS>(told);
         if (p.unit_tiles && (pending == PENDING || (!more && pending > 0))) {
             if (more) settle<T, false>(p, pending, c.finish, NULL);
@@ -187,6 +199,45 @@ static __device__ __forceinline__ void consume(uint8_t *data, decode_control<T> 
     }
     /* without a given split a range has two parts at most */
     for (int32_t k = 0; k < pending; k++) take_share<T>(p, c.finish.pending[k]);
+}
+
+/* ---- a block --------------------------------------------------------------------------------- */
+
+/* tells, reads: arrivals that make a segment known, and give its place back. */
+template <class T>
+static __device__ __forceinline__ void open_block(decode_control<T> &c, const decode_pages_args &p,
+                                                  int tells, int reads) {
+    dependents_launch();
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < T::STAGES; i++) {
+            barrier_init(c.full + i, 1);
+            barrier_init(c.empty + i, T::WARPS);
+        }
+        for (int i = 0; i < SEGMENTS; i++) {
+            barrier_init(c.told + i, tells);
+            barrier_init(c.read + i, reads);
+        }
+        barrier_init_done();
+    }
+    if (threadIdx.x == T::CONSUMERS) {
+        prefetch_map(p.k_map + DECODE_PAGES_QUARTERS - 1);
+        prefetch_map(p.v_map + DECODE_PAGES_QUARTERS - 1);
+    }
+    __syncthreads();
+}
+
+/* x of real pages is of their type. */
+template <class T>
+static __device__ __forceinline__ void make_of(append_control<T> &c, const decode_pages_args &p,
+                                               const decode_append_args &n) {
+    if constexpr (T::FP8) {
+        if (n.dtype == FP8_DTYPE_BF16) make<T, __nv_bfloat16>(c, p, n);
+        else make<T, __half>(c, p, n);
+    } else if constexpr (T::BF16) {
+        make<T, __nv_bfloat16>(c, p, n);
+    } else {
+        make<T, __half>(c, p, n);
+    }
 }
 
 #endif /* DECODE_SM90 */
@@ -199,25 +250,25 @@ decode_pages_kernel_of(const __grid_constant__ decode_pages_args p) {
     uint8_t *data = raw + (1024 - (shared_address(raw) & 1023)) % 1024;
     decode_control<T> &c = *reinterpret_cast<decode_control<T> *>(data + T::AREA);
 
-    dependents_launch();
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < T::STAGES; i++) {
-            barrier_init(c.full + i, 1);
-            barrier_init(c.empty + i, T::WARPS);
-        }
-        for (int i = 0; i < SEGMENTS; i++) {
-            barrier_init(c.told + i, 1);
-            barrier_init(c.read + i, T::WARPS);
-        }
-        barrier_init_done();
-    }
-    if (threadIdx.x == T::CONSUMERS) {
-        prefetch_map(p.k_map + DECODE_PAGES_QUARTERS - 1);
-        prefetch_map(p.v_map + DECODE_PAGES_QUARTERS - 1);
-    }
-    __syncthreads();
-    if (threadIdx.x < T::CONSUMERS) consume<T>(data, c, p);
-    else produce<T>(data, c, p);
+    open_block<T>(c, p, 1, T::WARPS);
+    if (threadIdx.x < T::CONSUMERS) consume<T, false>(data, c, p, NULL, NULL);
+    else produce<T, false>(data, c, p);
+#endif
+}
+
+template <class T>
+static __global__ void __launch_bounds__(T::APPEND_THREADS, T::PER_SM)
+decode_append_kernel_of(const __grid_constant__ decode_pages_args p,
+                        const __grid_constant__ decode_append_args n) {
+#if DECODE_SM90
+    extern __shared__ uint8_t raw[];
+    uint8_t *data = raw + (1024 - (shared_address(raw) & 1023)) % 1024;
+    append_control<T> &c = *reinterpret_cast<append_control<T> *>(data + T::AREA);
+
+    open_block<T>(c.rest, p, 1 + 32 * T::MAKERS, T::CONSUMERS); /* every thread for itself */
+    if (threadIdx.x < T::CONSUMERS) consume<T, true>(data, c.rest, p, c.fresh, n.v_pages);
+    else if (threadIdx.x < T::THREADS) produce<T, true>(data, c.rest, p);
+    else make_of<T>(c, p, n);
 #endif
 }
 #endif

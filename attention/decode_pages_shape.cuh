@@ -37,6 +37,8 @@ struct tiling {
     static constexpr int K_BYTES = TILE * K_PITCH * K_PANELS, V_BYTES = D_V * TILE * BYTES;
     static constexpr int STAGE_BYTES = K_BYTES + V_BYTES;
     static constexpr int CONSUMERS = 32 * WARPS, THREADS = CONSUMERS + 32;
+    static constexpr int MAKERS = PER_SM > 1 ? 1 : 3; /* warps that append: registers' room */
+    static constexpr int APPEND_THREADS = THREADS + 32 * MAKERS;
     static constexpr int K_STEPS = D_QK / 16; /* products of 16 of d */
     static constexpr int LOAD_D = FP8 ? 32 : 16, V_LOADS = D_V / LOAD_D; /* of 16 keys of V */
     static constexpr int EARLY = D_V > 128 || V_LOADS < 4 ? 2 : 4; /* before the softmax */
@@ -71,7 +73,23 @@ template <class T> struct decode_control {
     finish_memory<T> finish;
 };
 
-template <class T> static constexpr int shared_bytes() {
-    return T::AREA + (int)sizeof(decode_control<T>) + 1024;
+/* A new token's rows of K and V as they are to lie in the last tile of a segment. */
+template <class T> struct fresh_token {
+    alignas(16) uint8_t k[T::D_QK * T::BYTES], v[T::D_V * T::BYTES];
+    int32_t key;  /* of the tile; -1: it is not there */
+    int32_t keeps; /* 1: V goes to its page from there */
+    int64_t v_at; /* element of the pages' V */
+};
+
+/* Where the kernel appends. */
+template <class T> struct append_control {
+    decode_control<T> rest;
+    fresh_token<T> fresh[SEGMENTS];
+};
+
+template <class T, class CONTROL> static constexpr int shared_bytes() {
+    constexpr int bytes = T::AREA + (int)sizeof(CONTROL) + 1024;
+    static_assert(bytes <= T::LIMIT, "a block's shared memory");
+    return bytes;
 }
 #endif

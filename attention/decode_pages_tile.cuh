@@ -197,7 +197,8 @@ static __device__ __forceinline__ float slope_of(const decode_pages_args &p, int
     return p.alibi_slopes ? p.alibi_slopes[head] : attention_alibi_slope(head, p.num_heads);
 }
 
-template <class T>
+/* ONE: of one query a sequence, no ALiBi. */
+template <class T, bool ONE>
 static __device__ __forceinline__ void load_terms(row_terms<T> &x, const decode_pages_args &p,
                                                   const segment_info &g) {
     const int32_t t = threadIdx.x % 4;
@@ -206,8 +207,9 @@ static __device__ __forceinline__ void load_terms(row_terms<T> &x, const decode_
 #pragma unroll
         for (int e = 0; e < 2; e++) {
             const int32_t row = g.row0 + 8 * n + 2 * t + e;
-            x.at[n][e] = g.kv_len - g.q_len + row / p.group;
-            x.slope[n][e] = p.alibi ? slope_of(p, g.head_kv * p.group + row % p.group) : 0.0f;
+            x.at[n][e] = ONE ? g.kv_len - 1 : g.kv_len - g.q_len + row / p.group;
+            x.slope[n][e] =
+                !ONE && p.alibi ? slope_of(p, g.head_kv * p.group + row % p.group) : 0.0f;
         }
 }
 

@@ -1,4 +1,5 @@
-/* `bench decode`: attention of one new token a sequence over a paged cache that no L2 holds. */
+/* `bench decode`: attention of one new token a sequence over a paged cache that no L2 holds; with
+ * the append of those tokens before it, and in one call. */
 #include <cuda_runtime_api.h>
 #include <math.h>
 #include <stdlib.h>
@@ -10,7 +11,7 @@
 #include "core/half.h"
 #include "quant/quant.h"
 
-enum { SAMPLES = 12, NUM_PROVIDERS = 3, MOST_COPIES = 64, DEFAULT_PAGE = 128 };
+enum { SAMPLES = 12, NUM_PROVIDERS = 5, MOST_COPIES = 64, DEFAULT_PAGE = 128 };
 static const int64_t block_elements = INT64_C(1) << 24; /* random, which pages repeat */
 static const int64_t rotated_bytes = INT64_C(1) << 30;  /* of caches in turns: L2 holds 60 MB */
 static const double most_error = 1e-2; /* BF16 rounding of O is 1.7e-3, P's adds to it */
@@ -27,15 +28,22 @@ static const char *const default_shapes[] = {
 };
 enum { NUM_DEFAULT = sizeof default_shapes / sizeof *default_shapes };
 
-static const char *const provider_names[NUM_PROVIDERS] = {"FP8 pages", "BF16 pages",
-                                                          "reading FP8 alone"};
-enum { FP8_PAGES, BF16_PAGES, READING };
+static const char *const provider_names[NUM_PROVIDERS] = {
+    "FP8 pages", "BF16 pages", "reading FP8 alone", "FP8, append before", "FP8, append in one"};
+enum { FP8_PAGES, BF16_PAGES, READING, APPEND_BEFORE, APPEND_IN_ONE };
 
 enum { COL_US, COL_LOW, COL_HIGH, COL_RATE, COL_SHARE, COL_ERROR, COL_MHZ, NUM_COLS };
 static const fp8_bench_column columns[NUM_COLS] = {
     {"us", 4}, {"us_0.2", 4}, {"us_0.8", 4}, {"TB/s", 4}, {"of_reading", 3}, {"rel_L2", 3},
     {"SM_MHz", 4},
 };
+
+/* New tokens as the projections leave them, q, k and v side by side, and where q goes. */
+typedef struct news {
+    void *x, *q;
+    float *turn; /* cos and sin of one position, which all have */
+    fp8_kv_append op;
+} news;
 
 /* One type of pages. `copies` caches lie one after the other; copy c of sequence s, page j is page
  * order[(c * b + s) * pages + j] of the pool. */
@@ -53,12 +61,13 @@ typedef struct run {
     size_t workspace_bytes;
     fp8_decode_plan *plan;
     fp8_decode_io io;
+    const news *news; /* of APPEND_BEFORE and APPEND_IN_ONE, which are FP8_PAGES' else */
     double error;
 } run;
 
 static const float descales[2] = {0.02f, 0.02f};
 
-static int is_codes(const run *r) { return r->provider == FP8_PAGES; }
+static int is_codes(const run *r) { return r->provider != BF16_PAGES; }
 static int64_t element_bytes(const run *r) { return is_codes(r) ? 1 : 2; }
 static int64_t page_elements(const shape *x) { return x->h_kv * x->page * x->d; }
 
@@ -80,6 +89,14 @@ static fp8_status call_run(void *ctx) {
         return bench_read((uint8_t *)r->pool + (size_t)copy * r->cache_bytes, r->cache_bytes,
                           r->sms, fp8_device_stream(r->d));
     r->io.batch.page_table = r->tables + copy * r->x->b * r->pages;
+    if (r->provider == APPEND_IN_ONE)
+        return fp8_decode_append_run(r->plan, &r->io, &r->news->op, r->workspace,
+                                     r->workspace_bytes);
+    if (r->provider == APPEND_BEFORE) {
+        const fp8_status st = fp8_kv_append_run(r->d, &r->io.pages, &r->io.batch, &r->news->op,
+                                                FP8_LAUNCH_OVERLAP);
+        if (st != FP8_OK) return st;
+    }
     return fp8_decode_run(r->plan, &r->io, r->workspace, r->workspace_bytes);
 }
 
@@ -92,7 +109,7 @@ static void close_run(run *r) {
     free(r->order);
     fp8_decode_plan_destroy(r->plan);
     if (!r->d) return;
-    if (r->provider != READING) fp8_device_free(r->d, r->pool);
+    fp8_device_free(r->d, r->pool);
     fp8_device_free(r->d, r->q);
     fp8_device_free(r->d, r->o);
     fp8_device_free(r->d, r->workspace);
@@ -291,6 +308,70 @@ done:
     return st;
 }
 
+/* ---- with an append -------------------------------------------------------------------------- */
+
+static void close_news(fp8_device *d, news *n) {
+    fp8_device_free(d, n->x);
+    fp8_device_free(d, n->q);
+    fp8_device_free(d, n->turn);
+}
+
+static fp8_status open_news(news *n, fp8_device *d, const shape *x) {
+    const int64_t width = (x->h + 2 * x->h_kv) * x->d, half = x->d / 2;
+    float turn[2 * 1024], amax;
+    uint16_t *host = NULL;
+    fp8_status st = FP8_OK;
+
+    if (x->d > 1024) return FP8_FAIL(FP8_EINVAL, "bench decode: %s: d above 1024", x->name);
+    for (int64_t i = 0; i < half; i++) {
+        turn[i] = 0.6f;
+        turn[half + i] = 0.8f;
+    }
+    FP8_TRY(bench_upload_normal(d, &host, &n->x, x->b * width, 11, 1, &amax));
+    FP8_TRY(fp8_device_alloc(d, &n->q, (size_t)(x->b * x->h * x->d) * sizeof(uint16_t)));
+    FP8_TRY(fp8_device_alloc(d, (void **)&n->turn, (size_t)x->d * sizeof *n->turn));
+    FP8_TRY(fp8_device_upload(d, n->turn, turn, (size_t)x->d * sizeof *turn));
+    n->op = (fp8_kv_append){.q = {.x = n->x, .token_stride = width, .head_stride = x->d},
+                            .num_heads = (int32_t)x->h,
+                            .dtype = FP8_DTYPE_BF16,
+                            .rotary_dim = (int32_t)x->d,
+                            .cos = n->turn,
+                            .sin = n->turn + half,
+                            .num_positions = 1,
+                            .q_out = n->q,
+                            .q_dtype = FP8_DTYPE_BF16};
+    n->op.k = n->op.v = n->op.q;
+    n->op.k.x = (uint16_t *)n->x + x->h * x->d;
+    n->op.v.x = (uint16_t *)n->x + (x->h + x->h_kv) * x->d;
+done:
+    free(host);
+    return st;
+}
+
+/* Both ways leave the same bytes of O. */
+static fp8_status check_news(run *before, run *in_one) {
+    const shape *x = before->x;
+    const size_t bytes = (size_t)(x->b * x->h * x->d) * sizeof(uint16_t);
+    void *o[2] = {malloc(bytes), malloc(bytes)};
+    run *const both[2] = {before, in_one};
+    fp8_status st = FP8_OK;
+
+    if (!o[0] || !o[1]) FP8_TRY(FP8_FAIL(FP8_ENOMEM, "bench decode: %zu bytes", bytes));
+    for (int i = 0; i < 2; i++) {
+        both[i]->next = 0;
+        FP8_TRY(fp8_device_fill(before->d, before->o, 0xff, bytes));
+        FP8_TRY(call_run(both[i]));
+        FP8_TRY(fp8_device_download(before->d, o[i], before->o, bytes));
+    }
+    if (memcmp(o[0], o[1], bytes) != 0)
+        st = FP8_FAIL(FP8_EDATA, "bench decode: %s: an append in one call leaves other bytes of O",
+                      x->name);
+done:
+    free(o[0]);
+    free(o[1]);
+    return st;
+}
+
 /* ---- the table ------------------------------------------------------------------------------- */
 
 static fp8_status add_row(fp8_bench_table *t, const run *r, const bench_contender *c,
@@ -304,7 +385,7 @@ static fp8_status add_row(fp8_bench_table *t, const run *r, const bench_contende
     row->value[COL_HIGH] = c->ms_high * 1e3;
     row->value[COL_RATE] = rate;
     row->value[COL_SHARE] = rate / reading_rate;
-    if (r->provider != READING) row->value[COL_ERROR] = r->error;
+    if (r->provider < READING) row->value[COL_ERROR] = r->error;
     if (mhz > 0) row->value[COL_MHZ] = mhz;
 done:
     return st;
@@ -314,6 +395,7 @@ static fp8_status bench_one(fp8_bench_table *t, fp8_device *d, const shape *x,
                             const fp8_bench_options *options) {
     run runs[NUM_PROVIDERS] = {0};
     bench_contender contenders[NUM_PROVIDERS];
+    news n = {0};
     double mhz = 0;
     fp8_status st = FP8_OK;
 
@@ -327,6 +409,14 @@ static fp8_status bench_one(fp8_bench_table *t, fp8_device *d, const shape *x,
                           .cache_bytes = runs[FP8_PAGES].cache_bytes};
     FP8_TRY_CUDA(cudaDeviceGetAttribute(&runs[READING].sms, cudaDevAttrMultiProcessorCount,
                                         fp8_device_index(d)));
+    FP8_TRY(open_news(&n, d, x));
+    for (int i = APPEND_BEFORE; i < NUM_PROVIDERS; i++) {
+        runs[i] = runs[FP8_PAGES];
+        runs[i].provider = i;
+        runs[i].news = &n;
+        runs[i].io.q = n.q;
+    }
+    FP8_TRY(check_news(&runs[APPEND_BEFORE], &runs[APPEND_IN_ONE]));
     for (int i = 0; i < NUM_PROVIDERS; i++)
         contenders[i] = (bench_contender){.call = call_run, .ctx = &runs[i]};
     FP8_TRY(bench_race(d, contenders, NUM_PROVIDERS, options, &mhz));
@@ -334,7 +424,8 @@ static fp8_status bench_one(fp8_bench_table *t, fp8_device *d, const shape *x,
         FP8_TRY(add_row(t, &runs[i], &contenders[i],
                         (double)runs[READING].cache_bytes / contenders[READING].ms * 1e-9, mhz));
 done:
-    for (int i = 0; i < NUM_PROVIDERS; i++) close_run(&runs[i]);
+    for (int i = 0; i < READING; i++) close_run(&runs[i]); /* others own nothing */
+    close_news(d, &n);
     return st;
 }
 
