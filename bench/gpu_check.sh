@@ -71,6 +71,7 @@ mrs gpu_attention_masks
 mrs gpu_attention_runs
 mrs gpu_calibrate_fixtures
 mrs gpu_cast
+mrs gpu_append_decode few
 mrs gpu_decode everything
 mrs gpu_decode_pages few
 mrs gpu_export
