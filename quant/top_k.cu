@@ -8,11 +8,11 @@
  *            at most: a third block an SM is what the clusters of 64 rows need to be there at once.
  *            Else what is read next is under way beside what is looked at, and a block keeps
  *            candidates in shared memory, those at or above a bound that k of its threads' best of
- *            a first look reach; no warp waits for another. Where they are too many, because the
- *            logits rise, the row is read again, and they are sorted wherever there is no room, the
- *            k-th being the bound. At the end a bound that k of the threads' best among them reach
- *            leaves few more than k, which count who is above them. The first block of a cluster
- *            joins the others' lists
+ *            a first look reach, and of those found after four looks; else no warp waits for
+ *            another. Where they are too many, because the logits rise, the row is read again, and
+ *            they are sorted wherever there is no room, the k-th being the bound. At the end a bound
+ *            that k of the threads' best among them reach leaves few more than k, which count who is
+ *            above them. The first block of a cluster joins the others' lists
  * Numerics   keys are integers: value bits in the order of the floats, then the index from the top;
  *            no two are equal, so that every order of work gives one answer
  */
@@ -30,6 +30,7 @@ enum {
     LOOK = DEPTH * ROUND,
     ROOM = 4096,           /* candidates: 32 KiB */
     MANY = 64,             /* candidates that are worth another bound */
+    TIGHTER = 4,           /* looks after which the bound is taken anew */
     MAX_CLUSTER = 8,
     MIN_SLICE = 4096 /* elements: a smaller slice is not worth a block */
 };
@@ -245,13 +246,21 @@ struct candidates {
     sort_key least;
     float floor;
 
+    /* To values whose order is at least this. */
+    __device__ __forceinline__ void raise_to(uint32_t bound) {
+        if (bound == 0) return;
+        least = ((sort_key)bound << 32) - 1;
+        floor = value_of((sort_key)bound << 32);
+    }
+
     __device__ __forceinline__ void raise(sort_key to) {
         least = to;
         floor = to > 0 ? value_of(to) : -INFINITY;
     }
 
-    /* Key[0 .. count) to those at or above a bound that k of the threads' best reach. */
-    __device__ void thin(int k) {
+    /* Key[0 .. count) to those at or above a bound that k of the threads' best reach, which it
+     * returns. */
+    __device__ __forceinline__ uint32_t thin(int k) {
         enum { EACH = ROOM / THREADS };
         const int n = *count;
         sort_key mine[EACH], best = 0;
@@ -272,6 +281,7 @@ struct candidates {
             if (mine[i] > 0 && (uint32_t)(mine[i] >> 32) >= bound)
                 key[atomicAdd(count, 1)] = mine[i];
         __syncthreads();
+        return bound;
     }
 
     /* The k best to key[0 .. k), falling; 0 where there are fewer. */
@@ -367,6 +377,7 @@ top_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__res
     candidates found = {key, scratch, &count, 0, -INFINITY};
     quad_of<T> next[DEPTH];
     bool full = false; /* no room for a candidate of this thread */
+    int looks = 0;
 
     if (threadIdx.x == 0) count = 0;
     wait_for_previous();
@@ -391,8 +402,7 @@ top_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__res
             const float mine = fmaxf(fmaxf(most[0], most[1]), fmaxf(most[2], most[3]));
             const uint32_t order = c < s.end ? order_of(mine) : 0;
             const uint32_t bound = bound_of(order, k);
-            if (bound > 0) found.raise(((sort_key)bound << 32) - 1);
-            if (bound > 0) found.floor = value_of((sort_key)bound << 32);
+            found.raise_to(bound);
         }
 #pragma unroll
         for (int i = 0; i < DEPTH; i++) {
@@ -403,6 +413,12 @@ top_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__res
                 const uint32_t at = c + i * ROUND + e;
                 if (!(v < found.floor) && at < s.end) full |= !found.put(v, at);
             }
+        }
+        if (++looks == TIGHTER && begin + LOOK < s.end) { /* fewer are worth a look from here on */
+            __syncthreads();
+            const bool worth = count > MANY && count <= ROOM;
+            __syncthreads(); /* who is ahead counts on */
+            if (worth) found.raise_to(found.thin(k));
         }
     }
     if (__syncthreads_or(full)) found.add_again(s, k);
