@@ -149,7 +149,8 @@ append_runs_kernel(const __grid_constant__ append_args g, const __grid_constant_
 
     fp8::wait_for_previous();
     fp8::let_next_start();
-    if (block >= runs) append_values<T, C>(g, &tile, block - runs, s.slabs);
+    if (block >= runs)
+        append_values<T, C>(g, &tile, {(int)threadIdx.x, TILE_THREADS, 0}, block - runs, s.slabs);
     else if (task < s.tasks) append_run<T>(g, s, (int)task);
 }
 
@@ -192,9 +193,13 @@ extern "C" fp8_status append_run_cuda(fp8_device *d, const fp8_kv_pages *pages,
                                       const fp8_kv_batch *batch, const fp8_kv_append *append,
                                       fp8_launch launch) {
     const append_args g = {*pages, *batch, *append, pages->page_size == 64 ? 6 : 7};
+    fp8_status st = FP8_OK;
+    int taken = 0;
 
     if (!append_fits_units(pages, append)) return append_any(d, g, launch);
     if (batch->max_q <= FP8_DECODE_ROWS) return append_once(d, g, launch);
+    st = append_ring(d, g, launch, &taken);
+    if (taken || st != FP8_OK) return st;
     if (append->dtype == FP8_DTYPE_BF16) return launch_runs<__nv_bfloat16>(d, g, launch);
     return launch_runs<__half>(d, g, launch);
 }

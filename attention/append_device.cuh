@@ -25,6 +25,8 @@ struct append_place {
 
 /* What append.cu does not take: any size and alignment (append_any.cu). */
 fp8_status append_any(fp8_device *d, const append_args &g, fp8_launch how);
+/* What it takes, of many rows (append_ring.cu). *taken 0: nothing was done. */
+fp8_status append_ring(fp8_device *d, const append_args &g, fp8_launch how, int *taken);
 /* What it takes, when decoding (append_once.cu). */
 fp8_status append_once(fp8_device *d, const append_args &g, fp8_launch how);
 

@@ -19,6 +19,15 @@ enum {
     TILE_PIECES = TILE_COLUMNS / 8
 };
 
+/* The threads that make a tile, TILE_THREADS or half of them: which one this is, and the barrier
+ * that is theirs. */
+struct tile_team {
+    int tid, threads, barrier;
+    __device__ __forceinline__ void sync() const {
+        asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+    }
+};
+
 /* Q: what four tokens of a column are: 4 codes, or 4 16-bit reals. */
 template <typename Q> struct value_tile {
     enum { CHUNK = 16 / sizeof(Q) * 4, CHUNKS = TILE_TOKENS / CHUNK }; /* tokens of 16 bytes */
@@ -95,11 +104,11 @@ static __device__ __forceinline__ void turn(value_tile<uint2> *t, const uint4 ra
 /* 16 bytes at a time. C: element of the pages. */
 template <typename C, typename Q>
 static __device__ __forceinline__ void store_chunks(const append_args &g, value_tile<Q> *t,
-                                                    int column0, int columns) {
+                                                    tile_team team, int column0, int columns) {
     enum { CHUNKS = value_tile<Q>::CHUNKS, CHUNK = value_tile<Q>::CHUNK, QUADS = CHUNK / 4 };
     const int page_size = g.pages.page_size;
 
-    for (int i = (int)threadIdx.x; i < columns * CHUNKS; i += TILE_THREADS) {
+    for (int i = team.tid; i < columns * CHUNKS; i += team.threads) {
         const int row = i / CHUNKS, chunk = i % CHUNKS, piece = row / 8, c = chunk * CHUNK;
         if (!t->whole[chunk]) continue;
         const uint4 w = unstir(t->word[row][chunk ^ piece / QUADS], piece, Q());
@@ -112,25 +121,46 @@ static __device__ __forceinline__ void store_chunks(const append_args &g, value_
 /* What is left, an element at a time. */
 template <typename C, typename Q>
 static __device__ __forceinline__ void store_rest(const append_args &g, value_tile<Q> *t,
-                                                  int column0, int columns) {
+                                                  tile_team team, int column0, int columns) {
     enum { CHUNK = value_tile<Q>::CHUNK };
-    const int page_size = g.pages.page_size, token = (int)threadIdx.x % TILE_TOKENS;
+    const int page_size = g.pages.page_size, token = team.tid % TILE_TOKENS;
 
     if (t->page[token] < 0 || t->whole[token / CHUNK]) return;
     C *to = static_cast<C *>(g.pages.v) + t->page[token] * g.pages.v_page +
             (t->key[token] & (page_size - 1));
-    for (int row = (int)threadIdx.x / TILE_TOKENS; row < columns;
-         row += TILE_THREADS / TILE_TOKENS)
+    for (int row = team.tid / TILE_TOKENS; row < columns; row += team.threads / TILE_TOKENS)
         to[(int64_t)(column0 + row) * page_size] =
             reinterpret_cast<const C *>(t->quad(row, token / 4))[token % 4];
 }
 
+/* Key and page of the tile's tokens. */
+template <typename Q>
+static __device__ __forceinline__ void find_places(const append_args &g, value_tile<Q> *t,
+                                                   tile_team team, int row0, int seq, bool one,
+                                                   int first) {
+    const int row = row0 + ((team.tid - first) & (TILE_TOKENS - 1));
+    if (team.tid >= TILE_TOKENS) return;
+    while (!one && seq < g.batch.num_seqs && g.batch.q_starts[seq + 1] <= row) seq++;
+    const append_place p = place_of(g, row, seq);
+    t->key[team.tid] = p.key;
+    t->page[team.tid] = p.page;
+}
+
+/* Which of its chunks are 16 bytes of one page, when the places are there. */
+template <typename Q>
+static __device__ __forceinline__ void find_whole(value_tile<Q> *t, tile_team team, bool one) {
+    enum { CHUNK = value_tile<Q>::CHUNK };
+    const int c = team.tid * CHUNK, last = c + CHUNK - 1;
+    if (team.tid >= value_tile<Q>::CHUNKS) return;
+    t->whole[team.tid] = one && t->page[c] >= 0 && t->page[c] == t->page[last] &&
+                         t->key[last] - t->key[c] == CHUNK - 1;
+}
+
 /* Tile `index`: columns fastest. */
 template <typename T, typename C, typename Q>
-static __device__ void append_values(const append_args &g, value_tile<Q> *t, int index,
-                                     int slabs) {
-    enum { CHUNK = value_tile<Q>::CHUNK, CHUNKS = value_tile<Q>::CHUNKS };
-    const int tid = (int)threadIdx.x, row0 = index / slabs * TILE_TOKENS;
+static __device__ void append_values(const append_args &g, value_tile<Q> *t, tile_team team,
+                                     int index, int slabs) {
+    const int tid = team.tid, row0 = index / slabs * TILE_TOKENS;
     const int column0 = index % slabs * TILE_COLUMNS, d = g.pages.d_v;
     const int columns = min(TILE_COLUMNS, g.pages.num_kv_heads * d - column0);
     const int piece = tid % TILE_PIECES, quad = tid / TILE_PIECES;
@@ -148,20 +178,9 @@ static __device__ void append_values(const append_args &g, value_tile<Q> *t, int
         if (row < g.batch.total_q && piece * 8 < columns)
             raw[k] = *reinterpret_cast<const uint4 *>(x + row * g.a.v.token_stride);
     }
-    if (tid < TILE_TOKENS) {
-        const int row = row0 + ((tid - first) & (TILE_TOKENS - 1));
-        int s = seq;
-        while (!one && s < g.batch.num_seqs && g.batch.q_starts[s + 1] <= row) s++;
-        const append_place p = place_of(g, row, s);
-        t->key[tid] = p.key;
-        t->page[tid] = p.page;
-    }
-    __syncthreads();
-    if (tid < CHUNKS) {
-        const int c = tid * CHUNK, last = c + CHUNK - 1;
-        t->whole[tid] = one && t->page[c] >= 0 && t->page[c] == t->page[last] &&
-                        t->key[last] - t->key[c] == CHUNK - 1;
-    }
+    find_places(g, t, team, row0, seq, one, first);
+    team.sync();
+    find_whole(t, team, one);
     if (piece * 8 < columns)
         turn<T>(t, raw, piece, quad, scale_of(g.pages, g.pages.dtype, g.pages.v_descale, head));
     if (g.a.v.amax) {
@@ -176,9 +195,9 @@ static __device__ void append_values(const append_args &g, value_tile<Q> *t, int
         }
         join_amax(g.a.v.amax, most, others);
     }
-    __syncthreads();
-    store_chunks<C>(g, t, column0, columns);
-    store_rest<C>(g, t, column0, columns);
+    team.sync();
+    store_chunks<C>(g, t, team, column0, columns);
+    store_rest<C>(g, t, team, column0, columns);
 }
 
 } /* namespace attention */

@@ -25,6 +25,42 @@ static void test_cases(int step) {
         }
 }
 
+/* As many rows as are taken by blocks that stay: the formula, the same bytes twice and overlapping,
+ * and those of the kernel that also observes. */
+static void check_many(const append_case *c, uint64_t seed) {
+    append_problem p, again, observed;
+    append_problem *const all[] = {&p, &again, &observed};
+    check_case = c->name;
+    for (int k = 0; k < 3; k++) {
+        append_problem_init(all[k], c, seed);
+        all[k]->unobserved = k < 2;
+        CHECK_STATUS(append_problem_run(all[k], gpu, k == 1 ? FP8_LAUNCH_OVERLAP
+                                                            : FP8_LAUNCH_ORDERED), FP8_OK);
+    }
+    append_check(&p);
+    for (int k = MEM_K; k <= MEM_Q; k++) {
+        CHECK(memcmp(p.host[k], again.host[k], p.bytes[k]) == 0);
+        CHECK(memcmp(p.host[k], observed.host[k], p.bytes[k]) == 0);
+    }
+    for (int k = 0; k < 3; k++) append_problem_free(all[k]);
+}
+
+/* Those of the table, and sequences that are many and short. */
+static void test_many(int step) {
+    append_case c = append_many[1];
+    uint64_t state = 1;
+
+    for (int i = 0; i < NUM_APPEND_MANY; i += step) check_many(&append_many[i], (uint64_t)i + 9);
+    c.name = "many, short";
+    for (c.num_seqs = 32; c.num_seqs <= APPEND_MAX_SEQS; c.num_seqs += 19) {
+        for (int s = 0; s < c.num_seqs; s++) {
+            c.length[s].q = (int32_t)(check_random(&state) % (uint64_t)(9000 / c.num_seqs));
+            c.length[s].kv = c.length[s].q + (int32_t)(check_random(&state) % 150);
+        }
+        check_many(&c, state);
+    }
+}
+
 /* Ragged prefill of many short sequences, all places of a page. */
 static void test_ragged(uint64_t seeds) {
     append_case c = {"ragged", 8, 2, 128, 128, 64, BF16, E4M3, E4M3, 128, HALVES, 1, 0, 0, 0, 1, 0,
@@ -143,6 +179,7 @@ int main(int argc, char **argv) {
     gpu = check_gpu();
     if (!gpu) return TEST_SKIP;
     test_cases(few ? 5 : 1);
+    test_many(few ? 3 : 1);
     test_ragged(few ? 2 : 12);
     test_parts();
     test_hostile();
