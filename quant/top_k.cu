@@ -9,10 +9,10 @@
  *            Else what is read next is under way beside what is looked at, and a block keeps
  *            candidates in shared memory, those at or above a bound that k of its threads' best of
  *            a first look reach, and of those found after four looks; else no warp waits for
- *            another. Where they are too many, because the logits rise, the row is read again, and
- *            they are sorted wherever there is no room, the k-th being the bound. At the end a bound
- *            that k of the threads' best among them reach leaves few more than k, which count who is
- *            above them. The first block of a cluster joins the others' lists
+ *            another. Where they are too many, because the logits rise, the row is read again,
+ *            and they are sorted wherever there is no room, the k-th being the bound. At the end
+ *            a bound that k of the threads' best among them reach leaves few more than k, which
+ *            count who is above them. The first block of a cluster joins the others' lists
  * Numerics   keys are integers: value bits in the order of the floats, then the index from the top;
  *            no two are equal, so that every order of work gives one answer
  */
