@@ -12,9 +12,10 @@
 
 typedef fp8_pass pass;
 
-/* Sequences up to which a step of decoding appends within attention: measured, at 64 steps are 1 %
- * (Gemma-7B's sizes) and 1.6 % (Llama-8B's) longer within, at 1 0.3 % shorter (docs/NOTES.md). */
-enum { MOST_WITHIN = 8 };
+/* Sequences up to which, and from which, a step of decoding appends within attention: measured, at
+ * 64 steps are 1 % (Gemma-7B's sizes) and 1.6 % (Llama-8B's) longer within, at 1 0.3 % shorter, at
+ * 256 5 % (Llama-8B's; docs/NOTES.md). */
+enum { MOST_WITHIN = 8, LEAST_WITHIN = 256 };
 
 static fp8_tensor view(const pass *p, void *data, int64_t width) {
     return fp8_tensor_view(data, p->m->type, fp8_device_place(p->m->device), p->tokens, width);
@@ -540,9 +541,10 @@ static fp8_status append_and_attend(const pass *p, int64_t index, const fp8_tens
         .o_scale = io->o_scale,
         .q = codes ? (void *)m->scratch.q_codes : m->scratch.q,
         .q_descale = codes ? m->layers[index].kv_scales + FP8_SCALE_STEP : NULL};
+    const int within = d.batch.num_seqs <= MOST_WITHIN || d.batch.num_seqs >= LEAST_WITHIN;
     fp8_status st = FP8_OK;
 
-    if (d.batch.num_seqs <= MOST_WITHIN && fp8_decode_append_is_one(plan, &d, &op))
+    if (within && fp8_decode_append_is_one(plan, &d, &op))
         return FP8_IN_RANGE("heads and attention",
                             fp8_decode_append_run(plan, &d, &op, m->shared.data, m->shared.bytes));
     FP8_TRY(FP8_IN_RANGE("heads", fp8_kv_append_run(m->device, &d.pages, &d.batch, &op,
