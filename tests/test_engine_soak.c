@@ -1,6 +1,7 @@
 /* An engine under random traffic: requests of many lengths join, leave, are canceled, are refused.
  * What each makes is held against what it made alone; whenever nothing is left to do, all pages are
- * free and the process holds as much memory as before. Runs for FP8_SOAK_SECONDS (default 2) on
+ * free and the process holds as much memory as before, and with FP8_GPU_ALONE the GPU, too, which
+ * counts the memory of all programs on it. Runs for FP8_SOAK_SECONDS (default 2) on
  * FP8_SOAK_DEVICE (default cpu). */
 #include <malloc.h>
 #include <time.h>
@@ -27,12 +28,14 @@ typedef struct live {
 } live;
 
 typedef struct soak {
+    fp8_device *gpu; /* NULL: its memory is not looked at */
     fp8_engine *e;
     kind kinds[KINDS];
     live live[LIVE];
     uint64_t random;
     int64_t served, canceled, refused, ids, same;
     size_t memory; /* the most the process held when all was done, in the first half of the time */
+    size_t left;   /* likewise the least that the GPU had free */
     int settled;   /* the second half: no more than that; a driver's own lists have grown */
 } soak;
 
@@ -140,6 +143,17 @@ static void cancel_some(soak *s) {
     CHECK_STATUS(fp8_engine_cancel(s->e, l->id), FP8_OK);
 }
 
+/* After the first half of the time the GPU has no less free than it had then. */
+static void check_gpu(soak *s) {
+    size_t left = 0, all = 0;
+
+    if (!s->gpu) return;
+    CHECK_STATUS(fp8_device_memory(s->gpu, &left, &all), FP8_OK);
+    if (!s->settled && (!s->left || left < s->left)) s->left = left;
+    if (left < s->left) fprintf(stderr, "%zu bytes free on the GPU, %zu before\n", left, s->left);
+    CHECK(left >= s->left);
+}
+
 /* Everything ends; then all is as it was. */
 static void drain(soak *s) {
     fp8_engine_stats stats;
@@ -160,6 +174,7 @@ static void drain(soak *s) {
     if (held > s->memory + 4096)
         fprintf(stderr, "%zu bytes held, %zu before\n", held, s->memory);
     CHECK(held <= s->memory + 4096);
+    check_gpu(s);
 }
 
 /* ---- main ------------------------------------------------------------------------------------ */
@@ -217,6 +232,7 @@ int main(void) {
     folder = tiny_write(&t);
     CHECK_STATUS(fp8_checkpoint_open(&c, folder), FP8_OK);
     if (c) CHECK_STATUS(fp8_model_load(&m, device, c, &options), FP8_OK);
+    if (fp8_device_place(device) == FP8_PLACE_CUDA && getenv("FP8_GPU_ALONE")) s.gpu = device;
     if (m) run(&s, m, seconds ? atof(seconds) : 2, fp8_device_place(device) == FP8_PLACE_CPU);
     fp8_model_destroy(m);
     fp8_checkpoint_close(c);
