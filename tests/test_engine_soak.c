@@ -144,7 +144,7 @@ static void cancel_some(soak *s) {
 }
 
 /* After the first half of the time the GPU has no less free than it had then. */
-static void check_gpu(soak *s) {
+static void check_gpu_memory(soak *s) {
     size_t left = 0, all = 0;
 
     if (!s->gpu) return;
@@ -174,7 +174,7 @@ static void drain(soak *s) {
     if (held > s->memory + 4096)
         fprintf(stderr, "%zu bytes held, %zu before\n", held, s->memory);
     CHECK(held <= s->memory + 4096);
-    check_gpu(s);
+    check_gpu_memory(s);
 }
 
 /* ---- main ------------------------------------------------------------------------------------ */
