@@ -126,8 +126,12 @@ static inline void layers_check(fp8_device *d, const char *folder) {
 
     check_case = folder;
     CHECK_STATUS(fp8_checkpoint_open(&c, folder), FP8_OK);
+    if (!c) return;
     CHECK_STATUS(layers_load(&m, d, c, 0), FP8_OK);
-    if (!c || !m) return;
+    if (!m) {
+        fp8_checkpoint_close(c);
+        return;
+    }
     CHECK(fp8_model_layers_tokens(m) == 0);
     data = layers_samples(fp8_model_get_config(m)->vocab_size);
     least = layers_least(d, c);
