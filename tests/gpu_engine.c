@@ -86,8 +86,8 @@ static void check_too_large(fp8_model *m) {
 enum { SHAPES = 6 };
 
 /* Gated activations at a store are a launch a layer less than apart; a chain is one in place of o,
- * norm, gate and up, activation, down, norm, q k v. What attention takes is the same: over the small
- * heads of these models it is more than one. */
+ * norm, gate and up, activation, down, norm, q k v. What attention takes is the same: over the
+ * small heads of these models it is more than one. */
 static void check_launches(const fp8_model *m, size_t shape, int64_t launches) {
     static int64_t apart[SHAPES]; /* when not own */
     const fp8_model_config *c = fp8_model_get_config(m);
