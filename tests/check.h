@@ -52,6 +52,15 @@ static inline fp8_device *check_gpu(void) {
     return d;
 }
 
+/* The same of a Hopper GPU, for what is compiled for no other. */
+static inline fp8_device *check_hopper(void) {
+    fp8_device *d = check_gpu();
+    if (!d || fp8_device_capability(d) == 90) return d;
+    fprintf(stderr, "skipped: %s is no sm_90\n", fp8_device_name(d));
+    fp8_device_destroy(d);
+    return NULL;
+}
+
 /* SplitMix64: the same numbers on every machine. */
 static inline uint64_t check_random(uint64_t *state) {
     uint64_t z = (*state += 0x9e3779b97f4a7c15u);

@@ -162,13 +162,8 @@ static void test_hidden(fp8_device *gpu) {
 /* `quick`: what a checking tool can bear. */
 int main(int argc, char **argv) {
     const int quick = argc > 1 && strcmp(argv[1], "quick") == 0;
-    fp8_device *gpu = check_gpu();
+    fp8_device *gpu = check_hopper();
     if (!gpu) return TEST_SKIP;
-    if (fp8_device_capability(gpu) != 90) {
-        fprintf(stderr, "skipped: %s is no sm_90\n", fp8_device_name(gpu));
-        fp8_device_destroy(gpu);
-        return TEST_SKIP;
-    }
     test_hidden(gpu);
     test_extremes(gpu);
     test_cells(gpu, quick ? 60 : 700);

@@ -172,13 +172,8 @@ static void test_bytes(fp8_device *gpu, int64_t tokens, fp8_dtype dtype, int cur
 int main(int argc, char **argv) {
     const int bytes = argc > 1 && strcmp(argv[1], "bytes") == 0;
     const int only = argc > 1 && !bytes ? atoi(argv[1]) : -1;
-    fp8_device *gpu = check_gpu();
+    fp8_device *gpu = check_hopper();
     if (!gpu) return TEST_SKIP;
-    if (fp8_device_capability(gpu) != 90) {
-        fprintf(stderr, "skipped: %s is no sm_90\n", fp8_device_name(gpu));
-        fp8_device_destroy(gpu);
-        return TEST_SKIP;
-    }
     for (int i = 0; i < 20 && !bytes; i++)
         if (only < 0 || i == only) test_later(gpu, i);
     for (int i = 0; i < 4 && only < 0; i++)

@@ -179,13 +179,8 @@ static void test_case(const layer_case *c) {
 }
 
 int main(void) {
-    gpu = check_gpu();
+    gpu = check_hopper();
     if (!gpu) return TEST_SKIP;
-    if (fp8_device_capability(gpu) != 90) {
-        fprintf(stderr, "skipped: not a Hopper GPU\n");
-        fp8_device_destroy(gpu);
-        return TEST_SKIP;
-    }
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) test_case(&cases[i]);
     fp8_device_destroy(gpu);
     return CHECK_DONE();

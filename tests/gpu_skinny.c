@@ -475,13 +475,8 @@ static void test_replay(void) {
 
 int main(int argc, char **argv) {
     const int few = argc > 1 && strcmp(argv[1], "few") == 0;
-    gpu = check_gpu();
+    gpu = check_hopper();
     if (!gpu) return TEST_SKIP;
-    if (fp8_device_capability(gpu) != 90) {
-        fprintf(stderr, "skipped: not a Hopper GPU\n");
-        fp8_device_destroy(gpu);
-        return TEST_SKIP;
-    }
     test_cases();
     test_hostile();
     for (size_t i = 0; i < sizeof wide_cases / sizeof *wide_cases; i++)
