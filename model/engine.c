@@ -174,6 +174,7 @@ static fp8_status create_head(fp8_engine *e) {
     const fp8_linear_call call = {.accumulate = m->accumulate};
     fp8_status st = FP8_OK;
 
+    FP8_TRY(fp8_model_make_codes(m));
     FP8_TRY(fp8_linear_create(&e->head, m->device, &spec));
     for (int i = 0; i < 2; i++) {
         const fp8_dtype y = i ? FP8_DTYPE_F32 : m->type;
@@ -201,7 +202,7 @@ fp8_chains engine_chains(const fp8_engine *e) {
 static size_t lay_out(const fp8_engine *e, engine_inputs *in, char *at) {
     const size_t seqs = (size_t)e->o.max_seqs, tokens = (size_t)e->o.step_tokens;
     int32_t *i = (int32_t *)(void *)(at + seqs * sizeof *in->rows);
-    const size_t ints = 2 * tokens + 3 * seqs + 2 + seqs * (size_t)e->max_pages;
+    const size_t ints = 2 * tokens + 4 * seqs + 1 + seqs * (size_t)e->max_pages;
 
     in->rows = (fp8_sample_row *)(void *)at;
     in->q_starts = i;
@@ -216,7 +217,7 @@ static size_t lay_out(const fp8_engine *e, engine_inputs *in, char *at) {
 
 static fp8_status create_inputs(fp8_engine *e) {
     const size_t seqs = (size_t)e->o.max_seqs;
-    const size_t rest = (3 * seqs + 2 + seqs * (size_t)e->max_pages) * sizeof(int32_t);
+    const size_t rest = (4 * seqs + 1 + seqs * (size_t)e->max_pages) * sizeof(int32_t);
     fp8_status st = FP8_OK;
     void *chosen = NULL;
 

@@ -10,23 +10,43 @@
 #include <stdlib.h>
 
 #include "core/range.h"
-#include "model/model_impl.h"
+#include "model/layer_impl.h"
 
 /* ---- logits ---------------------------------------------------------------------------------- */
 
-/* Logits of a head in FP8, rounded to the compute type as those of a real one are; x is quantized a
- * token at a time. */
-static fp8_status paged_head(const fp8_pass *p, fp8_tensor *logits, const fp8_tensor *x) {
-    const fp8_linear_call call = {.accumulate = p->m->accumulate};
-    const float softcap = (float)p->m->config.logit_softcap;
+static fp8_status open_logits(fp8_model *m, fp8_tensor *logits, int64_t rows) {
+    const int64_t vocab = m->config.vocab_size;
     fp8_status st = FP8_OK;
+    size_t bytes = 0;
 
-    if (softcap <= 0) logits->dtype = p->m->type;
-    FP8_TRY(fp8_linear_apply(p->paged->head, logits, x, &call, p->m->workspace.data,
-                             p->m->workspace.bytes));
+    FP8_TRY(fp8_mul_size(&bytes, (size_t)rows * sizeof(float), (size_t)vocab));
+    FP8_TRY(fp8_buffer_reserve(m->device, &m->logits, bytes));
+    *logits = fp8_tensor_view(m->logits.data, FP8_DTYPE_F32, fp8_device_place(m->device), rows,
+                              vocab);
+done:
+    return st;
+}
+
+/* Logits of a head in FP8, rounded to the compute type as those of a real one are: of the rows that
+ * make an id the final norm, quantized a token at a time, and nothing of the others. */
+static fp8_status paged_head(fp8_pass *p, const int32_t *last_rows, int64_t rows,
+                             fp8_tensor *logits) {
+    const fp8_model *m = p->m;
+    const fp8_linear_call call = {.accumulate = m->accumulate};
+    const float softcap = (float)m->config.logit_softcap;
+    fp8_status st = FP8_OK;
+    fp8_layer_input in;
+
+    p->tokens = rows;
+    p->from = last_rows;
+    FP8_TRY(fp8_pass_norm_into(p, &in, p->paged->head, &m->final_norm, &m->final_norm_bias, -1,
+                               FP8_POINT_LM_HEAD_INPUT));
+    FP8_TRY(open_logits(p->m, logits, rows));
+    if (softcap <= 0) logits->dtype = m->type;
+    FP8_TRY(fp8_pass_linear(p, p->paged->head, logits, &in.x, in.x_descale, call));
     if (softcap <= 0) return FP8_OK;
-    FP8_TRY(p->m->ops->round(p->m->device, logits, p->m->type));
-    FP8_TRY(p->m->ops->softcap(p->m->device, logits, softcap, p->m->type));
+    FP8_TRY(m->ops->round(m->device, logits, m->type));
+    FP8_TRY(m->ops->softcap(m->device, logits, softcap, m->type));
 done:
     return st;
 }
@@ -35,13 +55,12 @@ done:
 static fp8_status finish(fp8_pass *p, const int32_t *last_rows, int64_t rows,
                          fp8_tensor *logits) {
     fp8_model *m = p->m;
-    const int64_t layers = m->config.num_layers, vocab = m->config.vocab_size;
     fp8_status st = FP8_OK;
     fp8_tensor x = p->y;
-    size_t bytes = 0;
 
+    if (p->paged && p->paged->head) return paged_head(p, last_rows, rows, logits);
     FP8_TRY(fp8_pass_norm(p, &m->final_norm, &m->final_norm_bias));
-    FP8_TRY(fp8_pass_tap(p, layers, FP8_POINT_HIDDEN, &p->y));
+    FP8_TRY(fp8_pass_tap(p, m->config.num_layers, FP8_POINT_HIDDEN, &p->y));
     FP8_TRY(fp8_pass_tap(p, -1, FP8_POINT_LM_HEAD_INPUT, &p->y));
     if (!rows) return FP8_OK;
     if (last_rows) { /* the residual stream has done its duty: its memory is free */
@@ -51,12 +70,8 @@ static fp8_status finish(fp8_pass *p, const int32_t *last_rows, int64_t rows,
         x.shape[0] = rows;
         FP8_TRY(fp8_embed(m->device, x.data, &last, FP8_LAUNCH_OVERLAP));
     }
-    FP8_TRY(fp8_mul_size(&bytes, (size_t)rows * sizeof(float), (size_t)vocab));
-    FP8_TRY(fp8_buffer_reserve(m->device, &m->logits, bytes));
-    *logits = fp8_tensor_view(m->logits.data, FP8_DTYPE_F32, fp8_device_place(m->device), rows,
-                              vocab);
-    FP8_TRY(p->paged && p->paged->head ? paged_head(p, logits, &x)
-                                       : fp8_model_lm_head(m, logits, &x));
+    FP8_TRY(open_logits(m, logits, rows));
+    FP8_TRY(fp8_model_lm_head(m, logits, &x));
 done:
     return st;
 }
@@ -192,7 +207,8 @@ fp8_status fp8_model_step(fp8_model *m, const fp8_paged *paged, int64_t tokens, 
     fp8_status st = FP8_OK;
 
     open_pass(&p, tokens, m->scratch.x, m->scratch.y);
-    FP8_TRY(FP8_IN_RANGE("embedding", embed(&p, ids)));
+    if (m->positions.data) FP8_TRY(FP8_IN_RANGE("embedding", embed(&p, ids)));
+    else p.ids = ids;
     for (int64_t i = 0; i < m->config.num_layers; i++) FP8_TRY(fp8_layer_forward(&p, i));
     FP8_TRY(FP8_IN_RANGE("head", finish(&p, last, num_last, logits)));
 done:

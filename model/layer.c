@@ -145,11 +145,23 @@ fp8_status fp8_pass_norm_into(pass *p, fp8_layer_input *in, const fp8_linear *l,
         n.h = p->out.data;
         p->x = p->out;
     }
+    if (p->ids) {
+        n.x = p->m->embed.data;
+        n.from = p->ids;
+        n.multiplier = p->m->embed_multiplier;
+        n.h = p->x.data;
+    }
+    if (p->from) {
+        n.from = p->from;
+        n.h = NULL;
+    }
     p->pending = 0;
     FP8_TRY(open_input(p, in, l, p->y.data, width));
     if (layer >= 0) in->sink.amax = fp8_pass_slot(p, layer, point, &in->sink.first);
-    FP8_TRY(FP8_IN_RANGE("norm", fp8_produce_norm(p->m->device, &in->sink, &n,
-                                                  FP8_LAUNCH_OVERLAP)));
+    FP8_TRY(FP8_IN_RANGE(p->ids ? "embedding" : "norm",
+                         fp8_produce_norm(p->m->device, &in->sink, &n,
+                                          p->ids ? FP8_LAUNCH_ORDERED : FP8_LAUNCH_OVERLAP)));
+    p->ids = NULL;
 done:
     return st;
 }

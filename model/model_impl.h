@@ -186,6 +186,9 @@ FP8_NODISCARD fp8_status fp8_buffer_reserve(fp8_device *d, fp8_buffer *b, size_t
 /* The model's workspaces hold at least so much for products and for attention; those before may
  * have moved, and gate and up with them (scratch.c). */
 FP8_NODISCARD fp8_status fp8_model_reserve(fp8_model *m, size_t products, size_t attention);
+/* Scratch for codes of the residual stream, a scale a token, where the model has none: for a head
+ * in FP8 of real weights. */
+FP8_NODISCARD fp8_status fp8_model_make_codes(fp8_model *m);
 /* For a joined Linear: workspace, with its gated product's too, and in *room memory for what it
  * leaves. NULL: it leaves that where its parts do. */
 FP8_NODISCARD fp8_status fp8_model_make_room(fp8_model *m, const fp8_linear *joined, void **room);
@@ -247,6 +250,9 @@ typedef struct fp8_pass {
     int uniform;     /* every sequence has max_len tokens */
     int pending;     /* y holds a block's result that x does not have yet */
     int projected;   /* q, k and v of the layer that comes are there: the chain before made them */
+    const int32_t *ids;  /* tokens whose embedding x is once the next norm has put it there; NULL:
+                          * x is there */
+    const int32_t *from; /* the rows that the next norm is of; NULL: all */
     unsigned joined; /* bits: points whose figures went to the tap's slots, not seen by it yet */
     /* The residual stream; where it goes on once something is added to it, x itself or another;
      * a norm's or a block's output. */
@@ -255,7 +261,11 @@ typedef struct fp8_pass {
 
 /* Tokens in place [tokens] with their positions, through all layers; *logits [num_last, vocab], F32
  * or the compute type, of the rows `last`, in the model's own memory, which is there already.
- * Nothing is allocated. */
+ * Nothing is allocated.
+ * NOTE: kernels of a step start before those in front of them have ended, and some read what the
+ * step was given (lengths, page tables, which rows make an id) before their wait: whatever wrote
+ * that, a copy or the step before, must be complete before the first of them starts. So the first,
+ * the embedding, does not overlap; if it did it would let the next start only after its wait. */
 FP8_NODISCARD fp8_status fp8_model_step(fp8_model *m, const fp8_paged *paged, int64_t tokens,
                                         const int32_t *ids, const int32_t *positions,
                                         const int32_t *last, int64_t num_last,

@@ -137,6 +137,20 @@ done:
     return st;
 }
 
+fp8_status fp8_model_make_codes(fp8_model *m) {
+    fp8_scratch *s = &m->scratch;
+    fp8_status st = FP8_OK;
+    void *data = NULL;
+
+    if (s->codes) return FP8_OK; /* with its descales, as wide as any input */
+    FP8_TRY(alloc_rows(m, &data, 1, sizeof *s->descales));
+    s->descales = data;
+    FP8_TRY(alloc_rows(m, &data, m->config.hidden_size, sizeof *s->codes));
+    s->codes = data;
+done:
+    return st;
+}
+
 fp8_status fp8_model_create_scratch(fp8_model *m) {
     const fp8_model_config *c = &m->config;
     const int64_t q = c->num_heads * c->head_dim, kv = c->num_kv_heads * c->head_dim;

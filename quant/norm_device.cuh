@@ -7,7 +7,11 @@
 namespace fp8 {
 
 /* Modes, beside those of the sink. */
-enum { LAYER_MODE = NUM_SINK_MODES, ADD_MODE = 2 * NUM_SINK_MODES };
+enum {
+    LAYER_MODE = NUM_SINK_MODES,
+    ADD_MODE = 2 * NUM_SINK_MODES,
+    FROM_MODE = 4 * NUM_SINK_MODES /* rows from elsewhere; else they are where they lie */
+};
 
 template <typename T> struct norm_args {
     const T *x, *residual, *weight, *bias;
@@ -16,6 +20,8 @@ template <typename T> struct norm_args {
     fp8_norm_kind kind;
     float eps, per_col; /* per_col = 1 / cols */
     bool rounded;
+    const int32_t *from;
+    float multiplier;
 };
 
 template <typename T>
@@ -59,6 +65,7 @@ template <typename T, int N, int KNOWN> struct norm_op {
         KEEP_NAN_SIGN = 0,
         THREADS = MODE == ANY_MODE || N == 1 ? 1024 : 512,
         WARPS = THREADS / 32,
+        FROM = MODE != ANY_MODE && (MODE & FROM_MODE) != 0,
         MADE_TWICE = MODE % NUM_SINK_MODES == MODE_TOKEN,
         BLOCKS = N == 4 && !MADE_TWICE ? 2 : 1,
         STEP = N < BATCH ? N : BATCH,
@@ -73,6 +80,7 @@ template <typename T, int N, int KNOWN> struct norm_op {
     struct held {
         float h[N][PIECE], offset, rstd; /* LAYER, once normed: h less something, and the rest */
         piece<T> weight;                 /* where there is one piece */
+        int64_t source;                  /* FROM: the row of x and residual */
     };
 
     __device__ __forceinline__ bool is_layer() const {
@@ -84,11 +92,18 @@ template <typename T, int N, int KNOWN> struct norm_op {
 
     __device__ __forceinline__ void ask(held &k, const share &mine) const {
         if (N == 1 && mine.has(0)) k.weight = load_piece(a.weight, mine.at(0));
+        if (FROM && adds()) find(k, mine);
     }
 
-    /* h = x, or the rounded sum, which is stored. */
+    __device__ __forceinline__ void find(held &k, const share &mine) const {
+        k.source = mine.row < a.rows ? a.from[mine.row] : 0;
+    }
+
+    /* h = x, or what is made of it, which is stored. */
     __device__ __forceinline__ void read(held &k, const share &mine) const {
-        const T *x = a.x + mine.row * a.x_stride, *y = a.residual + mine.row * a.residual_stride;
+        if (FROM && !adds()) find(k, mine); /* ids that the kernel before may have made */
+        const int64_t row = FROM ? k.source : mine.row;
+        const T *x = a.x + row * a.x_stride, *y = a.residual + row * a.residual_stride;
 #pragma unroll
         for (int first = 0; first < N; first += STEP) {
             piece<T> p[STEP] = {}, q[STEP] = {};
@@ -101,18 +116,29 @@ template <typename T, int N, int KNOWN> struct norm_op {
 #pragma unroll
             for (int i = 0; i < STEP; i++) {
                 float w[PIECE];
+                if (FROM) multiply(p[i]);
                 widen_piece(k.h[first + i], p[i]);
-                if (!adds()) continue;
-                widen_piece(w, q[i]);
+                if (adds()) {
+                    widen_piece(w, q[i]);
 #pragma unroll
-                for (int e = 0; e < PIECE; e++)
-                    k.h[first + i][e] = __fadd_rn(k.h[first + i][e], w[e]);
-                p[i] = narrow_piece<T>(k.h[first + i]);
-                widen_piece(k.h[first + i], p[i]);
-                if (mine.has(first + i))
+                    for (int e = 0; e < PIECE; e++)
+                        k.h[first + i][e] = __fadd_rn(k.h[first + i][e], w[e]);
+                    p[i] = narrow_piece<T>(k.h[first + i]);
+                    widen_piece(k.h[first + i], p[i]);
+                }
+                if ((FROM ? a.h != nullptr : adds()) && mine.has(first + i))
                     put_piece(a.h + mine.row * a.h_stride, mine.at(first + i), p[i]);
             }
         }
+    }
+
+    __device__ __forceinline__ void multiply(piece<T> &p) const {
+        float v[PIECE];
+        if (a.multiplier == 1.0f) return;
+        widen_piece(v, p);
+#pragma unroll
+        for (int e = 0; e < PIECE; e++) v[e] = __fmul_rn(v[e], a.multiplier);
+        p = narrow_piece<T>(v);
     }
 
     static __device__ __forceinline__ float sum_of_squares(const held &k) {

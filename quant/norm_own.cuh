@@ -66,9 +66,13 @@ static __device__ __forceinline__ void put_row_slowly(const norm_args<T> &a,
     const auto ask = [&](typename op_one::held &k, int i) {
         const share mine = {all.row, all.lane, all.team, all.at(i) - all.lane, all.end};
         piece<T> p = {};
+        op.ask(k, mine);
+        if (op_one::FROM) {
+            op.read(k, mine);
+            return mine;
+        }
         if (mine.has(0)) p = load_piece(h, mine.at(0));
         widen_piece(k.h[0], p);
-        op.ask(k, mine);
         return mine;
     };
     typename op_one::held k;
@@ -125,6 +129,7 @@ norm_own_kernel(const norm_args<T> a, const sink_args<T> s, const row_tile t) {
             if (mine.has(i)) weight[i] = load_piece(a.weight, mine.at(i));
     };
     if (!op.adds()) ask(); /* else the registers are needed twice */
+    else if (op_all::FROM) op.find(held, mine);
     let_next_start();
     wait_for_previous();
     if (row >= t.rows) mine.end = 0;

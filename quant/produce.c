@@ -71,10 +71,12 @@ fp8_status fp8_produce_norm(fp8_device *d, const fp8_sink *out, const fp8_norm *
     FP8_TRY(check_sink(what, &s, n.rows, n.cols));
     FP8_TRY(check_rows(what, "x", n.x, &n.x_stride, n.rows, n.cols));
     if (n.kind != FP8_NORM_LAYER) n.bias = NULL;
-    if (n.residual) {
+    if (n.residual)
         FP8_TRY(check_rows(what, "residual", n.residual, &n.residual_stride, n.rows, n.cols));
+    if (n.from ? n.h != NULL : n.residual != NULL)
         FP8_TRY(check_rows(what, "h", n.h, &n.h_stride, n.rows, n.cols));
-    }
+    else n.h = NULL;
+    if (!n.from || n.multiplier == 0.0f) n.multiplier = 1.0f;
     if (n.kind < FP8_NORM_RMS || n.kind > FP8_NORM_LAYER || (!n.weight && n.cols > 0)) {
         st = FP8_FAIL(FP8_EINVAL, "%s: kind %d, weight %p", what, (int)n.kind, n.weight);
         goto done;

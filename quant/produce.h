@@ -60,7 +60,8 @@ typedef enum fp8_norm_kind {
     FP8_NORM_LAYER     /* v = (h - mean) * r * w + b, r = 1 / sqrt(mean((h - mean)^2) + eps) */
 } fp8_norm_kind;
 
-/* h = x, or with a residual h = round(x + residual), which is written: the residual stream. */
+/* h = x, or with a residual h = round(x + residual), which is written: the residual stream. With
+ * `from` row i of x and residual is their row from[i], and x is round(x * multiplier). */
 typedef struct fp8_norm {
     fp8_norm_kind kind;
     float eps;
@@ -69,14 +70,19 @@ typedef struct fp8_norm {
     int64_t rows, cols;
     const void *x;        /* in [rows, cols] */
     const void *residual; /* in [rows, cols]; NULL: none */
-    void *h;              /* out [rows, cols]; with a residual; may be x or residual */
+    void *h;              /* out [rows, cols]; with a residual; may be x or residual. With `from`
+                           * neither, and NULL: it is not kept */
     int64_t x_stride, residual_stride, h_stride; /* elements between rows; 0 = cols */
     const void *weight; /* in [cols] */
     const void *bias;   /* in [cols], LAYER; NULL = 0 */
+    /* in [rows], checked by the caller; NULL: the rows as they lie. With a residual it must be
+     * there when the kernel before this one starts: an overlapping launch reads it early */
+    const int32_t *from;
+    float multiplier; /* 0 and 1: none */
 } fp8_norm;
 
 /* One read of x (up to 16384 aligned columns on CUDA; longer rows are read again from the caches).
- * The sink's dense may be x or residual too, where h is not. */
+ * The sink's dense may be x or residual too, where h is not and there is no `from`. */
 FP8_NODISCARD fp8_status fp8_produce_norm(fp8_device *d, const fp8_sink *out, const fp8_norm *norm,
                                           fp8_launch launch);
 

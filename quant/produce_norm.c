@@ -78,25 +78,46 @@ void fp8_cpu_normalize(float *x, const float *w, const float *b, int64_t n, fp8_
 
 /* ---- a row ----------------------------------------------------------------------------------- */
 
-/* A norm, and what it is of: x, or h once that is written. */
+/* A norm, and what it is of: x, or h once that is written; NULL: made of x in each pass. */
 typedef struct norm_op {
     fp8_norm norm;
     const void *in;
     int64_t in_stride;
 } norm_op;
 
-static void write_stream(const fp8_norm *n, int64_t row) {
+/* h [len <= CHUNK] of a row from column c on. */
+static void make_stream(float *x, const fp8_norm *n, int64_t row, int64_t c, int64_t len) {
     const fp8_simd *s = fp8_simd_best();
-    _Alignas(64) float x[CHUNK], y[CHUNK];
+    const int64_t from = n->from ? n->from[row] : row;
+    _Alignas(64) float y[CHUNK];
+
+    s->widen(x, at(n->x, n->dtype, from * n->x_stride + c), n->dtype, len);
+    if (n->multiplier != 1.0f) {
+        scale_by(x, len, n->multiplier);
+        fp8_cpu_round(x, n->dtype, len);
+    }
+    if (!n->residual) return;
+    s->widen(y, at(n->residual, n->dtype, from * n->residual_stride + c), n->dtype, len);
+    add(x, y, len);
+    fp8_cpu_round(x, n->dtype, len);
+}
+
+static void write_stream(const fp8_norm *n, int64_t row) {
+    _Alignas(64) float x[CHUNK];
 
     for (int64_t c = 0; c < n->cols; c += CHUNK) {
         const int64_t len = min64(CHUNK, n->cols - c);
-        s->widen(x, at(n->x, n->dtype, row * n->x_stride + c), n->dtype, len);
-        s->widen(y, at(n->residual, n->dtype, row * n->residual_stride + c), n->dtype, len);
-        add(x, y, len);
-        s->narrow((char *)n->h + (row * n->h_stride + c) * (int64_t)fp8_dtype_size(n->dtype),
-                  n->dtype, x, len);
+        make_stream(x, n, row, c, len);
+        fp8_simd_best()->narrow(
+            (char *)n->h + (row * n->h_stride + c) * (int64_t)fp8_dtype_size(n->dtype), n->dtype,
+            x, len);
     }
+}
+
+static void read_in(float *x, const norm_op *o, int64_t row, int64_t c, int64_t len) {
+    const fp8_dtype t = o->norm.dtype;
+    if (o->in) fp8_simd_best()->widen(x, at(o->in, t, row * o->in_stride + c), t, len);
+    else make_stream(x, &o->norm, row, c, len);
 }
 
 static float mean_power(const norm_op *o, int64_t row, float mean, int power) {
@@ -106,7 +127,7 @@ static float mean_power(const norm_op *o, int64_t row, float mean, int power) {
 
     for (int64_t c = 0; c < n->cols; c += CHUNK) {
         const int64_t len = min64(CHUNK, n->cols - c);
-        fp8_simd_best()->widen(x, at(o->in, n->dtype, row * o->in_stride + c), n->dtype, len);
+        read_in(x, o, row, c, len);
         sum += (double)fp8_cpu_sum_powers(x, len, mean, power);
     }
     return (float)(sum / (double)n->cols);
@@ -115,7 +136,7 @@ static float mean_power(const norm_op *o, int64_t row, float mean, int power) {
 static void norm_begin(const void *op, int64_t row, fp8_row_stats *stats) {
     const norm_op *o = op;
 
-    if (o->norm.residual) write_stream(&o->norm, row);
+    if (o->norm.h) write_stream(&o->norm, row);
     stats->mean = o->norm.kind == FP8_NORM_LAYER ? mean_power(o, row, 0.0f, 1) : 0.0f;
     stats->rstd = 1.0f / sqrtf(mean_power(o, row, stats->mean, 2) + o->norm.eps);
 }
@@ -126,15 +147,15 @@ static void norm_values(const void *op, int64_t row, const fp8_row_stats *stats,
     const fp8_dtype t = o->norm.dtype;
     _Alignas(64) float w[CHUNK], b[CHUNK];
 
-    fp8_simd_best()->widen(v, at(o->in, t, row * o->in_stride + col), t, n);
+    read_in(v, o, row, col, n);
     fp8_simd_best()->widen(w, at(o->norm.weight, t, col), t, n);
     if (o->norm.bias) fp8_simd_best()->widen(b, at(o->norm.bias, t, col), t, n);
     fp8_cpu_normalize(v, w, o->norm.bias ? b : NULL, n, o->norm.kind, *stats, o->norm.rounded, t);
 }
 
 fp8_status fp8_cpu_produce_norm(fp8_device *d, const fp8_sink *out, const fp8_norm *norm) {
-    const norm_op op = {*norm, norm->residual ? norm->h : norm->x,
-                        norm->residual ? norm->h_stride : norm->x_stride};
+    const int plain = !norm->residual && !norm->from;
+    const norm_op op = {*norm, plain ? norm->x : norm->h, plain ? norm->x_stride : norm->h_stride};
     const fp8_row_source source = {.op = &op, .dtype = norm->dtype, .rows = norm->rows,
                                    .cols = norm->cols, .begin = norm_begin,
                                    .values = norm_values};

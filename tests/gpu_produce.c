@@ -49,8 +49,9 @@ static void test_shapes(void) {
     static const struct {
         int64_t rows, cols;
     } many[] = {{3300, 264}, {1601, 1096}, {3, 24576}, {33, 14336}};
-    static const norm_case norms[] = {
-        {FP8_NORM_RMS, 0, 0, 0}, {FP8_NORM_RMS_PLUS, 0, 0, 0}, {FP8_NORM_LAYER, 0, 0, 1}};
+    static const norm_case norms[] = {{FP8_NORM_RMS, 0, 0, 0, 0, 0},
+                                      {FP8_NORM_RMS_PLUS, 0, 0, 0, 0, 0},
+                                      {FP8_NORM_LAYER, 0, 0, 1, 0, 0}};
 
     check_case = "many or long rows";
     for (int i = 0; i < (few ? 1 : 4); i++) {

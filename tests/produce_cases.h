@@ -42,11 +42,16 @@ static inline void fill_real(const twin *t, fp8_dtype type, int64_t rows, int64_
 typedef struct norm_case {
     fp8_norm_kind kind;
     int residual, rounded, bias;
+    int from; /* rows from elsewhere: 1, and h is kept; 2, and it is not */
+    float multiplier;
 } norm_case;
 
 static const norm_case norm_cases[] = {
-    {FP8_NORM_RMS, 0, 0, 0},  {FP8_NORM_RMS, 1, 0, 0},      {FP8_NORM_RMS, 0, 1, 0},
-    {FP8_NORM_LAYER, 0, 0, 1}, {FP8_NORM_RMS_PLUS, 1, 0, 0}, {FP8_NORM_LAYER, 1, 0, 0},
+    {FP8_NORM_RMS, 0, 0, 0, 0, 0},          {FP8_NORM_RMS, 1, 0, 0, 0, 0},
+    {FP8_NORM_RMS, 0, 1, 0, 0, 0},          {FP8_NORM_LAYER, 0, 0, 1, 0, 0},
+    {FP8_NORM_RMS_PLUS, 1, 0, 0, 0, 0},     {FP8_NORM_LAYER, 1, 0, 0, 0, 0},
+    {FP8_NORM_RMS, 0, 0, 0, 1, 1.75f},      {FP8_NORM_RMS, 1, 0, 0, 2, 0},
+    {FP8_NORM_RMS_PLUS, 0, 1, 0, 1, 55.5f}, {FP8_NORM_LAYER, 1, 0, 1, 1, 1},
 };
 enum { NUM_NORM_CASES = sizeof norm_cases / sizeof *norm_cases };
 
@@ -77,56 +82,82 @@ static inline void norm_row(interval *v, const double *h, const double *w, const
     }
 }
 
+/* What h must be, of the case's rows, to `want`. */
+static inline void want_stream(const twin *want, const twin *x, const twin *y, const int32_t *from,
+                               const norm_case *k, fp8_dtype type, int64_t rows, int64_t cols,
+                               int64_t stride) {
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++) {
+            const int64_t at = (k->from ? from[r] : r) * stride + c;
+            float v = real_at(x->host, type, at);
+            if (k->multiplier != 0.0f) v = round_real(v * k->multiplier, type);
+            if (k->residual) v = round_real(v + real_at(y->host, type, at), type);
+            put_real(want->host, type, r * stride + c, v);
+        }
+}
+
+/* What lies at `got` where h was to be written. */
+static inline void check_stream(const twin *got, const twin *want, fp8_dtype type, int64_t rows,
+                                int64_t cols, int64_t stride) {
+    for (int64_t i = 0; i < rows * stride; i++) {
+        const float a = real_at(got->host, type, i), b = real_at(want->host, type, i);
+        if (i % stride >= cols || (isnan(a) && isnan(b)) || a == b) continue;
+        fprintf(stderr, "[%s] h %lld: got %a, want %a\n", check_case, (long long)i, (double)a,
+                (double)b);
+        CHECK(!"h");
+        return;
+    }
+}
+
 static inline void run_norm(fp8_device *d, fp8_dtype type, const norm_case *k,
                             const sink_shape *shape, int64_t rows, int64_t cols, size_t skew,
                             int hostile) {
     const size_t real = fp8_dtype_size(type);
     const int64_t stride = cols + shape->gap;
     const double eps = 1e-5;
-    twin x = twin_make(d, (size_t)(rows * stride) * real, skew * real);
-    twin y = twin_make(d, (size_t)(rows * stride) * real, 0);
+    const size_t bytes = (size_t)(rows * stride) * real;
+    twin x = twin_make(d, bytes, skew * real), y = twin_make(d, bytes, 0);
+    twin stream = twin_make(d, bytes, 0), want = twin_make(d, bytes, 0);
+    twin from = twin_make(d, (size_t)rows * sizeof(int32_t), 0);
     twin w = twin_make(d, (size_t)cols * real, 0), b = twin_make(d, (size_t)cols * real, 0);
     sink_twin out = sink_make(d, shape, type, rows, cols, skew);
     interval *v = calloc((size_t)(rows * cols) + 1, sizeof *v);
     double *h = calloc((size_t)cols * 3 + 1, sizeof *h), *wd = h + cols, *bd = wd + cols;
+    int32_t *const rows_of = (int32_t *)(void *)from.host;
     fp8_norm n = {k->kind, (float)eps, k->rounded, type, rows, cols, x.dev, NULL, NULL,
-                  shape->gap ? stride : 0, stride, stride, w.dev, k->bias ? b.dev : NULL};
+                  shape->gap ? stride : 0, stride, stride, w.dev, k->bias ? b.dev : NULL, NULL,
+                  k->multiplier};
 
     fill_real(&x, type, rows, cols, stride, hostile, 11);
     fill_real(&y, type, rows, cols, stride, 0, 12);
     fill_real(&w, type, 1, cols, cols, 0, 13);
     fill_real(&b, type, 1, cols, cols, 0, 14);
+    for (int64_t r = 0; r < rows; r++) rows_of[r] = (int32_t)((r * 5 + 3) % rows);
+    twin_up(&from);
     if (k->residual) {
         n.residual = y.dev;
         n.h = x.dev;
+    }
+    if (k->from) {
+        n.from = (const int32_t *)(const void *)from.dev;
+        n.h = k->from == 1 ? stream.dev : NULL;
     }
     CHECK_STATUS(fp8_produce_norm(d, &out.sink, &n, FP8_LAUNCH_ORDERED), FP8_OK);
     for (int64_t c = 0; c < cols; c++) {
         wd[c] = (double)real_at(w.host, type, c);
         bd[c] = (double)real_at(b.host, type, c);
     }
+    want_stream(&want, &x, &y, rows_of, k, type, rows, cols, stride);
     for (int64_t r = 0; r < rows; r++) {
-        for (int64_t c = 0; c < cols; c++) {
-            const int64_t at = r * stride + c;
-            float sum = real_at(x.host, type, at);
-            if (k->residual) sum = round_real(sum + real_at(y.host, type, at), type);
-            put_real(y.host, type, at, sum); /* what h must be */
-            h[c] = (double)sum;
-        }
+        for (int64_t c = 0; c < cols; c++) h[c] = (double)real_at(want.host, type, r * stride + c);
         norm_row(v + r * cols, h, wd, bd, cols, k, (double)(float)eps, type);
     }
     sink_check(&out, v);
-    twin_down(&x);
-    for (int64_t i = 0; i < rows * stride; i++) {
-        const float got = real_at(x.host, type, i), want = real_at(y.host, type, i);
-        if (i % stride >= cols || (isnan(got) && isnan(want)) || got == want) continue;
-        fprintf(stderr, "[%s] h %lld: got %a, want %a\n", check_case, (long long)i, (double)got,
-                (double)want);
-        CHECK(!"h");
-        break;
-    }
+    if (k->from == 1) twin_down(&stream), check_stream(&stream, &want, type, rows, cols, stride);
+    if (!k->from) twin_down(&x), check_stream(&x, &want, type, rows, cols, stride);
     free(v), free(h);
-    twin_free(&x), twin_free(&y), twin_free(&w), twin_free(&b);
+    twin_free(&x), twin_free(&y), twin_free(&stream), twin_free(&want), twin_free(&from);
+    twin_free(&w), twin_free(&b);
     sink_free(&out);
 }
 
