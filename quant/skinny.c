@@ -8,6 +8,7 @@
 enum {
     SHARED_ONE = 227 * 1024, /* a block's most, alone on its multiprocessor */
     SHARED_TWO = 113 * 1024, /* with another beside it: 228 K, 1 K of it a block's own */
+    MORE_TOKENS = 64,        /* the tile's, from SKINNY_RESIDUAL_TOKENS on; more: cuBLASLt */
     LEAD = 4,
     LEAD_LONG = 8
 };
@@ -78,11 +79,8 @@ static const measured_cut measured[] = {
     {32, 3072, 24576, 128, 4, 24, 5, 0, 8},     {32, 6144, 4096, 128, 2, 48, 5, 0, 6},
     {32, 4096, 4096, 128, 4, 32, 5, 0, 2},      {32, 28672, 4096, 112, 1, 256, 5, 0, 4},
     {32, 4096, 14336, 80, 2, 52, 7, 0, 6},
-    {64, 12288, 3072, 96, 1, 128, 4, 0, 2},     {64, 3072, 4096, 96, 4, 32, 4, 0, 2},
-    {64, 49152, 3072, 128, 1, 264, 4, 0, 2},    {64, 3072, 24576, 96, 4, 32, 4, 0, 2},
-    {64, 6144, 4096, 112, 4, 55, 4, 0, 2},      {64, 4096, 4096, 112, 4, 37, 4, 2, 2},
-    {64, 28672, 4096, 112, 1, 256, 4, 0, START},
-    {64, 4096, 14336, 112, 4, 37, 4, 0, 4},
+    {64, 12288, 3072, 112, 1, 110, 9, 0, 6},    {64, 49152, 3072, 128, 1, 128, 8, 0, 16},
+    {64, 28672, 4096, 112, 1, 132, 9, 0, 4},
 };
 
 /* Gate and up with their activation at the store, by search over layers with all quantizing. */
@@ -90,7 +88,7 @@ static const measured_cut measured_gated[] = {
     {8, 49152, 3072, 96, 1, 264, 8, 0, 8},  {8, 28672, 4096, 112, 1, 256, 7, 0, 4},
     {16, 49152, 3072, 96, 1, 264, 6, 0, 8}, {16, 28672, 4096, 112, 1, 256, 7, 0, 8},
     {32, 49152, 3072, 96, 1, 264, 6, 0, 0}, {32, 28672, 4096, 112, 1, 256, 6, 0, 0},
-    {64, 49152, 3072, 96, 1, 256, 5, 0, 0}, {64, 28672, 4096, 112, 1, 256, 3, 0, START},
+    {64, 49152, 3072, 128, 1, 128, 9, 0, 12}, {64, 28672, 4096, 112, 1, 128, 10, 0, 4},
 };
 
 enum {
@@ -137,32 +135,51 @@ static int32_t gated_rows(int64_t n, int32_t room, double *full) {
     return best;
 }
 
-/* Up to 32 tokens the chains took 3.35 to 4.04 TB/s, cuBLASLt's 3.15 to 3.41, with residuals and
- * the quantizing between them 3.35 to 3.80 and 2.86 to 3.15; at 64 it depends on the sizes. Of more
- * rows than columns they are ours there: alone as fast (q k v) or faster (an output layer of 786
- * MB: 223 us against 265), and where a step's launches overlap cuBLASLt's do not (docs/NOTES.md, An
- * engine that serves: what a step is made of). A gated activation at the store took 2 to 5 us off a
- * layer up to 32 tokens, and at 64, where rounds of blocks are nearly full, 1 to 4 (Gemma-7B,
- * Llama-8B, Llama-3B, Qwen2-7B; the last, by rounds full to three quarters, was 1 us slower). The
- * smallest Linear in them has 12.6 MB. */
+/* From 33 tokens on a block has its multiprocessor to itself, all of shared memory as its ring, and
+ * takes one tile after the other. The rows with which the busiest has the least to do, and in *full
+ * the work there is over what all could do meanwhile; of nearly equal ones the most rows, which
+ * read x the fewest times. */
+static int32_t even_rows(int64_t n, int32_t num_sms, double *full) {
+    int64_t least = 0;
+    int32_t best = 0;
+
+    for (int32_t rows = SKINNY_ROWS; rows >= SKINNY_MIN_ROWS; rows -= SKINNY_ROW_STEP) {
+        const int64_t busiest = ceil_div(ceil_div(n, rows), num_sms) * rows;
+        if (best && 100 * busiest > 97 * least) continue;
+        least = busiest;
+        best = rows;
+    }
+    *full = (double)n / (double)(least * num_sms);
+    return best;
+}
+
+/* Up to 32 tokens the chains took 3.35 to 4.04 TB/s, cuBLASLt's 3.15 to 3.41, with all the
+ * quantizing between them 3.21 to 3.94 and 2.80 to 3.15. From 33 to 64 a layer with all quantizing
+ * took 83.6 us where cuBLASLt's took 97.1 (Gemma-7B), and 70.0 where they took 83.1 (Llama-8B), as
+ * its kernels do not overlap with those before them; at 128 ours were slower. A gated activation at
+ * the store pays from 33 on where blocks have nearly equal work. An amax was not timed. The smallest
+ * Linear in these chains has 12.6 MB (docs/NOTES.md, Skinny FP8 Linear). */
 int skinny_pays(const fp8_gemm *g) {
-    const int64_t few_tokens = SKINNY_RESIDUAL_TOKENS, more_tokens = 64, least_bytes = 12000000;
-    const int64_t bytes = g->n * g->k;
+    const int64_t least_bytes = 12000000;
+    const int is_few = g->m <= SKINNY_RESIDUAL_TOKENS;
     const double least_full = 0.85;
     double full;
 
-    if (bytes < least_bytes || g->m > more_tokens || skinny_is_wide(g)) return 0;
-    if (!fp8_gemm_is_gated(g->activation))
-        return g->m <= few_tokens || g->n > g->k || skinny_is_long(g);
-    (void)gated_rows(g->n, 2 * MEASURED_SMS, &full);
-    return g->m <= few_tokens || full >= least_full;
+    if (g->n * g->k < least_bytes || g->m > MORE_TOKENS || g->d_amax) return 0;
+    if (!fp8_gemm_is_gated(g->activation)) return !is_few || !skinny_is_wide(g);
+    (void)even_rows(g->n, MEASURED_SMS, &full);
+    return !skinny_is_wide(g) && (is_few || full >= least_full);
 }
 
-/* cuBLASLt cuts such a product and adds the parts in a launch of its own: an engine's step of
- * Gemma-7B's sizes with 64 sequences takes 4.55 ms with that and 4.40 to 4.50 with wide tiles for
- * down (docs/NOTES.md). */
-int skinny_is_long(const fp8_gemm *g) {
-    return g->m > SKINNY_RESIDUAL_TOKENS && g->m <= 64 && g->k >= 3 * g->n;
+/* Whole sums of so few rows would leave multiprocessors idle; of parts of K that blocks of a
+ * cluster exchange, wide tiles were the faster ones at 64 tokens. */
+int skinny_is_short(const fp8_gemm *g) {
+    const double least_full = 0.8;
+    double full;
+
+    if (g->m <= SKINNY_RESIDUAL_TOKENS || g->m > MORE_TOKENS) return 0;
+    (void)even_rows(g->n, MEASURED_SMS, &full);
+    return !fp8_gemm_is_gated(g->activation) && full < least_full;
 }
 
 int skinny_is_wide(const fp8_gemm *g) {
@@ -170,6 +187,18 @@ int skinny_is_wide(const fp8_gemm *g) {
         return g->m > SKINNY_GATED_TOKENS || g->n % (2 * SKINNY_GROUP) || g->d_amax || g->residual;
     return g->activation != FP8_GEMM_IDENTITY || g->d_scale || g->d_amax ||
            g->d_dtype == FP8_DTYPE_E4M3 || (g->residual && g->m > SKINNY_RESIDUAL_TOKENS);
+}
+
+/* 33 to 64 tokens. */
+static void choose_more(skinny_tile *t, int64_t n, int32_t num_sms) {
+    double full;
+    int64_t tiles;
+
+    t->rows = even_rows(n, num_sms, &full);
+    t->splits = 1;
+    tiles = ceil_div(n, t->rows);
+    t->clusters = (int32_t)ceil_div(tiles, ceil_div(tiles, num_sms));
+    t->stages = most_stages(t);
 }
 
 static void choose_gated(skinny_tile *t, int64_t n, int32_t num_sms) {
@@ -188,8 +217,12 @@ skinny_tile skinny_choose(const fp8_gemm *g, int32_t num_sms) {
                      .lead = LEAD, .gated = fp8_gemm_is_gated(g->activation)};
 
     while (t.tokens < g->m) t.tokens *= 2;
-    if (t.tokens == SKINNY_MAX_TOKENS) t.resident = 1;
+    if (t.tokens >= MORE_TOKENS) t.resident = 1;
     if (num_sms == MEASURED_SMS && take_measured(&t, g->n, g->k)) return t;
+    if (t.tokens == MORE_TOKENS && (t.gated || !skinny_is_short(g))) {
+        choose_more(&t, g->n, num_sms);
+        return t;
+    }
     if (t.gated) {
         choose_gated(&t, g->n, num_sms);
         return t;

@@ -30,7 +30,7 @@ enum {
 /* How a product is cut. */
 typedef struct skinny_tile {
     int32_t tokens;   /* 8, 16, 32, 64, 128: rows of A of a unit, zeros where there are fewer */
-    int32_t resident; /* blocks a multiprocessor has room for: 2, or 1 with 128 tokens */
+    int32_t resident; /* blocks a multiprocessor has room for: 2, or, from 33 tokens on, 1 */
     int32_t rows;     /* of B of a tile: SKINNY_MIN_ROWS to SKINNY_ROWS in steps of a warp's */
     int32_t splits;   /* blocks of a cluster, which share the K of a tile */
     int32_t clusters; /* of the grid; with splits one a tile, else a block takes each such tile */
@@ -49,7 +49,7 @@ int skinny_pays(const fp8_gemm *g);
 
 /* Does g's store ask for wide tiles (skinny_wide.h)? Are they the faster ones for its sizes? */
 int skinny_is_wide(const fp8_gemm *g);
-int skinny_is_long(const fp8_gemm *g);
+int skinny_is_short(const fp8_gemm *g);
 
 /* Shared memory of a block: the ring, partial sums or results on their way out, control. */
 size_t skinny_stage_bytes(const skinny_tile *t);

@@ -173,7 +173,7 @@ fp8_status skinny_run(fp8_device *d, const fp8_gemm *g) {
     FP8_TRY(skinny_check(d, g));
     FP8_TRY_CUDA(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount,
                                         fp8_device_index(d)));
-    if (skinny_is_wide(g) || skinny_is_long(g)) {
+    if (skinny_is_wide(g) || skinny_is_short(g)) {
         wide = wide_choose(g, sms);
         FP8_TRY(wide_run_tile(d, g, &wide));
         goto done;

@@ -59,12 +59,21 @@ static int64_t cost_of(wide_tile *t, int64_t n, int64_t units, int gated, int32_
     return ceil_div(tiles * t->splits, num_sms) * t->rows * ceil_div(units, t->splits);
 }
 
-/* Cuts found by search over a step's chain at 64 tokens (docs/NOTES.md). */
+enum {
+    MEASURED_SMS = 132,
+    X_STAGES = 5,
+    X_STAGES_WIDE = 3,
+    MANY_ROWS = 192,
+    START = WIDE_RELEASE_AT_START
+};
+
+/* Cuts found by search over layers with all quantizing at 64 tokens (docs/NOTES.md). */
 static const struct measured_cut {
-    int32_t n, k, rows, resident, splits, x_stages;
+    int32_t n, k, rows, resident, splits, stages, x_stages, lead;
 } measured[] = {
-    {3072, 4096, 96, 2, 4, 5},  {3072, 24576, 128, 1, 4, 5},
-    {4096, 4096, 128, 2, 4, 4}, {4096, 14336, 128, 1, 3, 5},
+    {3072, 4096, 96, 2, 4, 5, 5, START}, {3072, 24576, 128, 1, 4, 10, 8, START},
+    {6144, 4096, 96, 2, 3, 5, 5, 2},     {4096, 4096, 96, 2, 3, 5, 5, 6},
+    {4096, 14336, 128, 1, 3, 9, 8, 0},   {16384, 4096, 128, 2, 2, 4, 4, 6},
 };
 
 static int take_measured(wide_tile *t, const fp8_gemm *g) {
@@ -74,14 +83,28 @@ static int take_measured(wide_tile *t, const fp8_gemm *g) {
         t->rows = c->rows;
         t->resident = c->resident;
         t->splits = c->splits;
+        t->stages = c->stages;
         t->x_stages = c->x_stages;
-        take_room(t);
+        t->lead = c->lead;
         return 1;
     }
     return 0;
 }
 
-enum { MEASURED_SMS = 132, X_STAGES = 5, X_STAGES_WIDE = 3, MANY_ROWS = 192 };
+/* What won for most of them: tiles of 96 rows in two to four parts, one to one and a half blocks a
+ * multiprocessor. */
+static int take_usual(wide_tile *t, const fp8_gemm *g, int64_t units, int32_t num_sms) {
+    const int32_t rows = 96, lead = 2, most = 4;
+    const int64_t tiles = ceil_div(g->n, rows);
+    int32_t splits = most;
+
+    while (splits > 1 && 2 * tiles * splits > 3 * num_sms) splits--;
+    if (splits == 1 || 4 * tiles * splits < 3 * num_sms || 2 * splits > units) return 0;
+    *t = (wide_tile){.tokens = 64, .rows = rows, .resident = 2, .splits = splits,
+                     .x_stages = X_STAGES, .lead = lead};
+    take_room(t);
+    return 1;
+}
 
 /* The rows of least cost; of equal ones the most, which read x the fewest times. */
 wide_tile wide_choose(const fp8_gemm *g, int32_t num_sms) {
@@ -93,6 +116,7 @@ wide_tile wide_choose(const fp8_gemm *g, int32_t num_sms) {
     int64_t least = INT64_MAX;
 
     if (!is_many && !gated && num_sms == MEASURED_SMS && take_measured(&best, g)) return best;
+    if (!is_many && !gated && take_usual(&best, g, units, num_sms)) return best;
     for (size_t i = 0; i < count; i++) {
         const int32_t rows = (is_many ? many : few)[i];
         wide_tile t = {.tokens = is_many ? 128 : 64, .rows = rows, .resident = 2,
