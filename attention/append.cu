@@ -147,8 +147,8 @@ append_runs_kernel(const __grid_constant__ append_args g, const __grid_constant_
     const int runs = (int)gridDim.x - s.tiles, block = (int)blockIdx.x;
     const int64_t task = (int64_t)block * (TILE_THREADS / WARP) + threadIdx.x / WARP;
 
-    fp8::wait_for_previous();
     fp8::let_next_start();
+    fp8::wait_for_previous();
     if (block >= runs)
         append_values<T, C>(g, &tile, {(int)threadIdx.x, TILE_THREADS, 0}, block - runs, s.slabs);
     else if (task < s.tasks) append_run<T>(g, s, (int)task);

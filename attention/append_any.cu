@@ -102,8 +102,8 @@ append_any_kernel(const __grid_constant__ append_args g) {
     const int row = (int)blockIdx.x, warp = (int)threadIdx.x / WARP;
     const int heads = (g.a.q.x ? g.a.num_heads : 0) + (g.a.k.x ? 2 * g.pages.num_kv_heads : 0);
 
-    fp8::wait_for_previous();
     fp8::let_next_start();
+    fp8::wait_for_previous();
     const append_place p = place_of(g, row, sequence_of(g, row));
     if (p.page == APPEND_NOBODY) return;
     for (int i = warp; i < heads; i += ANY_WARPS) {

@@ -169,8 +169,8 @@ __global__ void __launch_bounds__(MAX_WARPS * WARP)
 append_once_kernel(const __grid_constant__ once_args g) {
     const int task = (int)(threadIdx.x / WARP * gridDim.y + blockIdx.y), row = (int)blockIdx.x;
 
-    fp8::wait_for_previous();
     fp8::let_next_start();
+    fp8::wait_for_previous();
     if (task >= g.value_warps + g.chunks) return;
     const guess first = guess_row(g, row);
     if (task < g.chunks) append_heads<T>(g, row, task, first);

@@ -338,8 +338,8 @@ append_ring_kernel(const __grid_constant__ append_args g, const __grid_constant_
     if (threadIdx.x < TILE_STAGES) barrier_init(&c.tile_full[threadIdx.x], 1);
     barrier_init_done();
     __syncthreads();
-    fp8::wait_for_previous();
     fp8::let_next_start();
+    fp8::wait_for_previous();
     if (warp < rows) put_rows<T, LANES>(g, r, memory, &c, warp / r.warps, warp % r.warps);
     else if (warp == rows) ask_for_rows<T>(g, r, memory, &c);
     else put_values<T, C, Q>(g, r, memory, &c, (int)threadIdx.x - (rows + 1) * WARP);

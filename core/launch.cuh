@@ -18,8 +18,8 @@ static __device__ __forceinline__ void wait_for_previous() {
 }
 
 /* The next kernel may be started once every block has come here or ended. It still waits for all of
- * this kernel's writes, and so for all that this one waits for: a producer comes here first of all,
- * so that the ring of the product behind it fills meanwhile. */
+ * this kernel's writes, and so for all that this one waits for: a producer or an append comes here
+ * first of all, so that the ring of the product or of attention behind it fills meanwhile. */
 static __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");

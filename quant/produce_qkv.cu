@@ -147,8 +147,8 @@ qkv_kernel(const __grid_constant__ qkv_args<T> a, int64_t tokens, int lanes, int
     const int each = (chunks + spans - 1) / spans;
     const unit u = unit_of(a, (int)threadIdx.x % 32 % lanes);
 
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     for (int64_t item = (int64_t)blockIdx.x * (THREADS / 32) + threadIdx.x / 32; item < items;
          item += warps) {
         const int64_t token = spans == 1 ? item : item / spans;
@@ -196,8 +196,8 @@ qkv_few_kernel(const __grid_constant__ qkv_args<T> a, int64_t tokens, int lanes,
     int32_t position = 0;
     found f = {};
 
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     if (token >= tokens) return;
     if (turns) position = a.positions[token];
     const unit_held<T> held = load_unit(a, token, at, u);
@@ -258,8 +258,8 @@ qkv_any_kernel(const __grid_constant__ qkv_args<T> a) {
     const int64_t token = blockIdx.x;
     const int warp = (int)threadIdx.x / 32;
 
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
 #pragma unroll
     for (int i = 0; i < PARTS; i++) {
         const heads_args<T> &p = a.part[i];

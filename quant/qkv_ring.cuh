@@ -170,8 +170,8 @@ qkv_ring_kernel(const __grid_constant__ qkv_args<T> a, const __grid_constant__ q
     }
     barrier_init_done();
     __syncthreads();
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     if (team == r.teams) {
         ask_for_tokens(a, r, memory, full, empty);
         return;
