@@ -33,6 +33,7 @@ typedef struct decode_pages_args {
     int32_t row_blocks;   /* most that a sequence has */
     int32_t unit_tiles;   /* tiles of one part of a given split; 0: equal shares a block */
     int32_t item_cost;    /* of equal shares: tiles that an item counts for beside its own */
+    int32_t early;        /* fp8_decode_options.early */
     int32_t causal, window_left, alibi, off_by_one, descale_by_head;
     int32_t q_dtype, o_dtype; /* fp8_dtype */
     float scale; /* to powers of 2; with a cap: to 2 log2(e) / softcap of the score */

@@ -88,7 +88,7 @@ static __device__ __forceinline__ void positions_read(positions &x, const decode
                                                       const walk &w) {
     const int32_t row = min(max(w.mine.begin, 0), p.total_q - 1);
     x.window = w.window;
-    x.mine = n.positions ? n.positions[row] : max(w.mine.keys, 0) - 1;
+    x.mine = n.positions ? __ldcg(n.positions + row) : max(w.mine.keys, 0) - 1;
 }
 
 /* What is known of a segment's token. */
@@ -115,7 +115,7 @@ static __device__ __forceinline__ token_place token_place_of(const decode_pages_
     t.position = min(max(__shfl_sync(0xffffffffu, at.mine, from), 0), n.num_positions - 1);
     t.page = -1;
     if (t.last && t.key >= 0 && t.key / T::PAGE < p.max_pages)
-        t.page = p.page_table[w.s * p.max_pages + t.key / T::PAGE];
+        t.page = __ldcg(p.page_table + w.s * p.max_pages + t.key / T::PAGE);
     return t;
 }
 
@@ -309,10 +309,11 @@ static __device__ void make(append_control<T> &c, const decode_pages_args &p,
     const int32_t mine = __shfl_sync(0xffffffffu, (int32_t)threadIdx.x / 32, 0) - T::WARPS - 1;
     int32_t slot = 0;
     uint32_t parity = 1;
+    bool waited = !p.early;
     positions at;
     walk w;
 
-    dependencies_wait();
+    if (waited) dependencies_wait();
     const cut all = make_cut<T::TILE, T::ROWS>(w, p);
     const range r = range_at(all, blockIdx.x);
     positions_read(at, p, n, w);
@@ -322,8 +323,10 @@ static __device__ void make(append_control<T> &c, const decode_pages_args &p,
         unit += g.count;
         if (g.tiles == 0) continue;
         if (at.window != w.window) positions_read(at, p, n, w);
-        make_share<T, X>(c, p, n, token_place_of<T>(p, n, w, g, at), w.q.kv_len, mine, slot,
-                         parity);
+        const token_place t = token_place_of<T>(p, n, w, g, at);
+        if (!waited) dependencies_wait();
+        waited = true;
+        make_share<T, X>(c, p, n, t, w.q.kv_len, mine, slot, parity);
         slot = (slot + 1) % SEGMENTS;
         parity ^= slot == 0;
     }

@@ -68,16 +68,22 @@ static const void *entry_of(const decode_pages_kernel *k) {
     return k->entry ? (const void *)k->entry : (const void *)k->append_entry;
 }
 
-/* Room for the kernel's shared memory on the current device. */
+/* Room for the kernel's shared memory on the current device, and for all of a grid at once. */
 static fp8_status prepare_kernel(const decode_pages_kernel *k) {
     struct cudaFuncAttributes a;
     fp8_status st = FP8_OK;
+    int blocks;
 
     FP8_TRY_CUDA(cudaFuncGetAttributes(&a, entry_of(k)));
     if (a.numRegs < EMPTY_REGISTERS)
         return FP8_FAIL(FP8_EUNSUPPORTED, "this build holds no sm_90a code");
     FP8_TRY_CUDA(cudaFuncSetAttribute(entry_of(k), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                       (int)k->shared_bytes));
+    FP8_TRY_CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, entry_of(k), k->threads,
+                                                               k->shared_bytes));
+    if (blocks < k->blocks_per_sm)
+        st = FP8_FAIL(FP8_EUNSUPPORTED, "a multiprocessor holds %d blocks, expected %d", blocks,
+                      k->blocks_per_sm);
 done:
     return st;
 }
@@ -117,6 +123,7 @@ static void fill_args(decode_pages_args *a, const fp8_decode_options *o,
     a->alibi = o->alibi;
     a->off_by_one = o->sink == FP8_SINK_OFF_BY_ONE;
     a->descale_by_head = o->granularity == FP8_DESCALE_HEAD;
+    a->early = o->early;
     a->q_dtype = (int32_t)o->q_dtype;
     a->o_dtype = (int32_t)o->o_dtype;
     a->softcap = o->softcap;
@@ -301,13 +308,16 @@ static void bind_run(decode_pages_args *a, const fp8_decode_options *o, const fp
     a->item_cost = item_cost_of(o, b, a->row_blocks, blocks);
 }
 
-/* Cooperative without a given split: blocks wait for each other (decode_pages_exchange.cuh). */
+/* Without a given split blocks wait for each other (decode_pages_exchange.cuh). A cooperative launch
+ * sees to it that all of them can be there, but begins no block before there is room for all: with
+ * `early` it is left out. NOTE: the kernels before end by themselves, those behind are not started
+ * before each block is there; so nothing else may be in the way (attention/decode.h). */
 static fp8_status launch_pages(pages_state *f, const decode_pages_kernel *k,
                                decode_append_args *append, fp8_stream stream) {
     cudaLaunchAttribute how[2] = {
         {.id = cudaLaunchAttributeProgrammaticStreamSerialization,
          .val.programmaticStreamSerializationAllowed = 1},
-        {.id = cudaLaunchAttributeCooperative, .val.cooperative = f->exchange != NULL}};
+        {.id = cudaLaunchAttributeCooperative, .val.cooperative = f->exchange != NULL && !f->args.early}};
     const cudaLaunchConfig_t config = {.gridDim = {(unsigned)f->blocks, 1, 1},
                                        .blockDim = {(unsigned)k->threads, 1, 1},
                                        .dynamicSmemBytes = k->shared_bytes,

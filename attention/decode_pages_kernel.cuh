@@ -86,42 +86,61 @@ static __device__ __forceinline__ void tell(decode_control<T> &c, const segment_
     ring_next<SEGMENTS>(at);
 }
 
-/* APPENDS: queries are another warp's. */
+/* Tiles of a segment that are copied before the kernel before has ended: as many as the ring holds
+ * of those without a token of this call, which an append before may be writing. Where the kernel
+ * appends itself, what it has of the new token does not come out of the pages. */
+template <class T, bool APPENDS>
+static __device__ __forceinline__ int32_t early_tiles(const segment_info &x) {
+    const int32_t old = APPENDS ? x.tiles : (x.kv_len - x.q_len) / T::TILE - x.first;
+    return max(min(min(old, x.tiles), (int32_t)T::STAGES), 0);
+}
+
+/* APPENDS: queries are another warp's. With `early`:
+ *
+ *   kernels before   ...  x of the new tokens, their append
+ *   this warp        lengths | walk | pages | first tiles | wait | queries, tell | further tiles */
 template <class T, bool APPENDS>
 static __device__ __forceinline__ void produce(uint8_t *data, decode_control<T> &c,
                                                const decode_pages_args &p) {
     const uint64_t policy = p.row_blocks > 1 ? policy_evict_normal() : policy_evict_first();
     ring_place at = {0, 1}, told = {0, 1};
+    bool waited = !p.early;
     segment_info x = {};
+    page_window pages;
     walk w;
+    const auto copy = [&](const segment &g, int32_t i) {
+        barrier_wait(c.empty + at.at, at.parity);
+        copy_tile<T>(data + at.at * T::STAGE_BYTES, c.full + at.at, pages, p, g.s, x.kv_len,
+                     x.head_kv, g.first + i, policy);
+        ring_next<T::STAGES>(at);
+    };
 
-    dependencies_wait();
+    if (waited) dependencies_wait();
     const cut all = make_cut<T::TILE, T::ROWS>(w, p);
     const range r = range_at(all, blockIdx.x);
     if (r.begin < r.end) walk_to<T::TILE, T::ROWS>(w, p, r.begin);
     for (int32_t unit = r.begin; unit < r.end;) {
         const segment g = segment_at<T::TILE, T::ROWS>(w, p, unit, r.end);
-        page_window pages;
         unit += g.count;
         if (g.tiles == 0) continue;
         pages_open(pages, p, g.s, g.first * T::TILE / T::PAGE);
         x = begin_info(p, w, g, T::ROWS);
         const scales by = scales_of(p, x.head_kv);
+        const int32_t ahead = waited ? 0 : early_tiles<T, APPENDS>(x);
         int32_t bytes = 0;
+        for (int32_t i = 0; i < ahead; i++) copy(g, i);
+        if (!waited) dependencies_wait();
+        waited = true;
         if constexpr (APPENDS) barrier_wait(c.read + told.at, told.parity);
         else bytes = bring_queries<T>(c, p, x, told);
-        for (int32_t i = 0; i < g.tiles; i++) {
-            barrier_wait(c.empty + at.at, at.parity);
-            copy_tile<T>(data + at.at * T::STAGE_BYTES, c.full + at.at, pages, p, g.s, x.kv_len,
-                         x.head_kv, g.first + i, policy);
-            ring_next<T::STAGES>(at);
-            if (i > 0) continue;
-            x.score_scale = p.scale * by.q * by.k;
-            x.value_scale = by.v * by.o;
-            place_part(x, p, g, w, all);
-            tell<T>(c, x, bytes, told);
-        }
+        if (ahead == 0) copy(g, 0);
+        x.score_scale = p.scale * by.q * by.k;
+        x.value_scale = by.v * by.o;
+        place_part(x, p, g, w, all);
+        tell<T>(c, x, bytes, told);
+        for (int32_t i = max(ahead, 1); i < g.tiles; i++) copy(g, i);
     }
+    if (!waited) dependencies_wait();
     x.tiles = 0;
     barrier_wait(c.read + told.at, told.parity);
     tell<T>(c, x, 0, told);

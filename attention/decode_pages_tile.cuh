@@ -26,7 +26,7 @@ struct page_window {
 static __device__ __forceinline__ int32_t page_at(const decode_pages_args &p, int32_t s,
                                                   int32_t i) {
     const int32_t lane = threadIdx.x % 32;
-    return i + lane < p.max_pages ? p.page_table[s * p.max_pages + i + lane] : 0;
+    return i + lane < p.max_pages ? __ldcg(p.page_table + s * p.max_pages + i + lane) : 0;
 }
 
 static __device__ __forceinline__ void pages_open(page_window &w, const decode_pages_args &p,

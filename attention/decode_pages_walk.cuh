@@ -37,7 +37,9 @@ struct segment {
     bool whole;           /* all of the item's tiles */
 };
 
-/* What is read of a sequence; all 0 beyond the last. */
+/* What is read of a sequence; all 0 beyond the last. NOTE: past L1, here and of the table: with
+ * `early` they are read while other kernels run, and whether L1 was cleared since they were written
+ * is no business of ours. */
 struct raw_sequence {
     int32_t begin, end, keys;
 };
@@ -56,7 +58,8 @@ static __device__ __forceinline__ void walk_read(walk &w, const decode_pages_arg
     const int32_t s = window + threadIdx.x % 32;
     w.window = window;
     w.mine = {0, 0, 0};
-    if (s < p.num_seqs) w.mine = {p.q_starts[s], p.q_starts[s + 1], p.kv_lengths[s]};
+    if (s < p.num_seqs)
+        w.mine = {__ldcg(p.q_starts + s), __ldcg(p.q_starts + s + 1), __ldcg(p.kv_lengths + s)};
 }
 
 template <int TILE, int ROWS>

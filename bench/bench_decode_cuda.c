@@ -61,7 +61,7 @@ typedef struct run {
     size_t workspace_bytes;
     fp8_decode_plan *plan;
     fp8_decode_io io;
-    const news *news; /* of APPEND_BEFORE and APPEND_IN_ONE, which are FP8_PAGES' else */
+    const news *news; /* of APPEND_BEFORE and APPEND_IN_ONE: FP8_PAGES' but for their own plan */
     double error;
 } run;
 
@@ -196,6 +196,7 @@ static fp8_status make_plan(run *r) {
     o.max_kv = x->kv;
     o.kv_dtype = is_codes(r) ? FP8_DTYPE_E4M3 : FP8_DTYPE_BF16;
     o.quantize_p = is_codes(r);
+    o.early = r->news != NULL; /* as in an engine: calls write the last token of each cache alone */
     o.backend = FP8_DECODE_PAGES;
     return fp8_decode_plan_create(&r->plan, r->d, &o);
 }
@@ -415,6 +416,8 @@ static fp8_status bench_one(fp8_bench_table *t, fp8_device *d, const shape *x,
         runs[i].provider = i;
         runs[i].news = &n;
         runs[i].io.q = n.q;
+        runs[i].plan = NULL;
+        FP8_TRY(make_plan(&runs[i]));
     }
     FP8_TRY(check_news(&runs[APPEND_BEFORE], &runs[APPEND_IN_ONE]));
     for (int i = 0; i < NUM_PROVIDERS; i++)
@@ -428,7 +431,8 @@ static fp8_status bench_one(fp8_bench_table *t, fp8_device *d, const shape *x,
         FP8_TRY(add_row(t, &runs[i], &contenders[i],
                         (double)runs[READING].cache_bytes / contenders[READING].ms * 1e-9, mhz));
 done:
-    for (int i = 0; i < READING; i++) close_run(&runs[i]); /* others own nothing */
+    for (int i = 0; i < READING; i++) close_run(&runs[i]);
+    for (int i = APPEND_BEFORE; i < NUM_PROVIDERS; i++) fp8_decode_plan_destroy(runs[i].plan);
     close_news(d, &n);
     return st;
 }

@@ -20,8 +20,9 @@ typedef struct fp8_device fp8_device;
 
 /* How a kernel follows those before it in the stream. OVERLAP (Hopper and newer, elsewhere the same
  * as ORDERED): it may be started while they still run, back to the last that was ORDERED, reads its
- * constants (weights, which none of them may be writing), and then waits by itself until all that
- * they wrote can be seen. A chain of short kernels hides its launches so; results are the same. */
+ * constants (weights, and where it is promised so the older tokens of a paged cache; none of them
+ * may be writing these), and then waits by itself until all that they wrote can be seen. A chain of
+ * short kernels hides its launches so; results are the same. */
 typedef enum fp8_launch { FP8_LAUNCH_ORDERED = 0, FP8_LAUNCH_OVERLAP } fp8_launch;
 typedef struct fp8_event fp8_event;
 

@@ -252,6 +252,9 @@ static fp8_decode_options plan_options(const fp8_engine *e, const engine_kind *k
     o.max_q = k->max_q;
     o.max_kv = e->o.max_context;
     o.max_chunks = ENGINE_MAX_CHUNKS;
+    /* a step begins with an ORDERED kernel (fp8_model_step's embedding), which comes after the last
+     * step's advance and after inputs from the host; within it only appends write to pages */
+    o.early = 1;
     if (k->whole) o.split_keys = e->max_pages * e->o.page_size;
     return o;
 }
