@@ -70,11 +70,11 @@ typedef struct fp8_decode_options {
                          * lengths of the whole batch */
     int want_lse;
     int early; /* 1: a promise, by which `pages` begins to read while the kernels before it run: no
-                * kernel from the last one of the stream that was launched ORDERED on (core/device.h)
-                * up to a run writes its table, lengths, starts, descales, o_scale, an append's
-                * positions, or keys and values of tokens that are not this call's own (before
-                * kv_lengths[s] - n). What q holds, and the call's own tokens, may still be on
-                * their way. And with split_keys 0 no other stream of the GPU runs kernels whose
+                * kernel from the last one of the stream that was launched ORDERED (core/device.h),
+                * itself included, up to a run writes its table, lengths, starts, descales, o_scale,
+                * an append's positions, or keys and values of tokens that are not this call's own
+                * (before kv_lengths[s] - n). What q holds, and the call's own tokens, may still be
+                * on their way. And with split_keys 0 no other stream of the GPU runs kernels whose
                 * blocks wait for each other: the launch is not cooperative, or it could not begin
                 * early. 0: all that is read may be on its way */
     fp8_decode_backend backend; /* AUTO, or one that must serve (else FP8_EUNSUPPORTED) */

@@ -308,16 +308,17 @@ static void bind_run(decode_pages_args *a, const fp8_decode_options *o, const fp
     a->item_cost = item_cost_of(o, b, a->row_blocks, blocks);
 }
 
-/* Without a given split blocks wait for each other (decode_pages_exchange.cuh). A cooperative launch
- * sees to it that all of them can be there, but begins no block before there is room for all: with
- * `early` it is left out. NOTE: the kernels before end by themselves, those behind are not started
- * before each block is there; so nothing else may be in the way (attention/decode.h). */
+/* Without a given split blocks wait for each other (decode_pages_exchange.cuh). A cooperative
+ * launch sees to it that all of them can be there, but begins none before there is room for all:
+ * with `early` it is left out. NOTE: the kernels before end by themselves, those behind are not
+ * started before each block is there; nothing else may be in the way (attention/decode.h). */
 static fp8_status launch_pages(pages_state *f, const decode_pages_kernel *k,
                                decode_append_args *append, fp8_stream stream) {
     cudaLaunchAttribute how[2] = {
         {.id = cudaLaunchAttributeProgrammaticStreamSerialization,
          .val.programmaticStreamSerializationAllowed = 1},
-        {.id = cudaLaunchAttributeCooperative, .val.cooperative = f->exchange != NULL && !f->args.early}};
+        {.id = cudaLaunchAttributeCooperative,
+         .val.cooperative = f->exchange != NULL && !f->args.early}};
     const cudaLaunchConfig_t config = {.gridDim = {(unsigned)f->blocks, 1, 1},
                                        .blockDim = {(unsigned)k->threads, 1, 1},
                                        .dynamicSmemBytes = k->shared_bytes,
