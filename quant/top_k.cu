@@ -5,7 +5,8 @@
  * Bound      memory, one read: 64 x 128256 F32 33 MB, at the H200's read rate of 4.55 TB/s 7.2 us
  * Tiling     a cluster of up to eight blocks a row (one before Hopper), each with a slice of it.
  *            k = 1: a thread keeps its best and the vector of 16 bytes it lay in, in 40 registers
- *            at most: a third block an SM is what the clusters of 64 rows need to be there at once.
+ *            at most: a third block an SM is what the clusters of 64 rows need to be there at once;
+ *            its warps send theirs to the first block, where one looks through the best vector.
  *            Else what is read next is under way beside what is looked at, and a block keeps
  *            candidates in shared memory, those at or above a bound that k of its threads' best of
  *            a first look reach, and of those found after four looks; else no warp waits for
@@ -24,6 +25,7 @@ using namespace fp8;
 
 enum {
     THREADS = 512,
+    WARPS = THREADS / 32,
     QUAD = 4,              /* elements a thread takes at a time */
     DEPTH = 4,             /* quads under way: 16 bytes each of F32, 32 KiB a block */
     ROUND = THREADS * QUAD, /* elements of a quad of each thread */
@@ -107,12 +109,75 @@ static __device__ __forceinline__ slice<T> slice_of(const T *logits, int64_t voc
 
 /* ---- one best ------------------------------------------------------------------------------- */
 
-static __device__ __forceinline__ sort_key block_max(sort_key v, sort_key *scratch) {
+/* What the warps of a cluster tell its first block: the highest that each has found. Its barrier
+ * counts the bytes, so that one warp waits, and once. */
+struct best_posts {
+    uint64_t arrived;
+    sort_key best[MAX_CLUSTER * WARPS];
+};
+
+static __device__ __forceinline__ sort_key warp_best(sort_key v) {
     for (int off = 16; off > 0; off /= 2) v = max(v, __shfl_xor_sync(0xffffffffu, v, off));
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
-    __syncthreads();
-    for (int w = 0; w < THREADS / 32; w++) v = max(v, scratch[w]);
     return v;
+}
+
+/* First of all, by every thread: what is sent before all blocks are here would be lost. A grid
+ * without clusters knows none of these instructions. */
+static __device__ __forceinline__ void open_posts(best_posts *p, unsigned cluster) {
+#if __CUDA_ARCH__ >= 900
+    if (cluster == 1) return;
+    if (threadIdx.x == 0)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n"
+                     "fence.mbarrier_init.release.cluster;\n"
+                     "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                         (uint32_t)__cvta_generic_to_shared(&p->arrived)),
+                     "r"(cluster * WARPS * (uint32_t)sizeof(sort_key))
+                     : "memory");
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#else
+    (void)p, (void)cluster;
+#endif
+}
+
+/* The highest of all threads' v in the first warp of the cluster, of which this is block `rank`; 0
+ * in all others, who are done. */
+static __device__ __forceinline__ sort_key join_best(sort_key v, best_posts *p, unsigned rank,
+                                                     unsigned cluster) {
+    const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+
+    v = warp_best(v);
+    if (cluster == 1) {
+        if (lane == 0) p->best[warp] = v;
+        __syncthreads();
+    }
+#if __CUDA_ARCH__ >= 900
+    const uint32_t bar = (uint32_t)__cvta_generic_to_shared(&p->arrived);
+    if (cluster > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    if (cluster > 1 && lane == 0) {
+        const sort_key *mine = p->best + rank * WARPS + warp;
+        uint32_t to, there;
+        asm volatile("mapa.shared::cluster.u32 %0, %1, 0;"
+                     : "=r"(to)
+                     : "r"((uint32_t)__cvta_generic_to_shared(mine)));
+        asm volatile("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(there) : "r"(bar));
+        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::
+                         "r"(to), "l"(v), "r"(there)
+                     : "memory");
+    }
+    if (rank > 0 || warp > 0) return 0;
+    if (cluster > 1)
+        asm volatile("{\n"
+                     ".reg .pred p;\n"
+                     "wait: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], 0;\n"
+                     "@!p bra wait;\n"
+                     "}" ::"r"(bar)
+                     : "memory");
+#else
+    if (warp > 0) return 0;
+#endif
+    v = 0;
+    for (unsigned i = lane; i < cluster * WARPS; i += 32) v = max(v, p->best[i]);
+    return warp_best(v);
 }
 
 /* The highest of what a thread has taken in rising order, and the first place where it may be. */
@@ -129,16 +194,19 @@ struct highest {
     }
 };
 
-/* grid: rows x cluster. A thread remembers where its best vector begins, and looks there again. */
+/* grid: rows x cluster. A thread remembers where its best vector begins; the one that is best of
+ * all is looked through at the end. */
 template <typename T>
 static __global__ void __launch_bounds__(THREADS)
 best_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__restrict__ logits,
             int64_t vocab, int64_t stride, unsigned cluster) {
     constexpr uint32_t COUNT = vector16<T>::COUNT, STEP = THREADS * COUNT;
-    __shared__ sort_key scratch[THREADS / 32], mine;
+    __shared__ best_posts posts;
+    const unsigned rank = blockIdx.x % cluster;
     const int64_t row = blockIdx.x / cluster;
     highest h = {-INFINITY, 0, false};
 
+    open_posts(&posts, cluster);
     wait_for_previous();
     let_next_start();
     const slice<T> s = slice_of(logits, vocab, stride, cluster);
@@ -159,17 +227,16 @@ best_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__re
         }
     }
     for (uint32_t c = last + threadIdx.x; c < s.end; c += THREADS) h.take(to_float(s.x[c]), c);
-    while (h.any && !(to_float(s.x[h.at]) == h.top)) h.at++;
-    sort_key best = block_max(h.any ? key_of(h.top, h.at) : 0, scratch);
-    if (threadIdx.x == 0) mine = best;
-    if (cluster > 1) cluster_sync();
-    if (blockIdx.x % cluster == 0 && threadIdx.x == 0) {
-        for (unsigned r = 1; r < cluster; r++) best = max(best, cluster_read(&mine, r));
-        if (best == 0) best = key_of(-INFINITY, 0); /* nothing above -Inf: the first */
-        ids[row] = index_of(best);
-        if (values) values[row] = value_of(best);
+    const sort_key best = join_best(h.any ? key_of(h.top, h.at) : 0, &posts, rank, cluster);
+    if (rank > 0 || threadIdx.x >= 32) return;
+    const float top = best > 0 ? value_of(best) : -INFINITY; /* nothing above -Inf: the first */
+    const int64_t begin = best > 0 ? index_of(best) : 0, at = begin + threadIdx.x;
+    const bool hit = best > 0 && at < vocab && to_float(s.x[at]) == top;
+    const int place = max(__ffs((int)__ballot_sync(0xffffffffu, hit)) - 1, 0);
+    if (threadIdx.x == 0) {
+        ids[row] = (int32_t)begin + place;
+        if (values) values[row] = top;
     }
-    if (cluster > 1) cluster_sync(); /* nobody ends before it was read */
 }
 
 /* ---- several -------------------------------------------------------------------------------- */
