@@ -15,7 +15,7 @@ static int makes_id(const engine_part *p) {
 
 /* The inputs of the parts; of `seqs` sequences and `tokens` tokens, what is beyond the parts is of
  * no sequence. Returns how many parts make an id: their rows are the first of `last`. */
-static int64_t fill_inputs(fp8_engine *e, int64_t seqs, int64_t tokens) {
+static int64_t fill_inputs(fp8_engine *e, int64_t seqs, int64_t tokens, int slot) {
     const engine_inputs *in = &e->in;
     int64_t at = 0, made = 0;
 
@@ -39,6 +39,7 @@ static int64_t fill_inputs(fp8_engine *e, int64_t seqs, int64_t tokens) {
     for (int64_t s = e->num_parts; s < seqs; s++) in->kv_lengths[s] = 0;
     for (int64_t s = made; s < seqs; s++) in->last[s] = 0;
     for (int64_t s = made; s < seqs; s++) in->rows[s] = (fp8_sample_row){0};
+    for (int64_t s = 0; s < seqs; s++) in->turn[s] = slot;
     return made;
 }
 
@@ -102,31 +103,38 @@ static fp8_status forward(fp8_engine *e, const engine_kind *k, int64_t tokens, i
     return fp8_model_step(e->m, &paged, tokens, in->ids, in->positions, in->last, seqs, logits);
 }
 
-/* The first `made` ids to the host, and what the next step of the same sequences is given: where
- * all decode, that is the same with one token more. */
-static fp8_status end_step(fp8_engine *e, const engine_kind *k, int64_t made) {
+/* The first `made` ids, to the host too, and what the next step of the same sequences is given:
+ * where all decode, that is the same with one token more. */
+static fp8_status choose(fp8_engine *e, const engine_kind *k, const fp8_tensor *logits,
+                         int64_t made) {
     const engine_inputs *in = &e->on_device;
+    const int64_t vocab = e->m->config.vocab_size;
     const int advances = k->max_q == 1;
+    fp8_status st = FP8_OK;
 
+    if (made == 0) return FP8_OK;
 #if FP8_CUDA
     if (fp8_device_place(e->device) == FP8_PLACE_CUDA) {
         const fp8_step_end end = {.out = {e->chosen_host[0], e->chosen_host[1]},
-                                  .turn = in->turn, .chosen = e->chosen, .count = made,
-                                  .advances = advances, .ids = in->ids,
+                                  .turn = in->turn, .advances = advances, .ids = in->ids,
                                   .positions = in->positions, .kv_lengths = in->kv_lengths,
                                   .rows = in->rows};
-        return fp8_step_end_cuda(e->device, &end);
+        return fp8_choose_cuda(e->device, e->chosen, logits->data, logits->dtype, in->rows, made,
+                               vocab, &end);
     }
 #endif
-    memcpy(e->chosen_host[*in->turn], e->chosen, (size_t)made * sizeof *e->chosen);
-    *in->turn = !*in->turn;
-    for (int64_t s = 0; advances && s < made; s++) {
+    FP8_TRY(fp8_sample(e->device, e->chosen, logits->data, logits->dtype, in->rows, made, vocab));
+    for (int64_t s = 0; s < made; s++) {
+        e->chosen_host[in->turn[s]][s] = e->chosen[s];
+        in->turn[s] = !in->turn[s];
+        if (!advances) continue;
         in->ids[s] = e->chosen[s];
         in->positions[s]++;
         in->kv_lengths[s]++;
         in->rows[s].position++;
     }
-    return FP8_OK;
+done:
+    return st;
 }
 
 fp8_status engine_work(fp8_engine *e, const engine_kind *k, int64_t tokens, int64_t seqs,
@@ -135,10 +143,7 @@ fp8_status engine_work(fp8_engine *e, const engine_kind *k, int64_t tokens, int6
     fp8_tensor logits;
 
     FP8_TRY(FP8_IN_RANGE("forward", forward(e, k, tokens, seqs, &logits)));
-    FP8_TRY(FP8_IN_RANGE("choice of ids", fp8_sample(e->device, e->chosen, logits.data,
-                                                     logits.dtype, e->on_device.rows, made,
-                                                     e->m->config.vocab_size)));
-    FP8_TRY(end_step(e, k, made));
+    FP8_TRY(FP8_IN_RANGE("choice of ids", choose(e, k, &logits, made)));
 done:
     return st;
 }
@@ -159,8 +164,8 @@ fp8_status engine_launch(fp8_engine *e, engine_flight *f) {
     const engine_kind *k = kind_for(e, f->tokens);
     fp8_status st = FP8_OK;
 
-    *e->in.turn = f->slot;
-    f->made = fill_inputs(e, k->graph ? k->seqs : e->num_parts, k->graph ? k->tokens : f->tokens);
+    f->made = fill_inputs(e, k->graph ? k->seqs : e->num_parts,
+                          k->graph ? k->tokens : f->tokens, f->slot);
     FP8_TRY(FP8_IN_RANGE("inputs", send(e)));
     FP8_TRY(run(e, f, k));
 done:

@@ -45,7 +45,7 @@ typedef struct engine_inputs {
     int32_t *q_starts, *kv_lengths, *last;    /* [max_seqs + 1], [max_seqs], [max_seqs] */
     fp8_sample_row *rows;                     /* [max_seqs] */
     int32_t *table;                           /* [max_seqs, max_pages] */
-    int32_t *turn;                            /* [1]: to which chosen_host its ids go */
+    int32_t *turn;                            /* [max_seqs]: to which chosen_host a row's id goes */
 } engine_inputs;
 
 /* A sequence's part in the step under way. */

@@ -13,17 +13,22 @@ extern "C" {
  * event recorded after this is reached. */
 FP8_NODISCARD fp8_status fp8_inputs_copy_cuda(fp8_device *d, void *dst, const void *src,
                                               size_t bytes);
-/* The end of a step (advance.cu); device but for out. */
+/* The end of a step (sample.cu): out[turn[s]][s] = the id of row s; turn[s] = 1 - turn[s]; and
+ * where it advances ids[s] = that id, positions[s], kv_lengths[s], rows[s].position each one more,
+ * unless kv_lengths[s] is 0. Device but for out. */
 typedef struct fp8_step_end {
-    int32_t *out[2];       /* [count] pinned host memory: of the two, that of the turn */
-    int32_t *turn;         /* 0 | 1 */
-    const int32_t *chosen; /* [count] */
-    int64_t count;
-    int advances; /* 1: ids, positions, kv_lengths, rows become the next step's */
-    int32_t *ids, *positions, *kv_lengths; /* [count] */
-    fp8_sample_row *rows;                  /* [count] */
+    int32_t *out[2]; /* pinned host memory: of the two, that of the row's turn */
+    int32_t *turn;   /* 0 | 1, of each row; NULL: a choice of ids and no step's end */
+    int advances;    /* 1: inputs become the next step's */
+    int32_t *ids, *positions, *kv_lengths;
+    fp8_sample_row *rows;
 } fp8_step_end;
-FP8_NODISCARD fp8_status fp8_step_end_cuda(fp8_device *d, const fp8_step_end *e);
+
+/* fp8_sample of checked arguments, num_rows > 0, and the end of the step whose rows these are. */
+FP8_NODISCARD fp8_status fp8_choose_cuda(fp8_device *d, int32_t *ids, const void *logits,
+                                         fp8_dtype dtype, const fp8_sample_row *rows,
+                                         int64_t num_rows, int64_t vocab,
+                                         const fp8_step_end *end);
 #ifdef __cplusplus
 }
 #endif

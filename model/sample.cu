@@ -1,6 +1,9 @@
-/* model/sample.cu - the next id from rows of logits: highest, or drawn among the kept.
+/* model/sample.cu - the next id from rows of logits: highest, or drawn among the kept; and the end
+ * of a step: its ids to the host, and from its inputs the next one's where nothing changes but that
+ * every sequence has one token more.
  *
- * Computes   model/sample.h: fp8_top_k leaves every row's highest, then one block a row draws
+ * Computes   model/sample.h: fp8_top_k leaves every row's highest, then one block a row draws and
+ *            ends the row (model/inputs_cuda.h)
  * Shapes     logits [rows, vocab] F32 or BF16, ids [rows]
  * Bound      the row's passes through L2: 4 digits of top_k's value, the sum and 4 digits of
  *            top_p's, the draw; a greedy row's block ends at once. 256000 logits are 1 MB, some 12
@@ -13,6 +16,7 @@
 #include <cuda_bf16.h>
 
 #include "core/launch.cuh"
+#include "model/inputs_cuda.h"
 #include "model/sample_impl.h"
 #include "quant/quant.h"
 
@@ -134,23 +138,15 @@ static __device__ u64 total(const T *x, int64_t n, const fp8_sampling *s, float 
     return sum;
 }
 
-/* ---- kernel -------------------------------------------------------------------------------- */
-
-/* ids: in, the highest of each row; out, of rows that are drawn, what was. */
+/* All threads: what is drawn of a row whose highest is `id`. */
 template <typename T>
-static __global__ void __launch_bounds__(SAMPLE_THREADS)
-    draw_kernel(int32_t *ids, const T *logits, const fp8_sample_row *rows, int64_t vocab) {
-    const T *x = logits + blockIdx.x * vocab;
+static __device__ int32_t draw(const T *x, const fp8_sample_row &row, int32_t id, int64_t vocab) {
+    const fp8_sampling *s = &row.how;
+    const float highest = value_at(x, id);
     candidate best = {-INFINITY, INT32_MAX};
     uint32_t least = 0;
 
-    wait_for_previous();
-    let_next_start();
-    const fp8_sample_row row = rows[blockIdx.x];
-    const fp8_sampling *s = &row.how;
-    if (s->temperature == 0.0f) return;
-    const float highest = value_at(x, ids[blockIdx.x]);
-    if (highest == -INFINITY) return;
+    if (highest == -INFINITY) return id;
     if (s->top_k && s->top_k < vocab)
         least = reach(x, vocab, s, highest, 1, least, (u64)s->top_k);
     if (s->top_p != 0.0f && s->top_p != 1.0f) {
@@ -164,25 +160,68 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS)
         best = better(best, candidate{sample_score(&row, z, i), (int)i});
     }
     best = block_best(best);
-    if (threadIdx.x == 0 && best.index != INT32_MAX) ids[blockIdx.x] = best.index;
+    return best.index != INT32_MAX ? best.index : id;
+}
+
+/* One thread: row s of the step has made this id. */
+static __device__ void end_row(const fp8_step_end &e, int64_t s, int32_t id) {
+    const int32_t turn = e.turn[s] & 1, length = e.advances ? e.kv_lengths[s] : 0;
+
+    e.out[turn][s] = id;
+    e.turn[s] = !turn;
+    if (length == 0) return; /* of no sequence, or not one token of each */
+    e.ids[s] = id;
+    e.positions[s]++;
+    e.kv_lengths[s] = length + 1;
+    e.rows[s].position++;
+}
+
+/* ---- kernel -------------------------------------------------------------------------------- */
+
+/* ids: in, the highest of each row; out, of rows that are drawn, what was. */
+template <typename T>
+static __global__ void __launch_bounds__(SAMPLE_THREADS)
+    draw_kernel(int32_t *ids, const T *logits, const fp8_sample_row *rows, int64_t vocab,
+                const __grid_constant__ fp8_step_end e) {
+    const T *x = logits + blockIdx.x * vocab;
+
+    wait_for_previous();
+    let_next_start();
+    const fp8_sample_row row = rows[blockIdx.x];
+    int32_t id = ids[blockIdx.x];
+    if (row.how.temperature != 0.0f) {
+        id = draw(x, row, id, vocab);
+        if (threadIdx.x == 0) ids[blockIdx.x] = id;
+    }
+    /* NOTE: it changes rows[s].position, which a greedy row's other threads may still read, and do
+     * not use; of a drawn one all have read it */
+    if (threadIdx.x == 0 && e.turn) end_row(e, blockIdx.x, id);
 }
 
 /* ---- host ---------------------------------------------------------------------------------- */
 
 template <typename T>
 static fp8_status launch_draw(fp8_device *d, int32_t *ids, const void *logits,
-                              const fp8_sample_row *rows, int64_t num_rows, int64_t vocab) {
+                              const fp8_sample_row *rows, int64_t num_rows, int64_t vocab,
+                              const fp8_step_end *end) {
     return launch("draw", draw_kernel<T>, dim3((unsigned)num_rows), dim3(SAMPLE_THREADS), 0, d,
-                  FP8_LAUNCH_OVERLAP, ids, static_cast<const T *>(logits), rows, vocab);
+                  FP8_LAUNCH_OVERLAP, ids, static_cast<const T *>(logits), rows, vocab, *end);
+}
+
+extern "C" fp8_status fp8_choose_cuda(fp8_device *d, int32_t *ids, const void *logits,
+                                      fp8_dtype dtype, const fp8_sample_row *rows,
+                                      int64_t num_rows, int64_t vocab, const fp8_step_end *end) {
+    const auto run = dtype == FP8_DTYPE_F32 ? launch_draw<float> : launch_draw<__nv_bfloat16>;
+    fp8_status st = FP8_OK;
+
+    FP8_TRY(fp8_top_k(d, ids, NULL, logits, dtype, num_rows, vocab, 0, 1, FP8_LAUNCH_OVERLAP));
+    FP8_TRY(run(d, ids, logits, rows, num_rows, vocab, end));
+done:
+    return st;
 }
 
 extern "C" fp8_status sample_cuda(fp8_device *d, int32_t *ids, const void *logits, fp8_dtype dtype,
                                   const fp8_sample_row *rows, int64_t num_rows, int64_t vocab) {
-    const auto draw = dtype == FP8_DTYPE_F32 ? launch_draw<float> : launch_draw<__nv_bfloat16>;
-    fp8_status st = FP8_OK;
-
-    FP8_TRY(fp8_top_k(d, ids, NULL, logits, dtype, num_rows, vocab, 0, 1, FP8_LAUNCH_OVERLAP));
-    FP8_TRY(draw(d, ids, logits, rows, num_rows, vocab));
-done:
-    return st;
+    const fp8_step_end nothing = {};
+    return fp8_choose_cuda(d, ids, logits, dtype, rows, num_rows, vocab, &nothing);
 }
