@@ -234,8 +234,7 @@ __device__ __forceinline__ void put_rows(const append_args &g, const ring_shape 
         const int64_t k_at = c->k_at[slot];
         if (k_at != APPEND_NOBODY)
             put_chunk<T, LANES>(g, r, w, memory + (uint32_t)slot * r.slot_bytes, row, k_at);
-        __syncwarp();
-        if (threadIdx.x % WARP == 0) barrier_arrive(&c->empty[slot]);
+        barrier_arrive(&c->empty[slot]); /* every lane: racecheck credits none but those */
         slot += r.teams;
         if (slot >= r.slots) {
             slot -= r.slots;
@@ -333,7 +332,7 @@ append_ring_kernel(const __grid_constant__ append_args g, const __grid_constant_
 
     if (threadIdx.x < RING_SLOTS) {
         barrier_init(&c.full[threadIdx.x], 1);
-        barrier_init(&c.empty[threadIdx.x], r.warps);
+        barrier_init(&c.empty[threadIdx.x], r.warps * WARP);
     }
     if (threadIdx.x < TILE_STAGES) barrier_init(&c.tile_full[threadIdx.x], 1);
     barrier_init_done();

@@ -193,7 +193,7 @@ wide_kernel(const __grid_constant__ wide_params<wide_shape<D, KIND>::AS_IS> all)
         prefetch_map(&p.k_map);
         prefetch_map(&p.v_map);
         barrier_init(&s.q_full, 1);
-        barrier_init(&s.q_empty, WARPS);
+        barrier_init(&s.q_empty, 32 * WARPS);
         barrier_init(&s.v_came, 1);
         barrier_init(&s.v_turned, TURN_WARPS);
         for (int i = 0; i < shape::STAGES; i++) {

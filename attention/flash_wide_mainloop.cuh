@@ -120,7 +120,7 @@ static __device__ __forceinline__ void pass_tile(SHARED &s, PLACE &place) {
 /* An item of whose queries the warpgroup has none, or that has no keys. */
 template <class SHARED, class PLACE>
 static __device__ __forceinline__ void pass_over(SHARED &s, PLACE &place, const flash_item &it) {
-    release(&s.q_empty);
+    release_item(&s.q_empty);
 #pragma unroll 1
     for (int32_t n = it.num_tiles; n > 0; n--) pass_tile(s, place);
 }
@@ -176,7 +176,7 @@ static __device__ __forceinline__ void attend_wide(float (&t)[D / 2], wide_rows 
         products_wait<1>(); /* S */
         pin(scores);
         release(&s.k_empty[last.stage()]);
-        if (i == 0) release(&s.q_empty);
+        if (i == 0) release_item(&s.q_empty);
         mask_step(scores, it, clear, 2 * i);
         grows = softmax_of<D>(low, scores, rows, it.factor, alpha);
         products_wait<0>(); /* T */

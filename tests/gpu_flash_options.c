@@ -135,8 +135,7 @@ static void test_wide(fp8_device *gpu) {
     }
 }
 
-/* One item a block, the most that racecheck understands: before it writes what an item is over that
- * of the item before the last, the producer waits for one lane of each warp that has read it. */
+/* One item a block. */
 static void test_wave(fp8_device *gpu) {
     static const int32_t sizes[] = {64, 128, 256}, heads[] = {22, 22, 12};
     for (int i = 0; i < 6; i++) {
@@ -149,6 +148,26 @@ static void test_wave(fp8_device *gpu) {
         if (is_left_out(i)) continue;
         CHECK(flash_wide_rows(&o) > 0);
         fprintf(stderr, "wave: d %d, %s: relative L2 %.2e\n", o.d_v, i / 3 ? "fast" : "promoted",
+                check_options(gpu, &o, (uint64_t)i + 1));
+    }
+}
+
+/* Q and K rotated before flash_wide.cu, whose blocks take up to three items. */
+static void test_rotated(fp8_device *gpu) {
+    for (int i = 0; i < 2; i++) {
+        fp8_attention_options o =
+            base_options(12, 2, 128, 3, 1100, 4200, i ? F16 : BF16, BF16);
+        o.want_lse = o.want_amax = 0;
+        o.quantize = i ? FP8_QUANTIZE_CURRENT : FP8_QUANTIZE_GIVEN;
+        o.quantize_p = o.hadamard = 1;
+        o.granularity = i ? FP8_DESCALE_BATCH_HEAD : FP8_DESCALE_HEAD;
+        o.layout = i ? FP8_LAYOUT_BSHD_BSHD_BSHD : FP8_LAYOUT_THD_THD_THD;
+        o.padding = i;
+        o.precision = i ? FP8_ATTENTION_FAST : FP8_ATTENTION_EXACT;
+        check_case = "rotated";
+        if (is_left_out(i)) continue;
+        CHECK(flash_wide_rows(&o) > 0);
+        fprintf(stderr, "rotated: %s scales: relative L2 %.2e\n", i ? "current" : "given",
                 check_options(gpu, &o, (uint64_t)i + 1));
     }
 }
@@ -406,6 +425,7 @@ static const struct {
     {"graph", test_graph, 1, 1},
     {"wide", test_wide, 1, 0},
     {"wave", test_wave, 1, 0},
+    {"rotated", test_rotated, 1, 0},
     {"lengths", test_all_lengths, 1, 0},
     {"quick-lengths", test_quick_lengths, 0, 1},
 };
