@@ -157,11 +157,12 @@ static int32_t even_rows(int64_t n, int32_t num_sms, double *full) {
  * quantizing between them 3.21 to 3.94 and 2.80 to 3.15. From 33 to 64 a layer with all quantizing
  * took 83.6 us where cuBLASLt's took 97.1 (Gemma-7B), and 70.0 where they took 83.1 (Llama-8B), as
  * its kernels do not overlap with those before them; at 128 ours were slower. A gated activation at
- * the store pays from 33 on where blocks have nearly equal work. An amax was not timed. The smallest
- * Linear in these chains has 12.6 MB (docs/NOTES.md, Skinny FP8 Linear). */
+ * the store pays from 33 on where blocks have nearly equal work. An amax was not timed. The
+ * smallest Linear in these chains has 12.6 MB, from 33 tokens on 9.4 (docs/NOTES.md, Skinny FP8
+ * Linear). */
 int skinny_pays(const fp8_gemm *g) {
-    const int64_t least_bytes = 12000000;
     const int is_few = g->m <= SKINNY_RESIDUAL_TOKENS;
+    const int64_t least_bytes = is_few ? 12000000 : 9000000;
     const double least_full = 0.85;
     double full;
 

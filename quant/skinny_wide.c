@@ -63,6 +63,8 @@ enum {
     MEASURED_SMS = 132,
     X_STAGES = 5,
     X_STAGES_WIDE = 3,
+    X_STAGES_LONG = 8,
+    LEAD = 2,
     MANY_ROWS = 192,
     START = WIDE_RELEASE_AT_START
 };
@@ -74,6 +76,8 @@ static const struct measured_cut {
     {3072, 4096, 96, 2, 4, 5, 5, START}, {3072, 24576, 128, 1, 4, 10, 8, START},
     {6144, 4096, 96, 2, 3, 5, 5, 2},     {4096, 4096, 96, 2, 3, 5, 5, 6},
     {4096, 14336, 128, 1, 3, 9, 8, 0},   {16384, 4096, 128, 2, 2, 4, 4, 6},
+    {3584, 18944, 128, 1, 4, 8, 6, 2},   {4096, 16384, 128, 1, 3, 6, 6, 2},
+    {3072, 3072, 96, 2, 3, 4, 4, 2},     {3072, 8192, 96, 1, 3, 8, 8, 2},
 };
 
 static int take_measured(wide_tile *t, const fp8_gemm *g) {
@@ -91,17 +95,18 @@ static int take_measured(wide_tile *t, const fp8_gemm *g) {
     return 0;
 }
 
-/* What won for most of them: tiles of 96 rows in two to four parts, one to one and a half blocks a
- * multiprocessor. */
+/* What won for most of them: two to four parts of K. Of long sums (down) tiles of 128 rows, a block
+ * a multiprocessor with deep rings; else of 96 rows, up to one and a half of them. */
 static int take_usual(wide_tile *t, const fp8_gemm *g, int64_t units, int32_t num_sms) {
-    const int32_t rows = 96, lead = 2, most = 4;
+    const int is_long = 2 * g->k >= 5 * g->n;
+    const int32_t rows = is_long ? 128 : 96, most_blocks = is_long ? num_sms : 3 * num_sms / 2;
     const int64_t tiles = ceil_div(g->n, rows);
-    int32_t splits = most;
+    int32_t splits = 4;
 
-    while (splits > 1 && 2 * tiles * splits > 3 * num_sms) splits--;
-    if (splits == 1 || 4 * tiles * splits < 3 * num_sms || 2 * splits > units) return 0;
-    *t = (wide_tile){.tokens = 64, .rows = rows, .resident = 2, .splits = splits,
-                     .x_stages = X_STAGES, .lead = lead};
+    while (splits > 1 && tiles * splits > most_blocks) splits--;
+    if (splits == 1 || 3 * tiles * splits < 2 * num_sms || 2 * splits > units) return 0;
+    *t = (wide_tile){.tokens = 64, .rows = rows, .resident = is_long ? 1 : 2, .splits = splits,
+                     .x_stages = is_long ? X_STAGES_LONG : X_STAGES, .lead = LEAD};
     take_room(t);
     return 1;
 }

@@ -81,6 +81,7 @@ static void test_pays(void) {
     CHECK(pays(1, 3072, 4096, NULL) && pays(32, 28672, 4096, NULL));
     CHECK(pays(64, 28672, 4096, NULL) && !pays(1, 1024, 1024, NULL));
     CHECK(pays(64, 6144, 4096, NULL) && pays(33, 4096, 4096, NULL));
+    CHECK(pays(33, 3072, 3072, NULL) && !pays(32, 3072, 3072, NULL));
     CHECK(pays(64, 256000, 3072, NULL) && !pays(65, 256000, 3072, NULL));
     CHECK(pays(32, 4096, 4096, &check_case) && pays(33, 4096, 4096, &check_case));
     CHECK(pays(64, 3072, 24576, &check_case) && !pays(65, 3072, 24576, &check_case));
@@ -103,7 +104,8 @@ static void test_more(void) {
                 {"Llama q k v", 33, 6144, 4096, 1, 96, 3, 0},
                 {"Gemma down", 64, 3072, 24576, 1, 128, 4, 0},
                 {"Qwen2 q k v", 64, 4608, 3584, 1, 96, 4, 0},
-                {"Qwen2 down", 40, 3584, 18944, 1, 96, 4, 0},
+                {"Qwen2 down", 40, 3584, 18944, 1, 128, 4, 0},
+                {"a down that was not measured", 64, 5120, 20480, 1, 128, 3, 0},
                 {"Qwen2 gate, up", 64, 37888, 3584, 0, 96, 1, 132},
                 {"an output layer", 64, 256000, 3072, 0, 128, 1, 125}};
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
