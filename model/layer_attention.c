@@ -6,12 +6,6 @@
 
 typedef fp8_pass pass;
 
-/* Sequences up to which, and from which, a step of decoding appends within attention. Measured in
- * one job each: at 64 steps are 1 % (Gemma-7B's sizes) and 1.6 % (Llama-8B's) longer within, at 1
- * 0.3 % shorter. At 256 an append of its own takes 11 us a layer in a profile; a step's time both
- * ways in one job is still to be taken (docs/NOTES.md). */
-enum { MOST_WITHIN = 8, LEAST_WITHIN = 256 };
-
 /* ---- q, k and v ------------------------------------------------------------------------------ */
 
 /* Where the keys or values of this batch go, `fresh` without a cache; *rows = the first row that
@@ -303,13 +297,13 @@ done:
     return st;
 }
 
-/* A step into and over its pages; one launch where there can be one and it takes less time. */
+/* A step into and over its pages. Two launches: attention that begins while the append runs takes
+ * less time than one that appends itself, from 1 sequence to 256 (docs/NOTES.md). */
 static fp8_status append_and_attend(const pass *p, int64_t index, const fp8_tensor qkv[3],
                                     const fp8_attention_io *io) {
     const fp8_model *m = p->m;
     const int codes = p->paged->q_codes;
     const fp8_kv_append op = append_of(p, index, qkv);
-    fp8_decode_plan *plan = p->paged->plans[index];
     const fp8_decode_io d = {
         .pages = p->paged->pages[index],
         .batch = p->paged->batch,
@@ -317,15 +311,12 @@ static fp8_status append_and_attend(const pass *p, int64_t index, const fp8_tens
         .o_scale = io->o_scale,
         .q = codes ? (void *)m->scratch.q_codes : m->scratch.q,
         .q_descale = codes ? m->layers[index].kv_scales + FP8_SCALE_STEP : NULL};
-    const int within = d.batch.num_seqs <= MOST_WITHIN || d.batch.num_seqs >= LEAST_WITHIN;
     fp8_status st = FP8_OK;
 
-    if (within && fp8_decode_append_is_one(plan, &d, &op))
-        return FP8_IN_RANGE("heads and attention",
-                            fp8_decode_append_run(plan, &d, &op, m->shared.data, m->shared.bytes));
     FP8_TRY(FP8_IN_RANGE("heads", fp8_kv_append_run(m->device, &d.pages, &d.batch, &op,
                                                     FP8_LAUNCH_OVERLAP)));
-    FP8_TRY(FP8_IN_RANGE("attention", fp8_decode_run(plan, &d, m->shared.data, m->shared.bytes)));
+    FP8_TRY(FP8_IN_RANGE("attention", fp8_decode_run(p->paged->plans[index], &d, m->shared.data,
+                                                     m->shared.bytes)));
 done:
     return st;
 }

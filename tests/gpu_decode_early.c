@@ -12,7 +12,8 @@
 #include "quant/quant.h"
 #include "tests/check.h"
 
-enum { LAYERS = 3, HIDDEN = 512, MAX_SEQS = 40, POSITIONS = 2048, STEPS = 24, FEW_STEPS = 3 };
+enum { LAYERS = 3, HIDDEN = 512, MAX_SEQS = 40, POSITIONS = 2048, STEPS = 24, FEW_STEPS = 3,
+       STIR = 11 /* pages from one of a sequence to its next */ };
 
 static fp8_device *gpu;
 
@@ -99,8 +100,8 @@ static void make_cache(problem *p) {
         CHECK_STATUS(fp8_device_copy(gpu, p->pages[1][l], p->pages[0][l],
                                      (size_t)(2 * p->key_bytes)), FP8_OK);
     }
-    for (int64_t i = 0; i < pages; i++) table[i] = (int32_t)((i * 7 + 3) % pages);
-    CHECK(pages % 7 != 0);
+    for (int64_t i = 0; i < pages; i++) table[i] = (int32_t)((i * STIR + 3) % pages);
+    CHECK(pages % STIR != 0);
     p->table = room((size_t)pages * sizeof *table);
     CHECK_STATUS(fp8_device_upload(gpu, p->table, table, (size_t)pages * sizeof *table), FP8_OK);
     free(table);
@@ -129,7 +130,7 @@ static problem make(const early_case *c) {
         p.begin[s + 1] = p.begin[s] + (int32_t)(s % 3 == 1 && c->q > 1 ? c->q - 1 : c->q);
     p.rows = p.begin[c->seqs];
     p.max_pages = (most + c->page - 1) / c->page;
-    while (c->seqs * p.max_pages % 7 == 0) p.max_pages++;
+    if (c->seqs * p.max_pages % STIR == 0) p.max_pages++;
     for (int l = 0; l < LAYERS; l++) {
         p.weights[l][0] = normal_codes(p.width * HIDDEN, 10 + (uint64_t)l);
         p.weights[l][1] = normal_codes(HIDDEN * p.inner, 20 + (uint64_t)l);
