@@ -10,7 +10,8 @@ enum {
     SHARED_TWO = 113 * 1024, /* with another beside it: 228 K, 1 K of it a block's own */
     MORE_TOKENS = 64,        /* the tile's, from SKINNY_RESIDUAL_TOKENS on; more: cuBLASLt */
     LEAD = 4,
-    LEAD_LONG = 8
+    LEAD_LONG = 8,
+    AHEAD = 2 /* 9 to 32 tokens: 0.3 to 2 us a layer, whatever the cuts (docs/NOTES.md) */
 };
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -61,34 +62,34 @@ static int32_t choose_splits(int64_t tiles, int64_t units, int32_t num_sms) {
  * all quantizing between them (docs/NOTES.md, Skinny FP8 Linear): the first row whose tokens, n and
  * k are the product's. */
 typedef struct measured_cut {
-    int32_t tokens, n, k, rows, splits, clusters, stages, ahead, lead;
+    int32_t tokens, n, k, rows, splits, clusters, stages, ahead, lead, bound;
 } measured_cut;
 
 enum { MEASURED_SMS = 132, START = SKINNY_RELEASE_AT_START };
 
 static const measured_cut measured[] = {
-    {8, 12288, 3072, 112, 2, 110, 7, 0, 4},     {8, 3072, 4096, 96, 6, 32, 8, 0, START},
-    {8, 49152, 3072, 128, 1, 264, 6, 0, START}, {8, 3072, 24576, 96, 6, 32, 8, 0, 12},
-    {8, 6144, 4096, 112, 4, 55, 7, 0, 2},       {8, 4096, 4096, 128, 6, 32, 6, 0, START},
-    {8, 28672, 4096, 112, 1, 256, 7, 0, 0},     {8, 4096, 14336, 80, 4, 52, 9, 0, 12},
-    {16, 12288, 3072, 96, 2, 128, 7, 0, 2},     {16, 3072, 4096, 96, 4, 32, 7, 2, 4},
-    {16, 49152, 3072, 128, 1, 264, 6, 0, START}, {16, 3072, 24576, 96, 6, 32, 4, 0, 6},
-    {16, 6144, 4096, 112, 3, 55, 6, 0, 2},      {16, 4096, 4096, 128, 4, 32, 5, 0, 6},
-    {16, 28672, 4096, 112, 1, 256, 6, 0, 4},    {16, 4096, 14336, 128, 6, 32, 5, 0, 6},
-    {32, 12288, 3072, 128, 1, 96, 5, 0, 6},     {32, 3072, 4096, 96, 4, 32, 6, 0, 4},
-    {32, 3072, 24576, 128, 4, 24, 5, 0, 8},     {32, 6144, 4096, 128, 2, 48, 5, 0, 6},
-    {32, 4096, 4096, 128, 4, 32, 5, 0, 2},      {32, 28672, 4096, 112, 1, 256, 5, 0, 4},
-    {32, 4096, 14336, 80, 2, 52, 7, 0, 6},
-    {64, 12288, 3072, 112, 1, 110, 9, 0, 6},    {64, 49152, 3072, 128, 1, 128, 8, 0, 16},
-    {64, 28672, 4096, 112, 1, 132, 9, 0, 4},
+    {8, 12288, 3072, 112, 2, 110, 7, 0, 4, 0},      {8, 3072, 4096, 96, 6, 32, 8, 0, START, 0},
+    {8, 49152, 3072, 128, 1, 264, 6, 0, START, 0},  {8, 3072, 24576, 96, 6, 32, 8, 0, 12, 0},
+    {8, 6144, 4096, 112, 4, 55, 7, 0, 2, 0},        {8, 4096, 4096, 128, 6, 32, 6, 0, START, 0},
+    {8, 28672, 4096, 112, 1, 256, 7, 0, 0, 0},      {8, 4096, 14336, 80, 4, 52, 9, 0, 12, 0},
+    {16, 12288, 3072, 96, 2, 128, 7, 2, 2, 3},      {16, 3072, 4096, 128, 4, 24, 5, 0, 4, 3},
+    {16, 49152, 3072, 96, 1, 264, 7, 4, 12, 5},     {16, 3072, 24576, 128, 8, 24, 5, 4, 6, 3},
+    {16, 6144, 4096, 112, 3, 55, 6, 4, 12, 4},      {16, 4096, 4096, 128, 4, 32, 5, 4, 6, 3},
+    {16, 28672, 4096, 112, 1, 256, 6, 2, 8, 4},     {16, 4096, 14336, 128, 6, 32, 5, 4, 6, 3},
+    {32, 12288, 3072, 112, 1, 110, 6, 1, 2, 0},     {32, 3072, 4096, 96, 4, 32, 6, 0, 2, 3},
+    {32, 49152, 3072, 96, 1, 256, 6, 4, START, 0},  {32, 3072, 24576, 128, 8, 24, 4, 2, 2, 3},
+    {32, 6144, 4096, 128, 4, 48, 5, 4, 4, 0},       {32, 4096, 4096, 128, 4, 32, 5, 2, 6, 4},
+    {32, 28672, 4096, 112, 1, 256, 5, 1, 16, 0},    {32, 4096, 14336, 80, 4, 52, 7, 4, 8, 4},
+    {64, 12288, 3072, 112, 1, 110, 9, 0, 6, 0},     {64, 49152, 3072, 128, 1, 128, 8, 0, 16, 0},
+    {64, 28672, 4096, 112, 1, 132, 9, 0, 4, 0},
 };
 
 /* Gate and up with their activation at the store, by search over layers with all quantizing. */
 static const measured_cut measured_gated[] = {
-    {8, 49152, 3072, 96, 1, 264, 8, 0, 8},  {8, 28672, 4096, 112, 1, 256, 7, 0, 4},
-    {16, 49152, 3072, 96, 1, 264, 6, 0, 8}, {16, 28672, 4096, 112, 1, 256, 7, 0, 8},
-    {32, 49152, 3072, 96, 1, 264, 6, 0, 0}, {32, 28672, 4096, 112, 1, 256, 6, 0, 0},
-    {64, 49152, 3072, 128, 1, 128, 9, 0, 12}, {64, 28672, 4096, 112, 1, 128, 10, 0, 4},
+    {8, 49152, 3072, 96, 1, 264, 8, 0, 8, 0},    {8, 28672, 4096, 112, 1, 256, 7, 0, 4, 0},
+    {16, 49152, 3072, 96, 1, 264, 7, 2, 8, 4},   {16, 28672, 4096, 112, 1, 256, 7, 0, 12, 4},
+    {32, 49152, 3072, 112, 1, 264, 6, 4, 8, 3},  {32, 28672, 4096, 112, 1, 256, 6, 1, 16, 3},
+    {64, 49152, 3072, 128, 1, 128, 9, 0, 12, 0}, {64, 28672, 4096, 112, 1, 128, 10, 0, 4, 0},
 };
 
 enum {
@@ -109,6 +110,8 @@ static int take_measured(skinny_tile *t, int64_t n, int64_t k) {
         t->stages = c->stages;
         t->ahead = c->ahead;
         t->lead = c->lead;
+        t->bound = c->bound;
+        if (skinny_shared_bytes(t) > SHARED_TWO) t->resident = 1;
         return 1;
     }
     return 0;
@@ -153,8 +156,8 @@ static int32_t even_rows(int64_t n, int32_t num_sms, double *full) {
     return best;
 }
 
-/* Up to 32 tokens the chains took 3.35 to 4.04 TB/s, cuBLASLt's 3.15 to 3.41, with all the
- * quantizing between them 3.21 to 3.94 and 2.80 to 3.15. From 33 to 64 a layer with all quantizing
+/* Up to 32 tokens the chains took 3.74 to 4.04 TB/s, cuBLASLt's 3.15 to 3.41, with all the
+ * quantizing between them 3.41 to 3.94 and 2.80 to 3.15. From 33 to 64 a layer with all quantizing
  * took 83.6 us where cuBLASLt's took 97.1 (Gemma-7B), and 70.0 where they took 83.1 (Llama-8B), as
  * its kernels do not overlap with those before them; at 128 ours were slower. A gated activation at
  * the store pays from 33 on where blocks have nearly equal work. An amax was not timed. The
@@ -219,6 +222,7 @@ skinny_tile skinny_choose(const fp8_gemm *g, int32_t num_sms) {
 
     while (t.tokens < g->m) t.tokens *= 2;
     if (t.tokens >= MORE_TOKENS) t.resident = 1;
+    if (t.tokens == 16 || t.tokens == 32) t.ahead = AHEAD;
     if (num_sms == MEASURED_SMS && take_measured(&t, g->n, g->k)) return t;
     if (t.tokens == MORE_TOKENS && (t.gated || !skinny_is_short(g))) {
         choose_more(&t, g->n, num_sms);

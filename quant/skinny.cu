@@ -25,8 +25,10 @@
  *   kernel i      W ........ last W | sums | reduce | store | end
  *   kernel i + 1                 start  W fills the ring       | x | sums, W ....
  *
- *            x waits for the end of the kernels before; W does not. Units beyond the ring can be
- *            fetched to the L2 cache; it pays only where they are the last few
+ *            x waits for the end of the kernels before; W does not. Memory would rest from the
+ *            time that the ring is full: a few units more go to the L2 cache then, one after the
+ *            other. What is asked for at once is bounded: with more on its way than memory needs,
+ *            the sums, results and x of other kernels queue behind it
  * Registers  80 to 96 of 96 (two blocks of 9 warps) up to 64 tokens, 168 of 168 at 128; no spills
  *            (ptxas 13.0, sm_90a)
  */
@@ -46,29 +48,33 @@ struct unit_place {
 
 /* ---- producer: one thread -------------------------------------------------------------------- */
 
+/* W of a unit. */
 template <bool GATED>
-static __device__ __forceinline__ void load_w(const skinny_args &p, const block_share &b,
+static __device__ __forceinline__ void copy_w(const skinny_args &p, const block_share &b,
                                               const unit_place &u, int32_t stage, uint8_t *data,
-                                              skinny_control &c) {
+                                              uint64_t *bar) {
     uint8_t *to = data + stage * p.stage_bytes;
     const int32_t k = (b.begin + u.unit) * BLOCK_K, row = u.tile * p.rows;
 
-    barrier_expect(c.full + stage, p.stage_bytes);
     if constexpr (GATED)
-        copy_box_4d(to, &p.w_map, c.full + stage, k, 0, 0, row / WARP_ROWS, policy_evict_first());
-    else copy_box_2d(to, &p.w_map, c.full + stage, k, row, policy_evict_first());
+        copy_box_4d(to, &p.w_map, bar, k, 0, 0, row / WARP_ROWS, policy_evict_first());
+    else copy_box_2d(to, &p.w_map, bar, k, row, policy_evict_first());
 }
 
-static __device__ __forceinline__ void load_x(const skinny_args &p, const block_share &b,
+static __device__ __forceinline__ void copy_x(const skinny_args &p, const block_share &b,
                                               const unit_place &u, int32_t stage, uint8_t *data,
                                               skinny_control &c) {
     copy_box_2d(data + stage * p.stage_bytes + p.rows * BLOCK_K, &p.x_map, c.full + stage,
                 (b.begin + u.unit) * BLOCK_K, 0, policy_evict_last());
 }
 
+template <bool GATED>
 static __device__ __forceinline__ void fetch_w(const skinny_args &p, const block_share &b,
                                                const unit_place &u) {
-    fetch_box_2d(&p.w_map, (b.begin + u.unit) * BLOCK_K, u.tile * p.rows);
+    const int32_t k = (b.begin + u.unit) * BLOCK_K, row = u.tile * p.rows;
+
+    if constexpr (GATED) fetch_box_4d(&p.w_map, k, 0, 0, row / WARP_ROWS);
+    else fetch_box_2d(&p.w_map, k, row);
 }
 
 static __device__ __forceinline__ unit_place place_of(const block_share &b, int32_t index) {
@@ -76,8 +82,26 @@ static __device__ __forceinline__ unit_place place_of(const block_share &b, int3
     return {b.first + tile * b.step, index - tile * b.count};
 }
 
-/* Fills the ring with W, which does not depend on the kernels before, and has the units after
- * those brought near. */
+/* W of unit i of the first round, x of which comes later. Paced it has a barrier of its own, so
+ * that it is seen when it is there. */
+template <bool GATED>
+static __device__ __forceinline__ void start_w(const skinny_args &p, const block_share &b,
+                                               const unit_place &u, int32_t i, uint8_t *data,
+                                               skinny_control &c) {
+    uint64_t *bar = p.paced ? c.early + i : c.full + i;
+
+    barrier_expect(bar, p.paced ? p.rows * BLOCK_K : p.stage_bytes);
+    copy_w<GATED>(p, b, u, i, data, bar);
+}
+
+static __device__ __forceinline__ void start_x(const skinny_args &p, const block_share &b,
+                                               const unit_place &u, int32_t i, uint8_t *data,
+                                               skinny_control &c) {
+    if (p.paced) barrier_expect(c.full + i, p.stage_bytes - p.rows * BLOCK_K);
+    copy_x(p, b, u, i, data, c);
+}
+
+/* The first of W, which does not depend on the kernels before. */
 template <bool GATED>
 static __device__ __forceinline__ void produce_early(const skinny_args &p, const block_share &b,
                                                      uint8_t *data, skinny_control &c) {
@@ -85,44 +109,68 @@ static __device__ __forceinline__ void produce_early(const skinny_args &p, const
 
     if (p.lead == SKINNY_RELEASE_AT_START) dependents_launch();
     if (!p.early) dependencies_wait();
-    for (int32_t i = 0; i < min(b.total, p.stages); i++, u.next(b))
-        load_w<GATED>(p, b, u, i, data, c);
-    for (int32_t i = p.stages; i < min(b.total, p.stages + p.ahead); i++, u.next(b))
-        fetch_w(p, b, u);
+    for (int32_t i = 0; i < min(b.total, p.bound); i++, u.next(b))
+        start_w<GATED>(p, b, u, i, data, c);
 }
 
-/* The x of what is there. */
-static __device__ __forceinline__ void produce_first(const skinny_args &p, const block_share &b,
-                                                     uint8_t *data, skinny_control &c) {
-    unit_place u = {b.first, 0};
-
-    dependencies_wait();
-    for (int32_t i = 0; i < min(b.total, p.stages); i++, u.next(b)) load_x(p, b, u, i, data, c);
-    if (b.total - p.lead <= p.stages) dependents_launch();
-}
-
-/* Unit `index`, whose stage is free. */
+/* Until x can be read: the rest of the ring, no more than p.bound units on their way, then what
+ * follows into the L2 cache, at the pace of memory. Returns the units whose W is asked for. */
 template <bool GATED>
-static __device__ __forceinline__ void produce_one(const skinny_args &p, const block_share &b,
-                                                   int32_t index, int32_t stage, uint8_t *data,
-                                                   skinny_control &c) {
-    const unit_place u = place_of(b, index);
+static __device__ __forceinline__ int32_t produce_waiting(const skinny_args &p,
+                                                          const block_share &b, uint8_t *data,
+                                                          skinny_control &c) {
+    const int32_t ring = min(b.total, p.stages), end = min(b.total, ring + p.ahead);
+    int32_t i = min(b.total, p.bound);
+    unit_place u = place_of(b, i);
+    uint32_t fetched = 0;
 
-    load_w<GATED>(p, b, u, stage, data, c);
-    load_x(p, b, u, stage, data, c);
-    if (p.ahead > 0 && index + p.ahead < b.total) fetch_w(p, b, place_of(b, index + p.ahead));
-    if (index == b.total - p.lead) dependents_launch();
+    while (i < end && !barrier_is_over(&c.started, 0)) {
+        if (i < ring ? !barrier_is_over(c.early + i - p.bound, 0)
+                     : !barrier_is_over(c.early + ring - 1, 0) ||
+                           (uint32_t)clock() - fetched < FETCH_CLOCKS)
+            continue;
+        if (i < ring) start_w<GATED>(p, b, u, i, data, c);
+        else fetch_w<GATED>(p, b, u);
+        fetched = (uint32_t)clock();
+        i++;
+        u.next(b);
+    }
+    return min(i, ring);
+}
+
+/* Waits until no more than p.bound units of W are on their way when unit i is asked for; `at` is
+ * where unit i - p.bound lies. */
+static __device__ __forceinline__ void keep_bound(const skinny_args &p, int32_t i, ring_place &at,
+                                                  skinny_control &c) {
+    if (p.bound == p.stages) return;
+    if (i - p.bound < p.stages) barrier_wait(c.early + i - p.bound, 0);
+    else barrier_wait(c.full + at.slot, at.parity);
+    at.next(p.stages);
 }
 
 template <bool GATED>
 static __device__ __forceinline__ void produce(const skinny_args &p, const block_share &b,
                                                uint8_t *data, skinny_control &c) {
-    ring_place at = {0, 0};
+    const int32_t ring = min(b.total, p.stages);
+    int32_t i = p.paced ? produce_waiting<GATED>(p, b, data, c) : ring;
+    ring_place at = {0, 0}, there = {max(i - p.bound, 0), 0};
+    unit_place u = {b.first, 0};
 
-    produce_first(p, b, data, c);
-    for (int32_t i = p.stages; i < b.total; i++) {
+    dependencies_wait();
+    for (int32_t j = 0; j < i; j++, u.next(b)) start_x(p, b, u, j, data, c);
+    if (b.total - p.lead <= p.stages) dependents_launch();
+    for (; i < ring; i++, u.next(b)) {
+        keep_bound(p, i, there, c);
+        start_w<GATED>(p, b, u, i, data, c);
+        start_x(p, b, u, i, data, c);
+    }
+    for (; i < b.total; i++, u.next(b)) {
         barrier_wait(c.empty + at.slot, at.parity);
-        produce_one<GATED>(p, b, i, at.slot, data, c);
+        keep_bound(p, i, there, c);
+        barrier_expect(c.full + at.slot, p.stage_bytes);
+        copy_w<GATED>(p, b, u, at.slot, data, c.full + at.slot);
+        copy_x(p, b, u, at.slot, data, c);
+        if (i == b.total - p.lead) dependents_launch();
         at.next(p.stages);
     }
 }
@@ -143,6 +191,7 @@ static __device__ __forceinline__ void accumulate(float (&main)[TOKENS / 2], con
     for (int i = 0; i < TOKENS / 2; i++) main[i] = 0.0f;
     for (int32_t i = 0; i < b.count; i++) {
         const uint32_t w = w0 + at.slot * step, x = x0 + at.slot * step;
+        if (p.paced && at.parity == 0) barrier_wait(c.early + at.slot, 0);
         barrier_wait(c.full + at.slot, at.parity);
         products_begin();
         product_start(sum, w, x);
@@ -230,6 +279,7 @@ static __device__ __forceinline__ void consume(const skinny_args &p, const block
 
     if (!GATED && p.splits > 1 && lane == 0) expect_shares<TOKENS>(p, b, c);
     dependencies_wait();
+    if (threadIdx.x == 0) barrier_arrive(&c.started);
     fetch_scales<TOKENS, GATED>(p, c);
     for (int32_t tile = b.first; tile < p.tiles; tile += b.step) {
         const int32_t row = (tile * p.rows + threadIdx.x / 32 * WARP_ROWS) / (GATED ? 2 : 1);
@@ -290,8 +340,10 @@ skinny_kernel(const __grid_constant__ skinny_args p) {
         for (int i = 0; i < p.stages; i++) {
             barrier_init(c.full + i, 1);
             barrier_init(c.empty + i, SKINNY_WARPS);
+            barrier_init(c.early + i, 1);
         }
         for (int i = 0; i < SKINNY_WARPS; i++) barrier_init(c.received + i, 1);
+        barrier_init(&c.started, 1);
         barrier_init_done();
         produce_early<GATED>(p, b, data, c);
     }

@@ -23,21 +23,23 @@ enum {
     SKINNY_MAX_SPLITS = 8,   /* the largest cluster every GPU of this kind takes */
     SKINNY_MAX_STAGES = 16,
     SKINNY_WARPS = 8,        /* that multiply */
-    SKINNY_CONTROL_BYTES = 840, /* barriers and scales of tokens in shared memory */
+    SKINNY_CONTROL_BYTES = 976, /* barriers and scales of tokens in shared memory */
     SKINNY_RELEASE_AT_START = INT32_MAX
 };
 
 /* How a product is cut. */
 typedef struct skinny_tile {
     int32_t tokens;   /* 8, 16, 32, 64, 128: rows of A of a unit, zeros where there are fewer */
-    int32_t resident; /* blocks a multiprocessor has room for: 2, or, from 33 tokens on, 1 */
+    int32_t resident; /* blocks a multiprocessor has room for: 2, or 1, as from 33 tokens on */
     int32_t rows;     /* of B of a tile: SKINNY_MIN_ROWS to SKINNY_ROWS in steps of a warp's */
     int32_t splits;   /* blocks of a cluster, which share the K of a tile */
     int32_t clusters; /* of the grid; with splits one a tile, else a block takes each such tile */
     int32_t stages;   /* units in flight a block */
-    int32_t ahead;    /* units beyond the ring that are fetched to the L2 cache */
+    int32_t ahead;    /* units beyond the ring that are fetched to the L2 cache, one after the
+                       * other, once the ring is full and x is still waited for */
     int32_t lead;     /* units before its end at which a block lets the next kernel start */
-    int32_t gated;    /* SKINNY_GROUP rows of gate and of up in turn; one split, none ahead */
+    int32_t gated;    /* SKINNY_GROUP rows of gate and of up in turn; one split */
+    int32_t bound;    /* the most units of W on their way to a block; 0: what the ring holds */
 } skinny_tile;
 
 /* The cut for g, of sizes of at least 1 and at most SKINNY_MAX_TOKENS rows of A, gated at most

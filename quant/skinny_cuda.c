@@ -118,21 +118,22 @@ static int stores_pairs(const fp8_gemm *g, int32_t columns) {
 /* A cluster's blocks exchange their sums once. */
 static fp8_status check_tile(const skinny_tile *t, const skinny_args *a, int gated) {
     if (t->tokens >= a->tokens && t->rows >= SKINNY_MIN_ROWS && t->rows <= SKINNY_ROWS &&
-        t->rows % SKINNY_ROW_STEP == 0 && t->ahead >= 0 && t->stages >= 1 &&
+        t->rows % SKINNY_ROW_STEP == 0 && t->ahead >= 0 && t->bound >= 0 && t->stages >= 1 &&
         t->stages <= SKINNY_MAX_STAGES && t->splits >= 1 && t->splits <= SKINNY_MAX_SPLITS &&
         t->splits <= a->units && t->clusters >= 1 && t->clusters <= a->tiles &&
         (t->splits == 1 || t->clusters == a->tiles) && t->gated == gated &&
-        (!gated || (t->tokens <= SKINNY_GATED_TOKENS && t->splits == 1 && t->ahead == 0)))
+        (!gated || (t->tokens <= SKINNY_GATED_TOKENS && t->splits == 1)))
         return FP8_OK;
     return FP8_FAIL(FP8_EINVAL,
                     "skinny gemm: %d tokens, %d rows, %d splits, %d clusters, %d stages, %d ahead, "
-                    "gated %d for %d tokens, %d tiles, %d units of K, gated %d",
-                    t->tokens, t->rows, t->splits, t->clusters, t->stages, t->ahead, t->gated,
-                    a->tokens, a->tiles, a->units, gated);
+                    "bound %d, gated %d for %d tokens, %d tiles, %d units of K, gated %d",
+                    t->tokens, t->rows, t->splits, t->clusters, t->stages, t->ahead, t->bound,
+                    t->gated, a->tokens, a->tiles, a->units, gated);
 }
 
 fp8_status skinny_run_tile(fp8_device *d, const fp8_gemm *g, const skinny_tile *t) {
     const int gated = fp8_gemm_is_gated(g->activation);
+    const int32_t bound = t->bound > 0 && t->bound < t->stages ? t->bound : t->stages;
     skinny_args a = {.d = g->d, .bias = g->bias, .residual = g->residual, .ldr = g->ldr,
                      .residual_dtype = g->residual_dtype, .a_descale = g->a_descale,
                      .b_descale = g->b_descale, .d_scale = g->d_scale, .ldd = g->ldd,
@@ -142,7 +143,9 @@ fp8_status skinny_run_tile(fp8_device *d, const fp8_gemm *g, const skinny_tile *
                      .tiles = t->rows > 0 ? (int32_t)((g->n + t->rows - 1) / t->rows) : 0,
                      .units = (int32_t)((g->k + SKINNY_BLOCK_K - 1) / SKINNY_BLOCK_K),
                      .splits = t->splits, .stages = t->stages, .ahead = t->ahead,
-                     .lead = t->lead, .stage_bytes = (int32_t)skinny_stage_bytes(t),
+                     .lead = t->lead, .bound = bound,
+                     .paced = bound < t->stages || t->ahead > 0,
+                     .stage_bytes = (int32_t)skinny_stage_bytes(t),
                      .box_bytes = (int32_t)skinny_box_bytes(t),
                      .a_vector = g->a_descale_count > 1, .b_vector = g->b_descale_count > 1,
                      .early = g->launch == FP8_LAUNCH_OVERLAP, .alpha = g->alpha,

@@ -21,6 +21,7 @@ typedef struct skinny_args {
     int64_t ldd, ldr;
     int32_t tokens, columns, rows, tiles, units, splits, stages, stage_bytes, box_bytes;
     int32_t ahead, lead;                          /* as skinny_tile has them */
+    int32_t bound, paced; /* units of W at once, at most `stages`; paced: W comes by and by */
     int32_t a_vector, b_vector, d_by_copy, early; /* early: W before the previous kernel's end */
     int32_t pairs; /* two columns of D can be stored at once */
     float alpha;

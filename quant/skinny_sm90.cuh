@@ -23,6 +23,20 @@ struct ring_place {
     }
 };
 
+/* Is the phase of this parity over? */
+SM90 bool barrier_is_over(uint64_t *bar, uint32_t parity) {
+    uint32_t over;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n"
+                 "}"
+                 : "=r"(over)
+                 : "r"(shared_address(bar)), "r"(parity)
+                 : "memory");
+    return over != 0;
+}
+
 /* ---- copies ---------------------------------------------------------------------------------- */
 
 SM90 void copy_box_2d(void *to, const CUtensorMap *map, uint64_t *bar, int x, int y,
@@ -46,6 +60,13 @@ SM90 void copy_box_4d(void *to, const CUtensorMap *map, uint64_t *bar, int x, in
 SM90 void fetch_box_2d(const CUtensorMap *map, int x, int y) {
     asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map),
                  "r"(x), "r"(y)
+                 : "memory");
+}
+
+SM90 void fetch_box_4d(const CUtensorMap *map, int x, int y, int z, int w) {
+    asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global.tile [%0, {%1, %2, %3, %4}];" ::"l"(
+                     map),
+                 "r"(x), "r"(y), "r"(z), "r"(w)
                  : "memory");
 }
 

@@ -28,6 +28,7 @@ enum {
     CONSUMERS = SKINNY_WARPS * 32,
     THREADS = CONSUMERS + 32,
     SHARE = 8 * WARP_ROWS, /* floats of partial sums that go to one owner */
+    FETCH_CLOCKS = 500, /* between two units to the L2 cache: the share a block has of memory */
     EMPTY_REGISTERS = 32,  /* the kernel of other architectures, which is empty, has fewer */
     CONSUMER_BARRIER = 1,  /* named barriers; 0 is __syncthreads */
     WARPGROUP_BARRIER = 2
@@ -37,6 +38,8 @@ enum {
 struct skinny_control {
     uint64_t full[SKINNY_MAX_STAGES];
     uint64_t empty[SKINNY_MAX_STAGES];
+    uint64_t early[SKINNY_MAX_STAGES]; /* paced: W of the first units, whose x comes later */
+    uint64_t started;                  /* the kernels before have ended */
     uint64_t received[SKINNY_WARPS]; /* the peers' partial sums of what this warp owns */
     float token_scale[SKINNY_MAX_TOKENS];
     float d_scale;

@@ -245,21 +245,24 @@ static void test_same_sign(void) {
     }
 }
 
-static void test_splits(void) {
+/* few: one count of tokens. */
+static void test_splits(int few) {
     static const skinny_case c = {"splits", 128, 300, 1536, 0, B32, NONE, 1, 0};
     static const skinny_tile bad[] = {
-        {128, 1, 128, 2, 2, 3, 0, 4, 0}, {64, 2, 128, 1, 3, 3, 0, 4, 0},
-        {128, 1, 0, 1, 3, 3, 0, 4, 0},   {128, 1, 64, 1, 3, 3, 0, 4, 0},
-        {128, 1, 120, 1, 3, 3, 0, 4, 0}, {128, 1, 128, 1, 3, 3, 0, 4, 1}};
+        {128, 1, 128, 2, 2, 3, 0, 4, 0, 0},  {64, 2, 128, 1, 3, 3, 0, 4, 0, 0},
+        {128, 1, 0, 1, 3, 3, 0, 4, 0, 0},    {128, 1, 64, 1, 3, 3, 0, 4, 0, 0},
+        {128, 1, 120, 1, 3, 3, 0, 4, 0, 0},  {128, 1, 128, 1, 3, 3, 0, 4, 1, 0},
+        {128, 1, 128, 1, 3, 3, 0, 4, 0, -1}, {128, 1, 128, 1, 3, 3, -1, 4, 0, 0}};
     problem p = make(&c, CODES_ANY);
-    for (int32_t tokens = 8; tokens <= 128; tokens *= 2)
+    for (int32_t tokens = few ? 32 : 8; tokens <= (few ? 32 : 128); tokens *= 2)
         for (int32_t splits = 1; splits <= SKINNY_MAX_SPLITS; splits++) {
             const int32_t rows = SKINNY_ROWS - splits % 4 * SKINNY_ROW_STEP;
             const int32_t tiles = (300 + rows - 1) / rows;
             const skinny_tile t = {.tokens = tokens, .rows = rows, .splits = splits,
                                    .resident = tokens < SKINNY_MAX_TOKENS ? 2 : 1,
                                    .clusters = splits > 1 ? tiles : tiles - 1, .stages = 3,
-                                   .ahead = splits % 3, .lead = 1 + splits % 3};
+                                   .ahead = splits % 3, .bound = (splits + 1) % 4,
+                                   .lead = 1 + splits % 3};
             static char name[48];
             snprintf(name, sizeof name, "%d tokens, %d splits of %d rows", tokens, splits, rows);
             check_case = name;
@@ -481,10 +484,10 @@ int main(int argc, char **argv) {
     test_hostile();
     for (size_t i = 0; i < sizeof wide_cases / sizeof *wide_cases; i++)
         test_wide(&wide_cases[i], few ? 3 : 1);
+    test_splits(few);
     if (!few) {
         test_every_count();
         test_same_sign();
-        test_splits();
         test_chosen();
         test_refused();
         test_replay();

@@ -224,7 +224,8 @@ static void test_cuts(void) {
             const int32_t step = rows / SKINNY_ROW_STEP;
             const skinny_tile t = {.tokens = tokens, .rows = rows, .splits = 1, .resident = 2,
                                    .clusters = 1 + step % 6, .stages = 2 + step % 3,
-                                   .lead = step % 3, .gated = 1};
+                                   .ahead = step % 4, .bound = step % 2, .lead = step % 3,
+                                   .gated = 1};
             gated_case of = c;
             static char name[48];
             problem p;
@@ -276,7 +277,7 @@ static void test_refused(void) {
     check_case = c.name;
     bad[0].gated = 0;
     bad[1].tokens = 128;
-    bad[2].ahead = 2;
+    bad[2].bound = -1;
     bad[3].rows = 72;
     bad[4].splits = 2;
     CHECK_STATUS(skinny_run_tile(gpu, &g, &good), FP8_OK);
