@@ -1,4 +1,5 @@
 /* An engine's life: its pages, plans and graphs of its sizes of steps, the forward of a step. */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -244,6 +245,26 @@ done:
 
 /* ---- kinds of steps -------------------------------------------------------------------------- */
 
+/* Bit i: GPU i has an engine whose attention begins early (fp8_decode_options.early), one at most:
+ * its blocks wait for each other, and two such kernels at once, on two streams, may never end.
+ * The rest of the promise: a step begins with an ORDERED kernel (its embedding), which comes after
+ * the end of the last step and inputs from the host; within it only appends write to pages. */
+static atomic_uint early_engines;
+
+static unsigned early_bit(const fp8_engine *e) {
+    const int32_t i = fp8_device_index(e->device);
+    return fp8_device_place(e->device) == FP8_PLACE_CUDA && i < 32 ? 1u << i : 0;
+}
+
+static void claim_early(fp8_engine *e) {
+    const unsigned bit = early_bit(e);
+    e->early = bit && !(atomic_fetch_or(&early_engines, bit) & bit);
+}
+
+static void leave_early(fp8_engine *e) {
+    if (e->early) atomic_fetch_and(&early_engines, ~early_bit(e));
+}
+
 static fp8_decode_options plan_options(const fp8_engine *e, const engine_kind *k, int64_t window) {
     fp8_decode_options o = fp8_decode_options_of(e->m, e->pages, window, engine_o_codes(e));
 
@@ -252,9 +273,7 @@ static fp8_decode_options plan_options(const fp8_engine *e, const engine_kind *k
     o.max_q = k->max_q;
     o.max_kv = e->o.max_context;
     o.max_chunks = ENGINE_MAX_CHUNKS;
-    /* a step begins with an ORDERED kernel (fp8_model_step's embedding), which comes after the last
-     * step's advance and after inputs from the host; within it only appends write to pages */
-    o.early = 1;
+    o.early = e->early || k->whole; /* nobody waits for others where items are whole */
     if (k->whole) o.split_keys = e->max_pages * e->o.page_size;
     return o;
 }
@@ -418,6 +437,7 @@ fp8_status fp8_engine_create(fp8_engine **out, fp8_model *m, const fp8_engine_op
     if (engine_joins(e)) FP8_TRY(join_linears(e));
     if (engine_chains(e) != FP8_CHAINS_NEVER) FP8_TRY(create_chains(e));
     if (e->o.fp8_head) FP8_TRY(create_head(e));
+    claim_early(e);
     FP8_TRY(create_kinds(e));
     FP8_TRY(reserve_logits(e));
     if (e->graphs) FP8_TRY(capture(e));
@@ -445,6 +465,7 @@ void fp8_engine_destroy(fp8_engine *e) {
         fp8_device_free_host(e->device, e->chosen_host[i]);
         fp8_event_destroy(e->landed[i]);
     }
+    leave_early(e); /* nothing of it runs any more */
     pthread_mutex_destroy(&e->lock);
     free(e->requests);
     free(e->running);

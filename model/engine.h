@@ -12,7 +12,9 @@
  *
  * Memory is claimed when the engine is made; a step allocates nothing. On CUDA a step is a replay
  * of a captured graph where there is one for its size, ends with one wait for the ids, and all of
- * it runs on the model's device's stream. */
+ * it runs on the model's device's stream. NOTE: of the engines of a GPU the first has attention
+ * whose blocks wait for each other without a cooperative launch: no other stream of that GPU may
+ * run such kernels (fp8_decode_options.early, fp8_chain) meanwhile; further engines do not. */
 #ifndef FP8_MODEL_ENGINE_H
 #define FP8_MODEL_ENGINE_H
 #include <stddef.h>

@@ -74,6 +74,7 @@ struct fp8_engine {
     fp8_device *device;
     fp8_engine_options o; /* defaults filled in */
     int graphs;
+    int early; /* the engine of its GPU whose attention begins early */
     int dead; /* a CUDA call failed */
 
     pthread_mutex_t lock; /* of all below but what only a step looks at */
