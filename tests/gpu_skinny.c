@@ -273,6 +273,7 @@ static void test_splits(int few) {
             check_result(&p);
         }
     check_case = "tiles that do not fit";
+    p.g.m = p.g.a_descale_count = c.m; /* in the short form, too, more than 64 */
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
         CHECK_STATUS(skinny_run_tile(gpu, &p.g, &bad[i]), FP8_EINVAL);
     drop(&p);
