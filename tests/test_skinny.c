@@ -45,10 +45,10 @@ static void test_known(void) {
         const char *name;
         int64_t m, n, k;
         int32_t splits, clusters, lead;
-    } rows[] = {{"qkv", 1, 12288, 3072, 2, 110, 4},
+    } rows[] = {{"qkv", 1, 12288, 3072, 2, 110, 2},
                 {"o", 16, 3072, 4096, 4, 24, 4},
                 {"gate, up", 32, 49152, 3072, 1, 256, SKINNY_RELEASE_AT_START},
-                {"gate, up of Llama 8B", 8, 28672, 4096, 1, 256, 0},
+                {"gate, up of Llama 8B", 8, 28672, 4096, 1, 256, SKINNY_RELEASE_AT_START},
                 {"gate, up, 128 tokens", 128, 49152, 3072, 1, 132, 8},
                 {"down", 32, 3072, 24576, 8, 24, 2},
                 {"down of Llama 8B", 16, 4096, 14336, 6, 32, 6},
