@@ -207,8 +207,7 @@ static __device__ __forceinline__ void consume(uint8_t *data, decode_control<T> 
                                      at, fresh + (APPENDS ? told.at : 0), v_pages);
             finish<T>(a, p, g, c.finish, pending);
         }
-        __syncwarp();
-        if (APPENDS || threadIdx.x % 32 == 0) barrier_arrive(c.read + told.at);
+        barrier_arrive(c.read + told.at); /* every lane: racecheck credits none but those */
         ring_next<SEGMENTS>(told);
         if (p.unit_tiles && (pending == PENDING || (!more && pending > 0))) {
             if (more) settle<T, false>(p, pending, c.finish, NULL);
@@ -222,10 +221,10 @@ static __device__ __forceinline__ void consume(uint8_t *data, decode_control<T> 
 
 /* ---- a block --------------------------------------------------------------------------------- */
 
-/* tells, reads: arrivals that make a segment known, and give its place back. */
+/* tells: arrivals that make a segment known. */
 template <class T>
 static __device__ __forceinline__ void open_block(decode_control<T> &c, const decode_pages_args &p,
-                                                  int tells, int reads) {
+                                                  int tells) {
     dependents_launch();
     if (threadIdx.x == 0) {
         for (int i = 0; i < T::STAGES; i++) {
@@ -234,7 +233,7 @@ static __device__ __forceinline__ void open_block(decode_control<T> &c, const de
         }
         for (int i = 0; i < SEGMENTS; i++) {
             barrier_init(c.told + i, tells);
-            barrier_init(c.read + i, reads);
+            barrier_init(c.read + i, T::CONSUMERS);
         }
         barrier_init_done();
     }
@@ -269,7 +268,7 @@ decode_pages_kernel_of(const __grid_constant__ decode_pages_args p) {
     uint8_t *data = raw + (1024 - (shared_address(raw) & 1023)) % 1024;
     decode_control<T> &c = *reinterpret_cast<decode_control<T> *>(data + T::AREA);
 
-    open_block<T>(c, p, 1, T::WARPS);
+    open_block<T>(c, p, 1);
     if (threadIdx.x < T::CONSUMERS) consume<T, false>(data, c, p, NULL, NULL);
     else produce<T, false>(data, c, p);
 #endif
@@ -284,7 +283,7 @@ decode_append_kernel_of(const __grid_constant__ decode_pages_args p,
     uint8_t *data = raw + (1024 - (shared_address(raw) & 1023)) % 1024;
     append_control<T> &c = *reinterpret_cast<append_control<T> *>(data + T::AREA);
 
-    open_block<T>(c.rest, p, 1 + 32 * T::MAKERS, T::CONSUMERS); /* every thread for itself */
+    open_block<T>(c.rest, p, 1 + 32 * T::MAKERS); /* every thread for itself */
     if (threadIdx.x < T::CONSUMERS) consume<T, true>(data, c.rest, p, c.fresh, n.v_pages);
     else if (threadIdx.x < T::THREADS) produce<T, true>(data, c.rest, p);
     else make_of<T>(c, p, n);
