@@ -19,8 +19,9 @@
  *            dimensions, so that both meet in one thread's registers
  * Numerics   Hopper's FP8 products keep about 14 bits of a running sum and truncate: every 128 of K
  *            they start from zero and are added in FP32. Partial sums are added in a fixed order
- * Overlap    up to 64 tokens two blocks fit a multiprocessor, so that with FP8_LAUNCH_OVERLAP the
- *            next product's first units of W come while this one reduces and stores:
+ * Overlap    up to 32 tokens two blocks share a multiprocessor; beyond, one has it, with all of
+ *            its shared memory as a ring. With FP8_LAUNCH_OVERLAP the next product's first units of
+ *            W come as blocks of this one end, while others reduce and store:
  *
  *   kernel i      W ........ last W | sums | reduce | store | end
  *   kernel i + 1                 start  W fills the ring       | x | sums, W ....
