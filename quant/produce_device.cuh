@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "core/launch.cuh"
+#include "core/posts.cuh"
 #include "quant/cast_device.cuh"
 #include "quant/produce_impl.h"
 #include "quant/scale_pair.h"
@@ -142,31 +143,11 @@ static __device__ __forceinline__ uint32_t team_max(uint32_t v, int team, uint32
     return team_join<WHOLE>(v, team, scratch, [](uint32_t a, uint32_t b) { return max(a, b); });
 }
 
-/* How the warps of a cluster tell each other their maxima: each sends its own to every block, whose
- * barrier counts the bytes; one wait instead of a block's barrier and a cluster's. */
+/* How the warps of a cluster tell each other their maxima: each posts its own to every block. */
 struct cluster_posts {
     uint64_t arrived;
     uint32_t most[2 * MAX_WARPS];
 };
-
-/* First of all, by every thread: what is sent before all blocks are here would be lost. Relaxed:
- * all that the others need of this block is its barrier, which the fence shows them; an arrival
- * that releases waits for a fence of the whole GPU, in every warp. */
-static __device__ __forceinline__ void cluster_open(cluster_posts *p, int blocks) {
-#if __CUDA_ARCH__ >= 900
-    if (threadIdx.x == 0) {
-        const uint32_t bar = (uint32_t)__cvta_generic_to_shared(&p->arrived);
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n"
-                     "fence.mbarrier_init.release.cluster;\n"
-                     "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar),
-                     "r"((uint32_t)blocks * (blockDim.x / 32) * 4)
-                     : "memory");
-    }
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-#else
-    (void)p, (void)blocks;
-#endif
-}
 
 /* Which cluster of the grid this is, and which of its blocks: no division. */
 static __device__ __forceinline__ unsigned cluster_place(int *rank) {
@@ -183,36 +164,16 @@ static __device__ __forceinline__ unsigned cluster_place(int *rank) {
 /* The largest of all threads' `most` of the cluster, of which this is block `rank`. */
 static __device__ __forceinline__ uint32_t cluster_most(uint32_t most, cluster_posts *p, int rank,
                                                         int blocks) {
-#if __CUDA_ARCH__ >= 900
     const int warps = (int)blockDim.x / 32, lane = (int)threadIdx.x % 32;
-    const uint32_t bar = (uint32_t)__cvta_generic_to_shared(&p->arrived);
 
     most = warp_max(most);
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-    if (lane < blocks) {
-        const uint32_t *mine = p->most + rank * warps + (int)threadIdx.x / 32;
-        uint32_t to, there;
-        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
-                     : "=r"(to)
-                     : "r"((uint32_t)__cvta_generic_to_shared(mine)), "r"(lane));
-        asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(bar), "r"(lane));
-        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%0], %1, [%2];"
-                     ::"r"(to), "r"(most), "r"(there)
-                     : "memory");
-    }
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "wait: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], 0;\n"
-                 "@!p bra wait;\n"
-                 "}" ::"r"(bar)
-                 : "memory");
+    posts_ready();
+    if (lane < blocks)
+        post(p->most + rank * warps + (int)threadIdx.x / 32, &p->arrived, (unsigned)lane, most);
+    posts_wait(&p->arrived);
     most = lane < blocks * warps ? p->most[lane] : 0u;
     if (lane + 32 < blocks * warps) most = max(most, p->most[lane + 32]);
-    most = warp_max(most);
-#else
-    (void)p, (void)rank, (void)blocks;
-#endif
-    return most;
+    return warp_max(most);
 }
 
 /* ---- amax ------------------------------------------------------------------------------------ */
@@ -475,7 +436,8 @@ rows_kernel(const Op op, const sink_args<typename Op::real> s, const row_tile t)
     amax_seen seen = {};
     bool is_first = false;
 
-    if (paired && t.segments > 1) cluster_open(&posts, t.segments);
+    if (paired && t.segments > 1)
+        posts_open(&posts.arrived, (uint32_t)t.segments * (blockDim.x / 32) * 4);
     op.ask(held, mine);
     let_next_start();
     wait_for_previous();

@@ -17,6 +17,7 @@
  * Numerics   keys are integers: value bits in the order of the floats, then the index from the top;
  *            no two are equal, so that every order of work gives one answer
  */
+#include "core/posts.cuh"
 #include "quant/produce_device.cuh"
 
 using namespace fp8;
@@ -121,24 +122,6 @@ static __device__ __forceinline__ sort_key warp_best(sort_key v) {
     return v;
 }
 
-/* First of all, by every thread: what is sent before all blocks are here would be lost. A grid
- * without clusters knows none of these instructions. */
-static __device__ __forceinline__ void open_posts(best_posts *p, unsigned cluster) {
-#if __CUDA_ARCH__ >= 900
-    if (cluster == 1) return;
-    if (threadIdx.x == 0)
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n"
-                     "fence.mbarrier_init.release.cluster;\n"
-                     "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                         (uint32_t)__cvta_generic_to_shared(&p->arrived)),
-                     "r"(cluster * WARPS * (uint32_t)sizeof(sort_key))
-                     : "memory");
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-#else
-    (void)p, (void)cluster;
-#endif
-}
-
 /* The highest of all threads' v in the first warp of the cluster, of which this is block `rank`; 0
  * in all others, who are done. */
 static __device__ __forceinline__ sort_key join_best(sort_key v, best_posts *p, unsigned rank,
@@ -150,31 +133,10 @@ static __device__ __forceinline__ sort_key join_best(sort_key v, best_posts *p, 
         if (lane == 0) p->best[warp] = v;
         __syncthreads();
     }
-#if __CUDA_ARCH__ >= 900
-    const uint32_t bar = (uint32_t)__cvta_generic_to_shared(&p->arrived);
-    if (cluster > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-    if (cluster > 1 && lane == 0) {
-        const sort_key *mine = p->best + rank * WARPS + warp;
-        uint32_t to, there;
-        asm volatile("mapa.shared::cluster.u32 %0, %1, 0;"
-                     : "=r"(to)
-                     : "r"((uint32_t)__cvta_generic_to_shared(mine)));
-        asm volatile("mapa.shared::cluster.u32 %0, %1, 0;" : "=r"(there) : "r"(bar));
-        asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::
-                         "r"(to), "l"(v), "r"(there)
-                     : "memory");
-    }
+    if (cluster > 1) posts_ready();
+    if (cluster > 1 && lane == 0) post(p->best + rank * WARPS + warp, &p->arrived, 0u, v);
     if (rank > 0 || warp > 0) return 0;
-    if (cluster > 1)
-        asm volatile("{\n"
-                     ".reg .pred p;\n"
-                     "wait: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], 0;\n"
-                     "@!p bra wait;\n"
-                     "}" ::"r"(bar)
-                     : "memory");
-#else
-    if (warp > 0) return 0;
-#endif
+    if (cluster > 1) posts_wait(&p->arrived);
     v = 0;
     for (unsigned i = lane; i < cluster * WARPS; i += 32) v = max(v, p->best[i]);
     return warp_best(v);
@@ -206,7 +168,7 @@ best_kernel(int32_t *__restrict__ ids, float *__restrict__ values, const T *__re
     const int64_t row = blockIdx.x / cluster;
     highest h = {-INFINITY, 0, false};
 
-    open_posts(&posts, cluster);
+    if (cluster > 1) posts_open(&posts.arrived, cluster * WARPS * (uint32_t)sizeof(sort_key));
     wait_for_previous();
     let_next_start();
     const slice<T> s = slice_of(logits, vocab, stride, cluster);
