@@ -117,22 +117,21 @@ static int take_measured(skinny_tile *t, int64_t n, int64_t k) {
     return 0;
 }
 
-/* The rows of a gated tile that fill rounds of blocks best, and in *full how much of the rounds, 1
- * where there is one; fewer rows than the most make no more than one round. */
-static int32_t gated_rows(int64_t n, int32_t room, double *full) {
+/* Up to 32 tokens: the rows of a gated tile that fill rounds of blocks best; fewer rows than the
+ * most make no more than one round. */
+static int32_t gated_rows(int64_t n, int32_t room) {
     int32_t best = SKINNY_ROWS;
+    double full = 0;
 
-    *full = 0;
     if (n <= (int64_t)room * SKINNY_ROWS) {
-        *full = 1;
         while (best > SKINNY_MIN_ROWS && 3 * ceil_div(n, best) < room) best -= SKINNY_ROW_STEP;
         return best;
     }
     for (int32_t rows = SKINNY_ROWS; rows >= SKINNY_MIN_ROWS; rows -= SKINNY_ROW_STEP) {
         const int64_t tiles = ceil_div(n, rows), rounds = ceil_div(tiles, room);
         const double part = (double)tiles / (double)(rounds * room);
-        if (part <= *full) continue;
-        *full = part;
+        if (part <= full) continue;
+        full = part;
         best = rows;
     }
     return best;
@@ -207,9 +206,8 @@ static void choose_more(skinny_tile *t, int64_t n, int32_t num_sms) {
 
 static void choose_gated(skinny_tile *t, int64_t n, int32_t num_sms) {
     const int32_t room = t->resident * num_sms;
-    double full;
 
-    t->rows = gated_rows(n, room, &full);
+    t->rows = gated_rows(n, room);
     t->splits = 1;
     t->clusters = ceil_div(n, t->rows) < room ? (int32_t)ceil_div(n, t->rows) : room;
     t->stages = most_stages(t);
