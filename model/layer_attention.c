@@ -299,7 +299,7 @@ done:
 
 /* A step into and over its pages. Two launches: behind a product, attention that begins while the
  * append runs takes less time than one that appends itself, from 1 sequence to 256 (docs/NOTES.md,
- * Decode attention that begins early in an engine). */
+ * Decode attention that begins early). */
 static fp8_status append_and_attend(const pass *p, int64_t index, const fp8_tensor qkv[3],
                                     const fp8_attention_io *io) {
     const fp8_model *m = p->m;
